@@ -1,0 +1,54 @@
+# make setup, make test, make demo, make check, make bench NAME=…   Each sets up what it needs.
+PYTHON ?= python3
+# Triton's own environment needs numpy below 2, which has wheels up to Python 3.12.
+TRITON_PYTHON ?= $(shell for p in $(PYTHON) python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+UV = .venv/bin/uv
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: setup test demo check lint types bench lock clean
+
+setup: .venv/ready .venv-triton/ready
+
+.venv/ready: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "Python 3.11 to 3.13 is needed, $(PYTHON) is another: make PYTHON=python3.12"; exit 2; }
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@test -x $(UV) || .venv/bin/python -m pip install --quiet uv
+	$(UV) pip sync --quiet --python .venv/bin/python requirements.lock
+	@touch $@
+
+.venv-triton/ready: deploy/triton_server/requirements.lock .venv/ready
+	@test -n "$(TRITON_PYTHON)" || \
+		{ echo "the packaged Triton needs Python 3.11 or 3.12 beside this one: make TRITON_PYTHON=…"; exit 2; }
+	@test -x .venv-triton/bin/python || $(TRITON_PYTHON) -m venv .venv-triton
+	$(UV) pip sync --quiet --python .venv-triton/bin/python deploy/triton_server/requirements.lock
+	@touch $@
+
+test: setup
+	.venv/bin/python -P -m pytest
+
+demo: setup
+	./relearn demo
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: setup
+	.venv/bin/mypy
+
+check: lint types test
+
+bench: setup
+	.venv/bin/python -P -m benchmarks.$(NAME)
+
+# Resolves the versions anew; no address of any registry is written.
+lock: setup
+	$(UV) pip compile pyproject.toml --all-extras --universal --generate-hashes --no-header --quiet \
+		--python-version 3.11 --output-file requirements.lock
+	$(UV) pip compile deploy/triton_server/requirements.in --universal --generate-hashes --no-header --quiet \
+		--python-version 3.11 --output-file deploy/triton_server/requirements.lock
+
+clean:
+	rm -rf .venv .venv-triton .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Notices, remembers, dispatches: the only package with state."""

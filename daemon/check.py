@@ -1,0 +1,38 @@
+"""Everything that can be said of a configuration before a daemon starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from daemon import constraint_file
+from daemon.config import Config, dump, leaves
+from daemon.errors import ConfigError
+from policies.facts import to_dict
+
+
+def check(config: Config) -> dict[str, Any]:
+    """Settings in force with their origin, requirements of all targets, and every error found."""
+    problems = [
+        f"{folder}: is watched and does not exist"
+        for folder in (*config.folders, config.constraints)
+        if not folder.is_dir()
+    ]
+    requirements: dict[str, Any] = {}
+    files = sorted(file for file in config.constraints.glob("*.toml") if constraint_file.target_of(file))
+    for file in files:
+        try:
+            requirements[file.stem] = to_dict(constraint_file.read(file))
+        except ConfigError as error:
+            problems += str(error).splitlines()
+    if config.constraints.is_dir() and not files:
+        problems.append(f"{config.constraints}: holds no constraint file: nothing would be trained or served")
+    settings = [
+        {"key": key, "value": value, "from": config.origin.get(key, "default")}
+        for key, value in leaves(dump(config.settings))
+    ]
+    return {
+        "workspace": str(config.workspace),
+        "settings": settings,
+        "requirements": requirements,
+        "errors": problems,
+    }

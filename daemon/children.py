@@ -1,0 +1,115 @@
+"""Child processes: started, listened to, stopped; each dies with the daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from daemon.events import ChildEnded, ChildSpoke, Event
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+LAST_WORDS = 40  # lines of stderr that are kept
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Called in a child: the kernel kills it when the thread that started it is gone (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        os._exit(1)
+
+
+class Child:
+    """One running child; its lines and its end arrive as events, under its token."""
+
+    def __init__(
+        self,
+        token: str,
+        module: str,
+        arguments: Sequence[str],
+        put: Callable[[Event], None],
+        *,
+        environment: Mapping[str, str] | None = None,
+        nice: int = 0,
+    ) -> None:
+        self.token = token
+        self.started = time.monotonic()
+        self._put = put
+        command = [sys.executable, "-P", "-m", module, *arguments]
+        if nice:
+            command = ["nice", "-n", str(nice), *command]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # so that its own children are stopped with it
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT), **(environment or {})},
+        )
+        self._words: deque[str] = deque(maxlen=LAST_WORDS)
+        threading.Thread(target=self._listen, name=f"child {token}", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was started."""
+        return time.monotonic() - self.started
+
+    def stop(self, grace_seconds: float) -> None:
+        """Asks the child to end, and ends it if it has not within the grace time. Returns at once."""
+        self._signal(signal.SIGTERM)
+        timer = threading.Timer(grace_seconds, self._signal, [signal.SIGKILL])
+        timer.daemon = True
+        timer.start()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the child is gone within this time."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None and self._process.stderr is not None
+        errors = threading.Thread(target=self._gather, args=[self._process.stderr], daemon=True)
+        errors.start()
+        for line in self._process.stdout:
+            try:
+                spoken: Any = json.loads(line)
+            except ValueError:
+                self._words.append(line.rstrip())
+                continue
+            if isinstance(spoken, dict) and spoken.get("token") == self.token:
+                self._put(ChildSpoke(self.token, spoken))
+        status = self._process.wait()
+        errors.join(1)
+        self._put(ChildEnded(self.token, status, "\n".join(self._words)))
+
+    def _gather(self, stderr: IO[str]) -> None:
+        for line in stderr:
+            self._words.append(line.rstrip())

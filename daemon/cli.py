@@ -1,0 +1,242 @@
+"""The command line: each command reads or asks, says it to people or as JSON, and exits 0, 1 (failed) or 2 (usage)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from sqlalchemy import Connection
+
+from daemon import config as configuration
+from daemon.children import CHECKOUT
+from daemon.config import Config
+from daemon.errors import RelearnError, UsageError
+
+app = typer.Typer(
+    name="relearn",
+    help="Keeps an image classifier good while its world changes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Workspace = Annotated[
+    Path,
+    typer.Option("--workspace", "-w", envvar="RELEARN_WORKSPACE", help="The folder that holds config.toml."),
+]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting for this command: --set train.epochs=3.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+HERE = Path()
+
+
+def main() -> None:
+    """Runs a command; what a person can mend is said in one message, without a traceback."""
+    try:
+        app()
+    except RelearnError as error:
+        errors.print(f"relearn: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="The new workspace.")]) -> None:
+    """Writes a workspace: a commented config.toml, a first constraint file, the watched folder."""
+    if (folder / "config.toml").exists():
+        raise UsageError(f"{folder}: is a workspace already; nothing was changed")
+    for name in ("images", "constraints", "triton"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    shutil.copy(CHECKOUT / "constraints" / "edge.toml", folder / "constraints" / "edge.toml")
+    shutil.copy(CHECKOUT / "config.toml", folder / "config.toml")
+    console.print(
+        f"{folder} is ready.\n"
+        f"  1. edit {folder}/constraints/edge.toml: what the Triton model `edge` must fulfil\n"
+        f"  2. relearn triton --workspace {folder}    starts the packaged Triton, if you have none\n"
+        f"  3. relearn run --workspace {folder}       starts the daemon\n"
+        f"  4. drop images into {folder}/images/<class>/",
+        markup=False,
+        highlight=False,
+    )
+
+
+@app.command()
+def run(workspace: Workspace = HERE, overrides: Overrides = None) -> None:
+    """Runs the daemon until SIGTERM or Ctrl-C; what is unfinished then goes on at the next start."""
+    from daemon import loop
+
+    config = configuration.load(workspace, overrides or ())
+    log_to_stderr(config.settings.log.level)
+    loop.run(config)
+
+
+def log_to_stderr(level: str) -> None:
+    """Log lines for people on a terminal, plain lines with a time elsewhere (journald, files)."""
+    handler: logging.Handler = logging.StreamHandler()
+    if sys.stderr.isatty():
+        handler = RichHandler(console=errors, show_path=False, markup=False, omit_repeated_times=False)
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("relearn")
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+
+
+@app.command("check-config")
+def check_config(workspace: Workspace = HERE, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Checks configuration and constraint files, and prints what is in force and from where."""
+    from daemon import render
+    from daemon.check import check
+
+    view = check(configuration.load(workspace, overrides or ()))
+    show(view, render.checked, as_json)
+    if view["errors"]:
+        raise typer.Exit(2)
+
+
+@app.command()
+def status(
+    workspace: Workspace = HERE,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What the daemon does, what each target serves, what data there is."""
+    from daemon import render, views
+
+    config = configuration.load(workspace)
+    if watch:
+        render.watch(console, lambda: read(config, lambda c: views.status(c, config)))
+    else:
+        show(read(config, lambda c: views.status(c, config)), render.status, as_json)
+
+
+@app.command()
+def cycles(
+    workspace: Workspace = HERE,
+    limit: Annotated[int, typer.Option(help="How many, the newest first.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """The cycles, with their stages, verdicts and promotions."""
+    from daemon import render, views
+
+    config = configuration.load(workspace)
+    show(read(config, lambda c: views.cycles(c, limit)), render.cycles, as_json)
+
+
+@app.command()
+def models(workspace: Workspace = HERE, as_json: AsJson = False) -> None:
+    """The stored models, with what was measured and proven of each."""
+    from daemon import render, views
+
+    show(read(configuration.load(workspace), views.models), render.models, as_json)
+
+
+@app.command()
+def decisions(
+    workspace: Workspace = HERE,
+    limit: Annotated[int, typer.Option(help="How many, the newest first.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """What was decided, and why."""
+    from daemon import render, views
+
+    show(read(configuration.load(workspace), lambda c: views.decisions(c, limit)), render.decisions, as_json)
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(help="A decision (d3), a cycle (c3) or a verdict (v3).")],
+    workspace: Workspace = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Everything that a decision, a cycle or a verdict rests on."""
+    from daemon import render, views
+
+    show(read(configuration.load(workspace), lambda c: views.explain(c, name)), render.explained, as_json)
+
+
+@app.command()
+def rejected(workspace: Workspace = HERE, as_json: AsJson = False) -> None:
+    """The files that could not be used, each with its reason."""
+    from daemon import render, views
+
+    show(read(configuration.load(workspace), views.rejected), render.rejected, as_json)
+
+
+@app.command()
+def rollback(
+    target: Annotated[str, typer.Argument(help="The Triton model.")],
+    artifact: Annotated[
+        str | None, typer.Option("--to", help="An artifact of `relearn models`; else what was served before.")
+    ] = None,
+    workspace: Workspace = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Puts an earlier artifact in front of the clients again, as a new version."""
+    ask(configuration.load(workspace), "rollback", as_json, target=target, artifact=artifact)
+
+
+@app.command()
+def retrain(
+    target: Annotated[str, typer.Argument(help="The Triton model.")],
+    workspace: Workspace = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Asks for a training now, whatever the data policies say."""
+    ask(configuration.load(workspace), "retrain", as_json, target=target)
+
+
+@app.command()
+def triton(workspace: Workspace = HERE, overrides: Overrides = None) -> None:
+    """Starts the packaged Triton on the workspace's repository, until Ctrl-C."""
+    from daemon import packaged_triton
+
+    config = configuration.load(workspace, overrides or ())
+    log_to_stderr(config.settings.log.level)
+    packaged_triton.serve(config)
+
+
+@app.command()
+def demo(
+    workspace: Annotated[Path | None, typer.Option(help="Where; a temporary folder otherwise.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave it running at the end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The main job, for real, on handwritten digits: ends by itself within some minutes."""
+    from daemon.demo import run_demo
+
+    raise typer.Exit(run_demo(workspace, keep=keep, as_json=as_json))
+
+
+def read(config: Config, view: Callable[[Connection], Any]) -> Any:
+    """A view of the journal, whether a daemon runs or not."""
+    from daemon.journal import open_journal
+
+    with open_journal(config.state).connect() as connection:
+        return view(connection)
+
+
+def ask(config: Config, kind: str, as_json: bool, **arguments: Any) -> None:
+    """Asks the running daemon for something and shows its answer."""
+    from daemon import people, render
+
+    answer = people.ask_and_wait(config, kind, **arguments)
+    show(answer, render.answer, as_json)
+    if answer["state"] != "done":
+        raise typer.Exit(1)
+
+
+def show(view: Any, for_people: Callable[[Any], Any], as_json: bool) -> None:
+    """A view as JSON, or drawn for people."""
+    if as_json:
+        print(json.dumps(view, indent=2, default=str))
+    else:
+        console.print(for_people(view))

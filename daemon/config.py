@@ -1,0 +1,306 @@
+"""Every setting of a workspace: config.toml, overridden by RELEARN__… variables, overridden by --set."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from daemon.errors import ConfigError
+from daemon.toml_lines import line_of
+from policies.settings import PoliciesSettings, PromotionSettings
+from policies.suggest import nearest
+
+ENV_PREFIX = "RELEARN__"
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Paths(Section):
+    constraints: Path = Path("constraints")
+    state: Path = Path("state")
+
+
+class Watch(Section):
+    folders: tuple[Path, ...] = Field(default=(Path("images"),), min_length=1)
+    settle_seconds: Positive = 2.0
+    rescan_minutes: Positive = 30.0
+    polling: bool = False
+    polling_seconds: Positive = 5.0
+    max_megapixels: Positive = 100.0
+
+
+class Roles(Section):
+    train: Share = 0.8
+    tune: Share = 0.1
+    judge: Share = 0.1
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Roles:
+        if abs(self.train + self.tune + self.judge - 1) > 1e-9:
+            raise ValueError(f"train + tune + judge must be 1, not {self.train + self.tune + self.judge:g}")
+        if not self.train or not self.judge:
+            raise ValueError("train and judge need a share above 0: nothing is promoted without a judge")
+        return self
+
+
+class Input(Section):
+    resize: Literal["stretch", "crop"] = "stretch"
+
+
+class Model(Section):
+    architectures: tuple[str, ...] = Field(default=("mobilenetv3_small_100", "test_resnet"), min_length=1)
+    weights: str = "none"
+
+
+class Augment(Section):
+    crop_min: Annotated[float, Field(gt=0, le=1)] = 0.6
+    flip: bool = True
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    brightness: Share = 0.0
+    contrast: Share = 0.0
+
+
+class Train(Section):
+    epochs: Count = 20
+    batch_size: Count = 64
+    optimizer: str = "adamw"
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    scheduler: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    head_learning_rate_factor: Positive = 1.0
+    trainable_stages: Annotated[int, Field(ge=-1)] = -1
+    freeze_batch_norm: bool = False
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    early_stopping_patience: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    augment: Augment = Augment()
+
+
+class Build(Section):
+    engine: Literal["onnxruntime"] = "onnxruntime"
+    precision: Literal["fp32"] = "fp32"
+
+
+class Measure(Section):
+    seconds_max: Positive = 3.0
+
+
+class Compute(Section):
+    threads: Annotated[int, Field(ge=0)] = 0
+    serve_threads: Count = 1
+    nice: Annotated[int, Field(ge=0, le=19)] = 5
+    stage_timeout_minutes: Positive = 720.0
+
+
+class Triton(Section):
+    url: str = "127.0.0.1:8001"
+    repository: Path = Path("triton")
+    max_batch_size: Count = 8
+    instances: Count = 2
+    timeout_seconds: Positive = 30.0
+    check_seconds: Positive = 10.0
+
+
+class Log(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(BaseSettings):
+    """The whole of config.toml; see there for what each setting means, and its unit."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__", case_sensitive=False
+    )
+    version: Literal[1] = 1
+    paths: Paths = Paths()
+    watch: Watch = Watch()
+    roles: Roles = Roles()
+    input: Input = Input()
+    model: Model = Model()
+    train: Train = Train()
+    build: Build = Build()
+    measure: Measure = Measure()
+    compute: Compute = Compute()
+    policies: PoliciesSettings = PoliciesSettings()
+    promotion: PromotionSettings = PromotionSettings()
+    triton: Triton = Triton()
+    log: Log = Log()
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings in force for one workspace, with where each came from."""
+
+    settings: Settings
+    workspace: Path
+    file: Path
+    origin: Mapping[str, str]  # dotted key -> "config.toml:12", "RELEARN__…", "--set"; missing: the default
+
+    def path(self, relative: Path) -> Path:
+        """A configured path, made absolute at the workspace."""
+        return (self.workspace / relative.expanduser()).absolute()
+
+    @property
+    def state(self) -> Path:
+        return self.path(self.settings.paths.state)
+
+    @property
+    def constraints(self) -> Path:
+        return self.path(self.settings.paths.constraints)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return tuple(self.path(folder) for folder in self.settings.watch.folders)
+
+    @property
+    def repository(self) -> Path:
+        return self.path(self.settings.triton.repository)
+
+
+def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a workspace.
+
+    Raises ConfigError with one line for each thing wrong: file, line, key, what is wrong and the nearest known key.
+    """
+    file = workspace / "config.toml"
+    text = _read(file)
+    try:
+        from_file = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    from_set = parse_overrides(overrides)
+    from_env = {
+        name[len(ENV_PREFIX) :].lower().replace("__", "."): name
+        for name in os.environ
+        if name.upper().startswith(ENV_PREFIX)
+    }
+    origin = {key: f"{file.name}:{line_of(text, key) or '?'}" for key, _ in leaves(from_file)}
+    origin |= from_env
+    origin |= {key: f"--set {key}" for key, _ in leaves(from_set)}
+    known = set(known_keys())
+    for key, name in from_env.items():
+        if key not in known:
+            raise ConfigError(f"{name}: unknown setting {key!r}{_hint(key, known)}")
+    try:
+        settings = _layered(from_file)(**from_set)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error, file, text, origin, known))) from None
+    return Config(settings, workspace.absolute(), file, origin)
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """`["train.epochs=3"]` as nested settings. A value is read as TOML; what is not TOML is taken as text."""
+    nested: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ConfigError(f"--set {override}: write it as KEY=VALUE, for instance --set train.epochs=3")
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value
+        *sections, last = key.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {override}: {section!r} is set to a value and used as a section")
+        place[last] = parsed
+    return nested
+
+
+def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of each setting in a nested mapping."""
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def dump(settings: Settings) -> dict[str, Any]:
+    """The settings as plain JSON values, for the journal and for jobs."""
+    return settings.model_dump(mode="json")
+
+
+def known_keys() -> list[str]:
+    """Every dotted key that config.toml may hold."""
+    return [key for key, _ in leaves(Settings.model_construct().model_dump(mode="json"))]
+
+
+def _layered(from_file: Mapping[str, Any]) -> type[Settings]:
+    class Layered(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, dict(from_file))
+
+    return Layered
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{file}: there is no configuration; `relearn init {file.parent}` writes one, "
+            "or name another workspace with --workspace"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+
+
+def _explain(
+    error: ValidationError, file: Path, text: str, origin: Mapping[str, str], known: set[str]
+) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        parts = [str(part) for part in problem["loc"] if not isinstance(part, int)]
+        key = ".".join(parts)
+        where = next((o for k, o in origin.items() if k == key or k.startswith(f"{key}.")), "")
+        if not where.startswith((ENV_PREFIX, "--set")):
+            where = f"{file}:{line_of(text, key) or 1}"
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            sections = {k.rpartition(".")[0] for k in known}
+            yield f"{where}: unknown setting {key!r}{_hint(key, known | sections)}"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            yield f"{where}: {key}: {message}{_given(problem)}"
+
+
+def _given(problem: Any) -> str:
+    value = problem.get("input")
+    return "" if isinstance(value, Mapping | BaseModel) else f" (is {value!r})"
+
+
+def _hint(key: str, known: set[str]) -> str:
+    guess = nearest(key, known) or nearest(key.rpartition(".")[2], known)
+    return f"; did you mean {guess!r}?" if guess else ""

@@ -1,0 +1,187 @@
+"""A target's constraint file: read and checked; an invalid one changes nothing."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy import Connection, func, select
+
+from daemon.errors import ConfigError
+from daemon.journal import AnyRow, add, get, now
+from daemon.schema import constraint_files
+from daemon.toml_lines import line_of
+from policies.constraints import contradictions
+from policies.facts import Requirement, to_dict
+from policies.suggest import nearest
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+TARGET_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Accelerator(_Section):
+    kind: str = "cpu"
+
+
+class _Input(_Section):
+    height: Annotated[int, Field(ge=8, le=4096)]
+    width: Annotated[int, Field(ge=8, le=4096)]
+
+
+class _Require(_Section):
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    concurrency: Annotated[int, Field(ge=1)] = 1
+    latency_p95_ms: Positive | None = None
+    throughput_min: Positive | None = None
+    memory_max_mb: Positive | None = None
+    gpu_memory_max_mb: Positive | None = None
+    artifact_max_mb: Positive | None = None
+    accuracy_min: Share | None = None
+    recall_min: dict[str, Share] = {}
+
+
+class _Prefer(_Section):
+    maximize: Literal["accuracy", "throughput"] | None = None
+    minimize: Literal["latency_p95_ms", "memory_mb", "artifact_mb"] | None = None
+
+
+class _ConstraintFile(_Section):
+    version: Literal[1]
+    accelerator: _Accelerator = _Accelerator()
+    input: _Input
+    require: _Require = _Require()
+    prefer: _Prefer = _Prefer()
+
+
+_KEYS = {
+    "accelerator": set(_Accelerator.model_fields),
+    "input": set(_Input.model_fields),
+    "require": set(_Require.model_fields),
+    "prefer": set(_Prefer.model_fields),
+}
+
+
+def target_of(file: Path) -> str | None:
+    """The target that a path in the constraints folder speaks of; None for editors' leavings and other files."""
+    if file.suffix != ".toml" or file.name.startswith((".", "#")):
+        return None
+    return file.stem
+
+
+def read(file: Path) -> Requirement:
+    """The requirement that a constraint file asks for.
+
+    Raises ConfigError with a line for each thing wrong: file, line, key, and what to do.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    return parse(text, file)
+
+
+def parse(text: str, file: Path) -> Requirement:
+    """As `read`, of a text already read; `file` names it in errors and gives the target's name."""
+    if not TARGET_NAME.match(file.stem) or file.stem.endswith("-candidate"):
+        raise ConfigError(
+            f"{file}: the file's name is the Triton model's: letters, digits, - and _ alone, "
+            "and not ending in -candidate; rename the file"
+        )
+    try:
+        plain = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    try:
+        parsed = _ConstraintFile.model_validate(plain)
+    except ValidationError as error:
+        lines = [_explain(problem, file, text) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(lines)) from None
+    if parsed.prefer.maximize and parsed.prefer.minimize:
+        where = f"{file}:{line_of(text, 'prefer.minimize')}"
+        raise ConfigError(f"{where}: prefer.minimize: prefer one thing: maximize or minimize, not both")
+    requirement = _requirement(parsed, file.stem)
+    if wrong := contradictions(requirement):
+        raise ConfigError("\n".join(f"{file}: {sentence}" for sentence in wrong))
+    return requirement
+
+
+def _requirement(parsed: _ConstraintFile, target: str) -> Requirement:
+    return Requirement(
+        target=target,
+        accelerator=parsed.accelerator.kind,
+        height=parsed.input.height,
+        width=parsed.input.width,
+        prefer=parsed.prefer.minimize or parsed.prefer.maximize or "accuracy",
+        **parsed.require.model_dump(),
+    )
+
+
+def _explain(problem: Any, file: Path, text: str) -> str:
+    parts = [str(part) for part in problem["loc"]]
+    key = ".".join(parts)
+    line = line_of(text, key) or line_of(text, parts[0]) or 1
+    if problem["type"] == "extra_forbidden":
+        known = {f"{section}.{name}" for section, names in _KEYS.items() for name in names}
+        guess = nearest(key, known | set(_KEYS)) or nearest(
+            parts[-1], {name for names in _KEYS.values() for name in names}
+        )
+        return f"{file}:{line}: unknown key {key!r}" + (f"; did you mean {guess!r}?" if guess else "")
+    if problem["type"] == "missing":
+        return f"{file}:{line}: {key} is missing: add it"
+    return f"{file}:{line}: {key}: {problem['msg']} (is {problem.get('input')!r})"
+
+
+def take_in(connection: Connection, folder: Path) -> list[AnyRow]:
+    """Compares the constraint files with the journal; each new content becomes a row. Returns the new rows.
+
+    An invalid content is a row with its error and no requirement: the last valid one stands. A file that is gone
+    leaves its target as it is served, and unmanaged.
+    """
+    present = {target: file for file in sorted(folder.glob("*.toml")) if (target := target_of(file))}
+    known = _newest(connection)
+    new = []
+    for target, file in present.items():
+        text, requirement, error = _attempt(file)
+        row = known.get(target)
+        if row is None or row.gone or row.text != text or row.error != error:
+            new.append(
+                add(
+                    connection,
+                    constraint_files,
+                    target=target,
+                    at=now(),
+                    text=text,
+                    requirement=to_dict(requirement) if requirement else None,
+                    error=error,
+                )
+            )
+    for target, row in known.items():
+        if target not in present and not row.gone:
+            values = {"target": target, "at": now(), "text": "", "gone": True}
+            new.append(add(connection, constraint_files, **values))
+    return [get(connection, constraint_files, id_) for id_ in new]
+
+
+def _newest(connection: Connection) -> dict[str, AnyRow]:
+    newest = select(func.max(constraint_files.c.id)).group_by(constraint_files.c.target)
+    rows = connection.execute(select(constraint_files).where(constraint_files.c.id.in_(newest)))
+    return {row.target: row for row in rows}
+
+
+def _attempt(file: Path) -> tuple[str, Requirement | None, str | None]:
+    text = ""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+        return text, parse(text, file), None
+    except OSError as error:
+        return text, None, f"{file}: cannot be read: {error}"
+    except ConfigError as error:
+        return text, None, str(error)

@@ -1,0 +1,101 @@
+"""Deciding: the evidence of each target goes to the policies, the answer becomes a row, and perhaps a cycle."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine
+
+from daemon import evidence, schema, snapshot, targets
+from daemon.config import Config, dump
+from daemon.journal import add, now
+from policies.combine import decide
+from policies.decision import Decision
+from policies.evidence import Evidence
+from policies.facts import Requirement, to_dict
+
+log = logging.getLogger("relearn")
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What came of asking about all targets: a cycle to run, or when to look again."""
+
+    cycle: int | None = None
+    until: float | None = None
+
+
+def decide_all(journal: Engine, config: Config, because: str, *, device: str, requests: dict[str, str]) -> Decided:
+    """Decides for each target in turn, until one asks for a cycle: the others are decided when it has ended.
+
+    `requests`: target -> who asked for a training of it, and why.
+    """
+    until: list[float] = []
+    with journal.begin() as connection:
+        for target, requirement in targets.requirements(connection).items():
+            found = evidence.gather(
+                connection, config, requirement, device=device, requested=requests.pop(target, None)
+            )
+            decision = decide(found, config.settings.policies)
+            row = write(connection, config, target, because, decision, found)
+            log.info("%s: %s: %s", target, decision.action, decision.reason)
+            if decision.until is not None:
+                until.append(decision.until)
+            if decision.action in ("train", "rejudge"):
+                return Decided(_begin(connection, config, row, requirement, decision, found))
+    return Decided(until=min(until, default=None))
+
+
+def write(
+    connection: Connection,
+    config: Config,
+    target: str,
+    because: str,
+    decision: Decision,
+    found: Evidence | None,
+) -> int:
+    """The decision as a row, with all that it rests on: `relearn explain` replays it."""
+    return add(
+        connection,
+        schema.decisions,
+        at=now(),
+        target=target,
+        event=because,
+        action=decision.action,
+        reason=decision.reason,
+        findings=to_dict(decision.findings),
+        evidence=to_dict(found) if found else {},
+        settings=to_dict(config.settings.policies),
+        policy=decision.version,
+        until=decision.until,
+    )
+
+
+def _begin(
+    connection: Connection,
+    config: Config,
+    decision_id: int,
+    requirement: Requirement,
+    decision: Decision,
+    found: Evidence,
+) -> int:
+    policies = config.settings.policies
+    taken = snapshot.take(
+        connection,
+        config.state / "snapshots",
+        known=found.champion_classes,
+        at_least=policies.new_class.samples if found.champion else policies.volume.first_samples_per_class,
+    )
+    return add(
+        connection,
+        schema.cycles,
+        decision_id=decision_id,
+        target=requirement.target,
+        trigger="constraints" if decision.action == "rejudge" else "data",
+        state="running",
+        snapshot_id=taken.id,
+        requirement=to_dict(requirement),
+        settings=dump(config.settings),
+        started=now(),
+    )

@@ -1,0 +1,128 @@
+"""The child that reads new files: copies, hashes and decodes each, and says what it is or why it cannot be used.
+
+    python -m daemon.decode JOB.json
+
+A file that crashes a decoder crashes this child, never the daemon. JOB.json: {"token", "store", "files": [[folder,
+path], …], "max_pixels", "batch"}. It prints, a batch at a time, {"token", "stage": "intake", "event": "read", "files":
+[{"path", "size", "mtime_ns", "sha256", "bytes", "width", "height", "mode"} | {"path", …, "reason"} | {"path", "again":
+true}, …]}; a batch is durable in the store before it is said.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from daemon import store
+from daemon.children import die_with_parent
+
+
+def read_files(job: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """Reads the job's files, a batch at a time. Raises OSError where the store cannot be written (disk full)."""
+    keep = Path(job["store"])
+    incoming = keep / "incoming"
+    incoming.mkdir(parents=True, exist_ok=True)
+    for left in incoming.iterdir():
+        left.unlink()  # of a child that was killed
+    files = iter(job["files"])
+    while batch := list(islice(files, job["batch"])):
+        copies: dict[Path, str] = {}
+        told = [_read(Path(folder), path, incoming, copies, job["max_pixels"]) for folder, path in batch]
+        store.settle(keep, copies)
+        yield told
+
+
+def _read(folder: Path, path: str, incoming: Path, copies: dict[Path, str], max_pixels: float) -> dict[str, Any]:
+    file = folder / path
+    try:
+        before = file.stat()
+        if reason := _refuse(file, folder, before):
+            return _rejected(path, before, reason)
+        temporary = incoming / str(len(copies))
+        sha256, size = store.copy_in(file, temporary)
+        after = file.stat()
+    except FileNotFoundError:
+        return {"path": path, "gone": True}
+    except PermissionError as error:
+        return _rejected(path, None, f"may not be read: {error.strerror}")
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        temporary.unlink()
+        return {"path": path, "again": True}  # it is still being written
+    try:
+        width, height, mode = _decode(temporary, max_pixels)
+    except _Unusable as error:
+        temporary.unlink()
+        return _rejected(path, before, str(error))
+    copies[temporary] = sha256
+    return {
+        "path": path,
+        "size": before.st_size,
+        "mtime_ns": before.st_mtime_ns,
+        "sha256": sha256,
+        "bytes": size,
+        "width": width,
+        "height": height,
+        "mode": mode,
+    }
+
+
+class _Unusable(Exception):
+    pass
+
+
+def _refuse(file: Path, folder: Path, found: os.stat_result) -> str | None:
+    if not stat.S_ISREG(found.st_mode):
+        return "is no regular file (a device, pipe or socket is never opened)"
+    if found.st_size == 0:
+        return "is empty"
+    if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
+        return f"is a link out of the watched folder, to {file.resolve()}"
+    return None
+
+
+def _decode(file: Path, max_pixels: float) -> tuple[int, int, str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise _Unusable(
+                        f"has {width * height / 1e6:.0f} megapixels, more than watch.max_megapixels = "
+                        f"{max_pixels / 1e6:g}"
+                    )
+                mode = image.mode
+                image.load()
+                return width, height, mode
+    except UnidentifiedImageError:
+        raise _Unusable("is no image that can be recognised, whatever its name says") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, MemoryError) as error:
+        raise _Unusable(f"cannot be decoded: {error}") from None
+
+
+def _rejected(path: str, found: os.stat_result | None, reason: str) -> dict[str, Any]:
+    size, mtime = (found.st_size, found.st_mtime_ns) if found else (-1, -1)
+    return {"path": path, "size": size, "mtime_ns": mtime, "reason": reason}
+
+
+def main() -> int:
+    die_with_parent()
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    Image.MAX_IMAGE_PIXELS = None  # the job's own limit is checked before anything is decoded
+    for files in read_files(job):
+        line = {"token": job["token"], "stage": "intake", "event": "read", "files": files}
+        print(json.dumps(line), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

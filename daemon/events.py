@@ -1,0 +1,82 @@
+"""What the sources tell the loop: frozen events in one queue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class DropSettled:
+    """Nothing has changed in a watched folder for the settle time; `paths` did before. None: look at all."""
+
+    folder: Path
+    paths: frozenset[Path] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConstraintsTouched:
+    """A file in the constraints folder was written, moved or removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """A timer went off: "rescan", "look again" (a decision waits), "retry" (a stage waits), "triton" (compare)."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PersonAsked:
+    """The command line has written a request and touched the wake file."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpoke:
+    """A child printed a line of the protocol."""
+
+    token: str
+    line: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ChildEnded:
+    """A child is gone: its exit status (negative: the signal) and the end of what it wrote to stderr."""
+
+    token: str
+    status: int
+    last_words: str
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchEnded:
+    """A promotion is served, or has failed for good (then `error` says why, and the old version serves on)."""
+
+    promotion: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFailed:
+    """A source cannot watch what it should; polling or the next scan goes on in its place."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """SIGTERM or SIGINT came."""
+
+
+Event = (
+    DropSettled
+    | ConstraintsTouched
+    | TimerFired
+    | PersonAsked
+    | ChildSpoke
+    | ChildEnded
+    | SwitchEnded
+    | SourceFailed
+    | Stop
+)

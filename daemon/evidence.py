@@ -1,0 +1,150 @@
+"""What is known of a target at this moment, gathered from the journal for the policies to judge."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from sqlalchemy import Connection, func, select
+
+from daemon import schema, snapshot, targets
+from daemon.config import Config
+from daemon.journal import AnyRow, now
+from policies.evidence import Evidence
+from policies.facts import ClassCount, Requirement, to_dict
+
+
+def gather(
+    connection: Connection, config: Config, requirement: Requirement, *, device: str, requested: str | None
+) -> Evidence:
+    """The evidence for one target, as of now."""
+    target = requirement.target
+    champion = targets.champion(connection, target)
+    usable, _ = snapshot.usable(connection)
+    before = _last_training(connection, config, target)
+    labelled = {row.sha256: row.name for row in usable}
+    new = [row for row in usable if before.get(row.sha256) != row.name]
+    ended, failures, failed_at, words = _history(connection, target)
+    judge = _proof(connection, config, champion) if champion else ()
+    return Evidence(
+        now=now(),
+        target=target,
+        champion=champion is not None,
+        champion_classes=champion.classes if champion else (),
+        counts=dict(Counter(labelled.values())),
+        new_by_class=dict(Counter(row.name for row in new)),
+        gone=sum(1 for sha in before if sha not in labelled),
+        trained_on=len(before),
+        new_answers=_new_answers(connection, champion, new) if champion else (),
+        judge=judge,
+        last_cycle_ended=ended,
+        failures=failures,
+        last_failure=failed_at,
+        failure_reason=words,
+        constraints_changed=constraints_changed(connection, requirement),
+        constraints_changed_at=_edited_at(connection, target),
+        feasible=None
+        if champion is None
+        else targets.feasible(
+            connection,
+            requirement,
+            champion,
+            judge,
+            device=device,
+            confidence=config.settings.promotion.confidence,
+        ),
+        requested=requested,
+    )
+
+
+def constraints_changed(connection: Connection, requirement: Requirement) -> bool:
+    """Whether the requirement is another than the one that the target's last cycle answered."""
+    cycles = schema.cycles
+    answered = connection.execute(
+        select(cycles.c.requirement)
+        .where(cycles.c.target == requirement.target, cycles.c.state.in_(("done", "failed")))
+        .order_by(cycles.c.id.desc())
+    ).scalar()
+    return answered is not None and answered != to_dict(requirement)
+
+
+def _edited_at(connection: Connection, target: str) -> float | None:
+    files = schema.constraint_files
+    return connection.execute(
+        select(func.max(files.c.at)).where(files.c.target == target, files.c.requirement.is_not(None))
+    ).scalar()
+
+
+def unobserved(connection: Connection, config: Config, target: str) -> tuple[targets.Champion, list[bytes]] | None:
+    """The champion and the new labelled samples of train and tune that it has not answered yet (hashes)."""
+    champion = targets.champion(connection, target)
+    if champion is None:
+        return None
+    before = _last_training(connection, config, target)
+    usable, _ = snapshot.usable(connection)
+    table = schema.observations
+    seen = set(connection.execute(select(table.c.sample_id).where(table.c.artifact_id == champion.artifact)).scalars())
+    known = set(champion.classes)
+    return champion, [
+        row.sha256
+        for row in usable
+        if row.sha256 not in before and row.role != "judge" and row.name in known and row.sample not in seen
+    ]
+
+
+def _last_training(connection: Connection, config: Config, target: str) -> dict[bytes, str]:
+    """Class by hash in the snapshot of the target's last finished cycle that data asked for, or that trained."""
+    cycles = schema.cycles
+    trained = (cycles.c.trigger == "data") | cycles.c.id.in_(select(schema.models.c.cycle_id))
+    id_ = connection.execute(
+        select(cycles.c.snapshot_id)
+        .where(cycles.c.target == target, cycles.c.state == "done", trained)
+        .order_by(cycles.c.id.desc())
+    ).scalar()
+    if id_ is None:
+        return {}
+    _, rows = snapshot.read(config.state / "snapshots" / f"{id_}.snapshot")
+    return {sha: name for sha, (name, _) in rows.items()}
+
+
+def _history(connection: Connection, target: str) -> tuple[float | None, int, float | None, str]:
+    """When the last cycle ended; how many failed in a row since, when the last of them did, and why."""
+    cycles = schema.cycles
+    rows: list[AnyRow] = list(
+        connection.execute(
+            select(cycles.c.state, cycles.c.ended, cycles.c.reason)
+            .where(cycles.c.target == target, cycles.c.state.in_(("done", "failed")))
+            .order_by(cycles.c.id.desc())
+            .limit(50)
+        )
+    )
+    failures = 0
+    for row in rows:
+        if row.state != "failed":
+            break
+        failures += 1
+    ended = rows[0].ended if rows else None
+    return ended, failures, ended if failures else None, rows[0].reason if failures else ""
+
+
+def _proof(connection: Connection, config: Config, champion: targets.Champion) -> tuple[ClassCount, ...]:
+    proofs = schema.proofs
+    id_ = connection.execute(
+        select(proofs.c.snapshot_id).where(proofs.c.artifact_id == champion.artifact).order_by(proofs.c.id.desc())
+    ).scalar()
+    if id_ is None:
+        return ()
+    _, rows = snapshot.read(config.state / "snapshots" / f"{id_}.snapshot")
+    return targets.judge_set(connection, rows).counts(connection, champion.artifact)
+
+
+def _new_answers(
+    connection: Connection, champion: targets.Champion, new: list[snapshot.Labelled]
+) -> tuple[ClassCount, ...]:
+    table = schema.observations
+    answered: dict[int, str] = dict(
+        connection.execute(select(table.c.sample_id, table.c.predicted).where(table.c.artifact_id == champion.artifact))
+    )
+    rows = [row for row in new if row.sample in answered]
+    samples = Counter(row.name for row in rows)
+    correct = Counter(row.name for row in rows if answered[row.sample] == row.name)
+    return tuple(ClassCount(name, number, correct[name]) for name, number in sorted(samples.items()))

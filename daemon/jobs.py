@@ -1,0 +1,299 @@
+"""What the children of a cycle's step are asked to do, and how what they answer becomes rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import Connection, select
+from sqlalchemy.dialects.sqlite import insert
+
+from daemon import schema
+from daemon.journal import AnyRow, add, get, now
+from policies.facts import Requirement
+from policies.next_step import Build, Prove, Train
+
+Package = Literal["pipeline", "deploy"]
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage of a step: who runs it, and on what."""
+
+    name: str
+    package: Package
+    inputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What all stages of one cycle stand on: its frozen settings, requirement and snapshot, and the state folder."""
+
+    cycle: int
+    state: Path
+    settings: Mapping[str, Any]
+    requirement: Requirement
+    snapshot: str
+
+    @property
+    def pixels(self) -> dict[str, Any]:
+        """The inputs of the stage that decodes the snapshot's images at the target's input size."""
+        return {
+            "snapshot": str(self.state / "snapshots" / f"{self.snapshot}.snapshot"),
+            "store": str(self.state / "store"),
+            "cache": str(self.state / "pixels"),
+            "height": self.requirement.height,
+            "width": self.requirement.width,
+            "resize": self.settings["input"]["resize"],
+        }
+
+    @property
+    def pixels_index(self) -> Path:
+        """Where that stage leaves its result."""
+        size = f"{self.requirement.height}x{self.requirement.width}-{self.settings['input']['resize']}"
+        return self.state / "pixels" / size / f"{self.snapshot}.npz"
+
+    def recipe(self, architecture: str) -> str:
+        """A hash of all that a training depends on: the same recipe is never trained twice."""
+        depends = [
+            self.snapshot,
+            architecture,
+            self.requirement.height,
+            self.requirement.width,
+            self.settings["input"],
+            self.settings["model"]["weights"],
+            self.settings["train"],
+        ]
+        return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+    def work(self, name: str) -> Path:
+        """A folder of this cycle for what passes between stages."""
+        folder = self.state / "cycles" / str(self.cycle) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def plan(step: Train | Build | Prove, ground: Ground, connection: Connection) -> list[StagePlan]:
+    """The stages of a step, in order."""
+    if isinstance(step, Train):
+        return _training(step, ground)
+    pixels = StagePlan("pixels", "pipeline", ground.pixels)
+    if isinstance(step, Build):
+        model = get(connection, schema.models, step.model)
+        return [pixels, *_building(step.model, Path(model.path), ground)]
+    artifact = get(connection, schema.artifacts, step.artifact)
+    model = get(connection, schema.models, artifact.model_id)
+    stages = [pixels, _proving(Path(artifact.path), Path(model.path), ground, step.artifact)]
+    return [*stages, _measuring(Path(artifact.path), ground)] if step.measure else stages
+
+
+def _training(step: Train, ground: Ground) -> list[StagePlan]:
+    weights = ground.settings["model"]["weights"]
+    inputs = {
+        "run": str(ground.state / "runs" / ground.recipe(step.architecture)),
+        "architecture": step.architecture,
+        "weights": weights,
+        "height": ground.requirement.height,
+        "width": ground.requirement.width,
+        "settings": ground.settings["train"],
+        "max_artifact_mb": ground.requirement.artifact_max_mb,
+    }
+    return [
+        StagePlan("pixels", "pipeline", ground.pixels),
+        StagePlan("train", "pipeline", inputs),
+        StagePlan("evaluate", "pipeline", {}),
+        StagePlan("export", "pipeline", {"models": str(ground.state / "models")}),
+    ]
+
+
+def _building(model: str, folder: Path, ground: Ground) -> list[StagePlan]:
+    build = {
+        "model": str(folder),
+        "artifacts": str(ground.state / "artifacts"),
+        "engine": ground.settings["build"]["engine"],
+        "precision": ground.settings["build"]["precision"],
+        "pixels": str(ground.pixels_index),
+    }
+    return [
+        StagePlan("build", "deploy", build),
+        _proving(None, folder, ground, model),
+        _measuring(None, ground),
+    ]
+
+
+def _proving(artifact: Path | None, model: Path, ground: Ground, name: str) -> StagePlan:
+    tune = model / "tune.npz"
+    return StagePlan(
+        "prove",
+        "deploy",
+        {
+            "artifact": str(artifact) if artifact else None,
+            "pixels": str(ground.pixels_index),
+            "tune": str(tune) if tune.exists() else None,
+            "threads": ground.settings["compute"]["serve_threads"],
+            "answers": str(ground.work("answers") / f"{name}.json"),
+        },
+    )
+
+
+def _measuring(artifact: Path | None, ground: Ground) -> StagePlan:
+    return StagePlan(
+        "measure",
+        "deploy",
+        {
+            "artifact": str(artifact) if artifact else None,
+            "batch_size": ground.requirement.batch_size,
+            "concurrency": ground.requirement.concurrency,
+            "threads": ground.settings["compute"]["serve_threads"],
+            "seconds_max": ground.settings["measure"]["seconds_max"],
+        },
+    )
+
+
+def record(connection: Connection, ground: Ground, stage: AnyRow, outputs: Mapping[str, Any]) -> None:
+    """Writes down what a finished stage made."""
+    match stage.name:
+        case "train" if "stop" in outputs:
+            _record_size(connection, stage.step.removeprefix("train "), float(outputs["weights_mb"]))
+        case "export":
+            _record_model(connection, ground, stage.step.removeprefix("train "), outputs)
+        case "build":
+            _record_artifact(connection, ground, stage.step.removeprefix("build "), outputs)
+        case "prove":
+            _record_proof(connection, ground, outputs)
+        case "measure":
+            _record_measurement(connection, outputs)
+
+
+def _record_size(connection: Connection, architecture: str, weights_mb: float) -> None:
+    figures = {"weights_mb": weights_mb}
+    add(connection, schema.measurements, architecture=architecture, figures=figures, at=now())
+
+
+def _record_model(connection: Connection, ground: Ground, architecture: str, outputs: Mapping[str, Any]) -> None:
+    seconds = connection.execute(
+        select(schema.attempts.c.ended - schema.attempts.c.started)
+        .join(schema.stages, schema.stages.c.id == schema.attempts.c.stage_id)
+        .where(
+            schema.stages.c.cycle_id == ground.cycle,
+            schema.stages.c.step == f"train {architecture}",
+            schema.stages.c.name == "train",
+        )
+    ).scalars()
+    connection.execute(
+        insert(schema.models)
+        .values(
+            id=outputs["model"],
+            architecture=architecture,
+            snapshot_id=ground.snapshot,
+            cycle_id=ground.cycle,
+            recipe=ground.recipe(architecture),
+            classes=outputs["classes"],
+            height=ground.requirement.height,
+            width=ground.requirement.width,
+            path=outputs["path"],
+            tune_accuracy=outputs["tune_accuracy"],
+            train_seconds=sum(second or 0.0 for second in seconds),
+            created=now(),
+        )
+        .on_conflict_do_nothing()
+    )
+
+
+def _record_artifact(connection: Connection, ground: Ground, model: str, outputs: Mapping[str, Any]) -> None:
+    connection.execute(
+        insert(schema.artifacts)
+        .values(
+            id=outputs["artifact"],
+            model_id=model,
+            engine=ground.settings["build"]["engine"],
+            precision=ground.settings["build"]["precision"],
+            path=outputs["path"],
+            artifact_mb=outputs["artifact_mb"],
+            created=now(),
+        )
+        .on_conflict_do_nothing()
+    )
+
+
+def _record_proof(connection: Connection, ground: Ground, outputs: Mapping[str, Any]) -> None:
+    said = json.loads(Path(outputs["answers"]).read_text(encoding="utf-8"))
+    record_answers(connection, "answers", outputs["artifact"], said)
+    add(
+        connection,
+        schema.proofs,
+        artifact_id=outputs["artifact"],
+        snapshot_id=ground.snapshot,
+        cycle_id=ground.cycle,
+        tune_accuracy=outputs["tune_accuracy"],
+        parity=outputs["parity"],
+        at=now(),
+    )
+
+
+def record_answers(connection: Connection, table: str, artifact: str, said: Mapping[str, Any]) -> None:
+    """Writes an artifact's answers: `said` has "samples" (hex), "predicted" (class names) and "confidence"."""
+    target = schema.metadata.tables[table]
+    ids: dict[bytes, int] = {}
+    shas = [bytes.fromhex(sha) for sha in said["samples"]]
+    for start in range(0, len(shas), 500):
+        found = connection.execute(
+            select(schema.samples.c.sha256, schema.samples.c.id).where(
+                schema.samples.c.sha256.in_(shas[start : start + 500])
+            )
+        )
+        ids |= dict(found)
+    moment = now()
+    rows = [
+        {"artifact_id": artifact, "sample_id": ids[sha], "predicted": name, "confidence": sure, "at": moment}
+        for sha, name, sure in zip(shas, said["predicted"], said["confidence"], strict=True)
+        if sha in ids
+    ]
+    if rows:
+        statement = insert(target)
+        newest = {name: statement.excluded[name] for name in ("predicted", "confidence", "at")}
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["artifact_id", "sample_id"], set_=newest), rows
+        )
+
+
+def _record_measurement(connection: Connection, outputs: Mapping[str, Any]) -> None:
+    artifact = get(connection, schema.artifacts, outputs["artifact"])
+    model = get(connection, schema.models, artifact.model_id)
+    figures = {key: value for key, value in outputs.items() if key != "artifact"}
+    add(
+        connection,
+        schema.measurements,
+        artifact_id=artifact.id,
+        architecture=model.architecture,
+        figures=figures,
+        at=now(),
+    )
+
+
+def environment(threads: int) -> dict[str, str]:
+    """The environment of a child that computes.
+
+    Waiting threads sleep rather than spin: processes share the cores. The malloc settings keep freed pages, whose
+    faults dominate CPU training at 224 pixels otherwise.
+    """
+    count = str(threads)
+    return {
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
+        "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+        "MALLOC_TOP_PAD_": str(64 << 20),
+    }
+
+
+def training_threads(configured: int) -> int:
+    """Threads of a training child: as configured, otherwise all cores but one."""
+    return configured or max(1, len(os.sched_getaffinity(0)) - 1)

@@ -1,0 +1,120 @@
+"""The journal: one SQLite file that remembers everything, opened here and nowhere else.
+
+WAL, so that commands read while the daemon writes; foreign keys enforced; one writer, the daemon (and short
+requests from the command line). Queries stand in the modules that own the words they ask about.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, Table, create_engine, event, insert, select, update
+from sqlalchemy.engine.interfaces import DBAPIConnection
+
+from daemon import schema
+from daemon.errors import JournalTooNew, NotFound
+
+HEAD = "0001"  # the newest migration; a test holds it to the folder
+
+AnyRow = Row[Any]
+
+
+def open_journal(state: Path, *, migrate: bool = False) -> Engine:
+    """The journal of a state folder; with `migrate`, made or brought to the newest form first.
+
+    Raises JournalTooNew where a newer relearnd wrote it, NotFound where there is none yet.
+    """
+    file = state / "journal.db"
+    if not migrate and not file.exists():
+        raise NotFound(f"{file}: there is no journal yet; `relearn run` makes it")
+    engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": 30})
+    event.listen(engine, "connect", _on_connect)
+    found = revision(file)
+    if found == HEAD:
+        return engine
+    if not migrate:
+        engine.dispose()
+        raise _wrong_revision(file, found)
+    _migrate(engine, file, found)
+    return engine
+
+
+def revision(file: Path) -> str | None:
+    """The migration that a journal stands at, read without Alembic (which takes a while to load)."""
+    if not file.exists() or file.stat().st_size == 0:
+        return None
+    with sqlite3.connect(file, timeout=30) as connection:
+        try:
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        except sqlite3.OperationalError:
+            return None
+    connection.close()
+    return row[0] if row else None
+
+
+def _migrate(engine: Engine, file: Path, found: str | None) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    if found is not None:
+        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+        if found not in known:
+            raise _wrong_revision(file, found)
+        shutil.copy2(file, file.with_name(f"journal.before-{HEAD}.db"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _wrong_revision(file: Path, found: str | None) -> JournalTooNew:
+    if found is None or found < HEAD:
+        return JournalTooNew(f"{file}: is of an older relearnd; `relearn run` brings it up to date")
+    return JournalTooNew(f"{file}: was written by a newer relearnd ({found}); this one knows {HEAD}: upgrade it")
+
+
+def _on_connect(connection: DBAPIConnection, _record: object) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def now() -> float:
+    """Seconds since the epoch; the one clock of what is written down."""
+    return time.time()
+
+
+def add(connection: Connection, table: Table, **values: Any) -> int:
+    """Inserts a row and returns its id."""
+    key = connection.execute(insert(table).values(**values)).inserted_primary_key
+    assert key is not None
+    return int(key[0]) if isinstance(key[0], int) else 0
+
+
+def change(connection: Connection, table: Table, row: int | str, **values: Any) -> None:
+    """Updates one row by its id."""
+    connection.execute(update(table).where(table.c.id == row).values(**values))
+
+
+def claim(connection: Connection, table: Table, row: int | str, old: str, new: str, **values: Any) -> bool:
+    """Compare-and-set of a row's state. False: the state was no longer the old one, another has it."""
+    claimed = update(table).where(table.c.id == row, table.c.state == old).values(state=new, **values)
+    return connection.execute(claimed).rowcount == 1
+
+
+def get(connection: Connection, table: Table, row: int | str) -> AnyRow:
+    """One row by its id. Raises NotFound."""
+    found = connection.execute(select(table).where(table.c.id == row)).first()
+    if found is None:
+        raise NotFound(f"the journal has no {table.name[:-1]} {row!r}")
+    return found
+
+
+__all__ = ["HEAD", "AnyRow", "add", "change", "claim", "get", "now", "open_journal", "revision", "schema"]

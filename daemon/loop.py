@@ -1,0 +1,190 @@
+"""The daemon: one loop over one queue of events. Sources fill it, lanes do the work, children the heavy part.
+
+reader     drops into samples            observer   the champion's answers to new samples
+worker     the running cycle             serving    what Triton should serve (a thread of its own)
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from queue import SimpleQueue
+
+from daemon import decisions, intake, people
+from daemon.children import Child
+from daemon.config import Config
+from daemon.constraint_file import take_in
+from daemon.errors import ConfigError
+from daemon.events import (
+    ChildEnded,
+    ChildSpoke,
+    ConstraintsTouched,
+    DropSettled,
+    Event,
+    PersonAsked,
+    SourceFailed,
+    Stop,
+    SwitchEnded,
+    TimerFired,
+)
+from daemon.journal import open_journal
+from daemon.lock import locked
+from daemon.observer import Observer
+from daemon.reader import Reader
+from daemon.serving import Serving
+from daemon.sources import Sources, running
+from daemon.worker import Worker
+
+log = logging.getLogger("relearn")
+STOP_SECONDS = 8.0  # after SIGTERM all children are gone; ten are promised
+
+
+class Daemon:
+    """All lanes and what passes between them; nothing that a restart would not find again in the journal."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.journal = open_journal(config.state, migrate=True)
+        self.queue: SimpleQueue[Event] = SimpleQueue()
+        self.because: list[str] = []  # what the next decision answers
+        self.requests: dict[str, str] = {}  # target -> who asked for a training
+        put, tell = self.queue.put, self.because.append
+        self.sources = Sources(config, self.queue)
+        self.serving = Serving(config, self.journal, put)
+        self.reader = Reader(config, self.journal, put, self.sources, self.brought)
+        self.observer = Observer(config, self.journal, put)
+        self.worker = Worker(config, self.journal, put, self.sources, self.serving, tell)
+
+    def run(self) -> None:
+        """Runs until SIGTERM or SIGINT. What is unfinished then goes on at the next start."""
+        with running(self.sources), self.serving.running():
+            self.recover()
+            self.work()
+            while not isinstance(event := self.queue.get(), Stop):
+                self.handle(event)
+                self.work()
+            self.end_children()
+
+    def work(self) -> None:
+        """Does all that can be done before the next event."""
+        while self.reader.step() or self.observer.step() or self.decide() or self.worker.step():
+            pass
+
+    def recover(self) -> None:
+        """Finds what changed while no daemon ran, and goes on with what was unfinished."""
+        intake.close_interrupted(self.journal)
+        self.worker.recover()
+        self.read_constraints()
+        self.reader.scan()
+        self.observer.want()
+        self.because.append("the daemon started")
+        self.serving.tend()
+        self.answer_people()
+
+    def handle(self, event: Event) -> None:
+        match event:
+            case DropSettled():
+                self.reader.waiting.append(event)
+            case ConstraintsTouched():
+                self.read_constraints()
+            case PersonAsked():
+                self.answer_people()
+            case TimerFired():
+                self.time_out(event.name)
+            case ChildSpoke() | ChildEnded():
+                self.listen(event)
+            case SwitchEnded():
+                self.worker.switched(event)
+            case SourceFailed():
+                log.warning("%s", event.what)
+
+    def time_out(self, timer: str) -> None:
+        match timer:
+            case "rescan":
+                self.reader.scan()
+            case "triton":
+                self.serving.tend()
+            case "timeout":
+                self.worker.stop_overdue()
+            case "look again":
+                self.because.append("the wait is over")
+            case "retry":
+                pass  # the worker's next step goes on by itself
+
+    def listen(self, event: ChildSpoke | ChildEnded) -> None:
+        lane = self.lane_of(event.token)
+        if isinstance(event, ChildSpoke):
+            if lane:
+                lane.hear(event.line)
+        elif not self.worker.left(event.token) and lane:
+            lane.bury(event.status, event.last_words)
+
+    def lane_of(self, token: str) -> Reader | Observer | Worker | None:
+        """The lane whose child speaks; None: a child of the past."""
+        lanes: tuple[Reader | Observer | Worker, ...] = (self.reader, self.observer, self.worker)
+        return next((lane for lane in lanes if lane.child and lane.child.token == token), None)
+
+    def brought(self, what: str) -> None:
+        """A drop was read: the champion is asked about it, then it is decided on."""
+        self.because.append(what)
+        self.observer.want()
+
+    def decide(self) -> bool:
+        """Decides, once all that has come is known and no cycle runs. False: not now."""
+        if not self.because or self.reader.busy or self.observer.busy or self.worker.busy:
+            return False
+        because, self.because[:] = "; ".join(self.because), []
+        decided = decisions.decide_all(
+            self.journal, self.config, because, device=self.serving.device, requests=self.requests
+        )
+        if decided.until is not None:
+            self.sources.fire_at(decided.until, "look again")
+        if decided.cycle is not None:
+            self.worker.begin(decided.cycle)
+        return True
+
+    def read_constraints(self) -> None:
+        """Takes in edited constraint files. A valid edit interrupts its target's cycle; an invalid one nothing."""
+        with self.journal.begin() as connection:
+            new = take_in(connection, self.config.constraints)
+        for row in new:
+            if row.error:
+                log.error("%s\nthe last valid constraints of %s stand", row.error, row.target)
+                continue
+            said = f"constraints of {row.target} {'removed' if row.gone else 'changed'}"
+            log.info(said)
+            self.because.append(said)
+            self.worker.interrupt(row.target, said)
+
+    def answer_people(self) -> None:
+        """Takes what people asked for on the command line."""
+        for what in people.take(self.journal, self.serving, self.requests):
+            self.because.append(what)
+
+    def end_children(self) -> None:
+        """Every child is asked to end, and ended if it does not."""
+        children = [lane.child for lane in (self.reader, self.observer, self.worker)]
+        alive: list[Child] = [child for child in (*children, *self.worker.leaving.values()) if child]
+        for child in alive:
+            child.stop(grace_seconds=STOP_SECONDS - 2)
+        for child in alive:
+            if not child.wait(STOP_SECONDS):
+                child.kill()
+
+
+def run(config: Config) -> None:
+    """Runs the daemon on a workspace in this process, until it is told to stop.
+
+    Raises WorkspaceBusy where another daemon has the workspace, ConfigError where a watched folder is missing.
+    """
+    for folder in (*config.folders, config.constraints):
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: is watched and does not exist; make it, or correct {config.file}")
+    config.state.mkdir(parents=True, exist_ok=True)
+    with locked(config.state):
+        daemon = Daemon(config)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: daemon.queue.put(Stop()))
+        log.info("watching %s", ", ".join(str(folder) for folder in config.folders))
+        daemon.run()
+        log.info("stopped; the next start goes on from here")

@@ -1,0 +1,127 @@
+"""The lane that reads drops: one at a time, in a child."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from daemon.children import Child
+from daemon.config import Config
+from daemon.events import DropSettled, Event
+from daemon.intake import Drop, compare, write_job
+from daemon.journal import get
+from daemon.schema import drops
+from daemon.sources import Sources
+
+log = logging.getLogger("relearn")
+
+
+class Reader:
+    """Drops that wait to be read, and the one that is being read."""
+
+    def __init__(
+        self,
+        config: Config,
+        journal: Engine,
+        put: Callable[[Event], None],
+        sources: Sources,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.config = config
+        self.journal = journal
+        self.put = put
+        self.sources = sources
+        self.tell = tell  # what a drop brought, for the next decision
+        self.waiting: deque[DropSettled] = deque()
+        self.drop: Drop | None = None
+        self.child: Child | None = None
+        self.crashes = 0
+
+    @property
+    def busy(self) -> bool:
+        return self.drop is not None or bool(self.waiting)
+
+    def scan(self) -> None:
+        """Looks at everything in the watched folders, whatever notification said."""
+        self.waiting.extend(DropSettled(folder, None) for folder in self.config.folders)
+
+    def step(self) -> bool:
+        """Begins the next drop. False: there is none, or one is being read."""
+        if self.drop is not None or not self.waiting:
+            return False
+        settled = self.waiting.popleft()
+        try:
+            with self.journal.connect() as connection:
+                difference = compare(
+                    connection, settled.folder, settled.paths, self.config.settings.watch.settle_seconds
+                )
+        except FileNotFoundError as error:
+            log.warning("%s", error)
+            return True
+        self._look_again(settled.folder, difference.fresh)
+        if difference.read or difference.gone:
+            self.drop = Drop(self.config, self.journal, settled.folder, difference)
+            self._go_on()
+        return True
+
+    def hear(self, line: dict[str, Any]) -> None:
+        assert self.drop is not None
+        self.crashes = 0
+        self.drop.take(line["files"])
+        done = self.drop.total - len(self.drop.unread)
+        log.debug("drop %d: %d of %d files read", self.drop.id, done, self.drop.total)
+
+    def bury(self, status: int, last_words: str) -> None:
+        assert self.drop is not None
+        self.child = None
+        if status != 0:
+            self.crashes += 1
+            log.warning("the reader of drop %d died (status %d): %s", self.drop.id, status, last_words[-500:])
+            self.drop.crashed(last_words)
+        if self.crashes > 1 and "OSError" in last_words:  # the store cannot be written: no file's fault
+            self._give_up(last_words)
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        assert self.drop is not None
+        if not self.drop.unread:
+            self._finish()
+            return
+        token = f"drop{self.drop.id}.{len(self.drop.unread)}.{self.crashes}"
+        job = self.config.state / "drops" / f"{self.drop.id}.json"
+        write_job(job, self.drop.job(token))
+        self.child = Child(token, "daemon.decode", [str(job)], self.put)
+
+    def _finish(self) -> None:
+        drop, self.drop = self.drop, None
+        assert drop is not None
+        drop.finish()
+        self._look_again(drop.folder, drop.again)
+        (self.config.state / "drops" / f"{drop.id}.json").unlink(missing_ok=True)
+        with self.journal.connect() as connection:
+            row = get(connection, drops, drop.id)
+        said = f"drop {drop.id}: {row.added} images, {row.gone} gone, {row.rejected} rejected"
+        log.info(said)
+        if row.added or row.gone:
+            self.tell(said)
+
+    def _give_up(self, last_words: str) -> None:
+        drop, self.drop = self.drop, None
+        assert drop is not None
+        drop.finish()
+        log.error(
+            "drop %d: %d files are not read, the store cannot be written (%s); the next scan reads them",
+            drop.id,
+            len(drop.unread),
+            last_words.strip().splitlines()[-1:],
+        )
+
+    def _look_again(self, folder: Path, paths: list[str]) -> None:
+        if paths:
+            self.sources.touch(folder, *(folder / path for path in paths))

@@ -1,0 +1,189 @@
+"""Views drawn for people, with rich."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.pretty import Pretty
+from rich.table import Table
+from rich.text import Text
+
+View = Mapping[str, Any]
+OUTCOME_STYLE = {"promoted": "green", "kept": "cyan", "failed": "red", "violated": "yellow", "ask": "magenta"}
+
+
+def status(view: View) -> RenderableType:
+    state = Text("running", "green") if view["running"] else Text("no daemon runs (relearn run)", "yellow")
+    parts: list[RenderableType] = [Text.assemble(f"{view['workspace']}: ", state)]
+    parts += [_target(target) for target in view["targets"]] or [Text("no constraint file was read yet")]
+    parts.append(working(view["working"]))
+    parts.append(_data(view["data"]))
+    if decision := view["last_decision"]:
+        parts.append(Text(f"last decision d{decision['id']}: {decision['action']}: {decision['reason']}"))
+    return Group(*parts)
+
+
+def _target(view: View) -> RenderableType:
+    lines = [Text(view["target"], "bold")]
+    if champion := view["champion"]:
+        lines.append(Text(f"  serves version {champion['version']}: {_candidate(champion)}"))
+        lines.append(Text(f"  since {clock(champion['served_since'])}: {champion['reason']}"))
+    else:
+        lines.append(Text("  serves nothing yet"))
+    if view["violated"]:
+        lines.append(Text(f"  VIOLATED: {view['last_cycle']['reason']}", "yellow"))
+    if view["error"]:
+        lines.append(Text(f"  {view['error']}\n  the last valid constraints stand", "red"))
+    if view["removed"]:
+        lines.append(Text("  its constraint file is gone: it is served as it is, and not managed", "yellow"))
+    return Group(*lines)
+
+
+def _candidate(view: View) -> str:
+    figures = view["measurement"]
+    speed = f", p95 {figures['latency_p95_ms']:.2f} ms, {figures['memory_mb']:.0f} MB" if figures else ""
+    return (
+        f"{view['architecture']} ({view['artifact'][:8]}), {len(view['classes'])} classes, "
+        f"judge {percent(view['judge_accuracy'])}{speed}, {view['artifact_mb']:.2f} MB on disk"
+    )
+
+
+def working(view: View | None) -> RenderableType:
+    if view is None:
+        return Text("idle: waits for images, an edit or a timer")
+    line = f"cycle c{view['cycle']} for {view['target']}: {view.get('step') or ''} {view['stage'] or ''}"
+    if said := view["progress"]:
+        figures = {key: value for key, value in said.items() if key not in ("done", "total", "unit")}
+        line += f", {said['unit']} {said['done']:.4g} of {said['total']:.4g}"
+        line += "".join(f", {key} {value:.4g}" for key, value in figures.items() if isinstance(value, int | float))
+    if words := view.get("last_words"):
+        line += f" ({words.strip().splitlines()[-1]})"
+    return Text(line, "bold cyan")
+
+
+def _data(view: View) -> RenderableType:
+    table = Table(title=None, box=None, pad_edge=False)
+    for column in ("class", "train", "tune", "judge"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for name, counts in view["classes"].items():
+        table.add_row(name, *(str(counts.get(role, 0)) for role in ("train", "tune", "judge")))
+    rest = f"unlabelled {view['unlabelled']}, in conflict {view['in_conflict']}, rejected {view['rejected']}"
+    return Group(table, Text(rest))
+
+
+def watch(console: Console, view: Callable[[], View]) -> None:
+    """Shows the status until Ctrl-C, drawn anew twice a second."""
+    with Live(status(view()), console=console, auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(0.5)
+                live.update(status(view()), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+def cycles(view: Sequence[View]) -> RenderableType:
+    table = Table("cycle", "target", "began", "because of", "outcome", "reason")
+    for cycle in view:
+        outcome = cycle["outcome"] or cycle["state"]
+        table.add_row(
+            f"c{cycle['id']} (d{cycle['decision']})",
+            cycle["target"],
+            clock(cycle["started"]),
+            cycle["trigger"],
+            Text(outcome, OUTCOME_STYLE.get(outcome, "")),
+            cycle["reason"] or "",
+        )
+    return table
+
+
+def models(view: Sequence[View]) -> RenderableType:
+    table = Table("artifact", "architecture", "classes", "tune", "judge", "p95 ms", "img/s", "MB", "memory", "serves")
+    for model in view:
+        figures = model["measurement"] or {}
+        table.add_row(
+            model["artifact"],
+            model["architecture"],
+            str(len(model["classes"])),
+            percent(model["tune_accuracy"]),
+            percent(model["judge_accuracy"]),
+            number(figures.get("latency_p95_ms")),
+            number(figures.get("throughput")),
+            number(model["artifact_mb"]),
+            number(figures.get("memory_mb")),
+            model["serves"] or "",
+        )
+    return table
+
+
+def decisions(view: Sequence[View]) -> RenderableType:
+    table = Table("decision", "when", "target", "because", "action", "reason")
+    for row in view:
+        because = row["event"]
+        table.add_row(f"d{row['id']}", clock(row["at"]), row["target"], because, row["action"], row["reason"])
+    return table
+
+
+def rejected(view: Sequence[View]) -> RenderableType:
+    table = Table("file", "reason", "seen")
+    for row in view:
+        table.add_row(Text(row["file"]), Text(row["reason"]), clock(row["at"]))
+    return table if view else Text("no file was rejected")
+
+
+def explained(view: View) -> RenderableType:
+    """The sentence first, then class by class where there is a table, then all that it rests on."""
+    title = Text(f"{view.get('action') or view.get('answer') or view.get('outcome') or 'running'}: ", "bold")
+    parts: list[RenderableType] = [title + Text(str(view.get("reason") or ""))]
+    if findings := view.get("findings"):
+        parts += [Text(f"  {'●' if f['fired'] else '○'} {f['policy']}: {f['reason']}") for f in findings]
+    for verdict in view.get("verdicts", ()):
+        parts += [Text(f"verdict v{verdict['id']} on {verdict['artifact']}: {verdict['reason']}")]
+        parts += [_by_class(verdict["table"])] if verdict["table"] else []
+    if rows := view.get("table"):
+        parts.append(_by_class(rows))
+    skip = ("reason", "findings", "table", "verdicts", "action", "answer")
+    parts.append(Pretty({key: value for key, value in view.items() if key not in skip}, expand_all=False))
+    return Group(*parts)
+
+
+def _by_class(rows: Sequence[View]) -> RenderableType:
+    columns = list(rows[0])
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(number(v) if isinstance(v, float) else str(v) for v in (row.get(c) for c in columns)))
+    return table
+
+
+def checked(view: View) -> RenderableType:
+    table = Table("setting", "value", "from")
+    for row in view["settings"]:
+        style = "dim" if row["from"] == "default" else ""
+        table.add_row(row["key"], Text(str(row["value"])), row["from"], style=style)
+    targets = [
+        Text(f"{name}: " + ", ".join(f"{k}={v}" for k, v in requirement.items() if v not in (None, {}, name)))
+        for name, requirement in view["requirements"].items()
+    ]
+    problems = [Text(problem, "red") for problem in view["errors"]] or [Text("no errors", "green")]
+    return Group(table, *targets, *problems)
+
+
+def answer(view: View) -> RenderableType:
+    return Text(view["answer"] or view["state"], "green" if view["state"] == "done" else "red")
+
+
+def clock(seconds: float | None) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S") if seconds else ""
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}%"
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"

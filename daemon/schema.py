@@ -1,0 +1,323 @@
+"""The tables of the journal: every word of the project as rows, written before they are acted on.
+
+Times are seconds since the epoch (UTC). JSON columns hold what is read back whole and never searched.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# --- data: what was seen, and what people say it is ---------------------------------------------------------
+
+drops = Table(
+    "drops",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("folder", String, nullable=False),
+    Column("state", String, nullable=False),  # reading, ready
+    Column("started", Float, nullable=False),
+    Column("ended", Float),
+    Column("added", Integer, nullable=False, default=0),  # occurrences
+    Column("gone", Integer, nullable=False, default=0),
+    Column("rejected", Integer, nullable=False, default=0),
+)
+
+groups = Table(  # samples that share a role, because they show the same thing
+    "groups",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("key", String, nullable=False, unique=True),
+    Column("role", String, nullable=False),  # train, tune, judge: for ever
+    Column("given", Float, nullable=False),
+)
+
+samples = Table(
+    "samples",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sha256", LargeBinary(32), nullable=False, unique=True),
+    Column("bytes", Integer, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("mode", String, nullable=False),  # Pillow's
+    Column("group_id", ForeignKey("groups.id")),  # given with the first label
+    Column("first_seen", Float, nullable=False),
+)
+
+occurrences = Table(
+    "occurrences",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("folder", String, nullable=False),
+    Column("path", String, nullable=False),  # below the folder
+    Column("sample_id", ForeignKey("samples.id"), nullable=False),
+    Column("class", String, key="class_name"),  # that the path says; null: unlabelled
+    Column("size", Integer, nullable=False),
+    Column("mtime_ns", Integer, nullable=False),
+    Column("drop_id", ForeignKey("drops.id"), nullable=False),
+    Column("first_seen", Float, nullable=False),
+    Column("gone", Float),
+    Index("ix_occurrences_folder_path", "folder", "path"),
+    Index("ix_occurrences_sample_id", "sample_id"),
+)
+
+rejections = Table(  # files that cannot be used, each with its reason; read again when their content changes
+    "rejections",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("folder", String, nullable=False),
+    Column("path", String, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("mtime_ns", Integer, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("drop_id", ForeignKey("drops.id"), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("gone", Float),
+    Index("ix_rejections_folder_path", "folder", "path"),
+)
+
+labels = Table(  # append-only
+    "labels",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sample_id", ForeignKey("samples.id"), nullable=False, index=True),
+    Column("class", String, key="class_name", nullable=False),
+    Column("source", String, nullable=False),  # folder, manifest, review
+    Column("by", String, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("drop_id", ForeignKey("drops.id")),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", String, primary_key=True),  # hash of the content
+    Column("created", Float, nullable=False),
+    Column("classes", JSON, nullable=False),
+    Column("counts", JSON, nullable=False),  # class -> role -> samples
+    Column("left_out", JSON, nullable=False),  # reason -> samples
+    Column("file", String, nullable=False),
+)
+
+# --- what is asked of a target -------------------------------------------------------------------------------
+
+constraint_files = Table(  # each content that a constraint file had, valid or not; the last valid one stands
+    "constraint_files",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("target", String, nullable=False, index=True),
+    Column("at", Float, nullable=False),
+    Column("text", String, nullable=False),
+    Column("requirement", JSON),  # null: invalid
+    Column("error", String),
+    Column("gone", Boolean, nullable=False, default=False),
+)
+
+# --- what was decided and done -------------------------------------------------------------------------------
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("target", String, nullable=False),
+    Column("event", String, nullable=False),  # what it answers: "drop 3", "constraints of edge changed", …
+    Column("action", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("findings", JSON, nullable=False),
+    Column("evidence", JSON, nullable=False),
+    Column("settings", JSON, nullable=False),
+    Column("policy", Integer, nullable=False),  # version
+    Column("until", Float),
+)
+
+cycles = Table(
+    "cycles",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("decision_id", ForeignKey("decisions.id"), nullable=False),
+    Column("target", String, nullable=False),
+    Column("trigger", String, nullable=False),  # data, constraints
+    Column("state", String, nullable=False, index=True),  # running, done, failed, interrupted
+    Column("outcome", String),  # promoted, kept, ask, violated, failed, interrupted
+    Column("reason", String),
+    Column("snapshot_id", ForeignKey("snapshots.id")),
+    Column("requirement", JSON, nullable=False),
+    Column("settings", JSON, nullable=False),
+    Column("started", Float, nullable=False),
+    Column("ended", Float),
+)
+
+stages = Table(
+    "stages",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("cycle_id", ForeignKey("cycles.id"), nullable=False, index=True),
+    Column("step", String, nullable=False),  # the step that it belongs to: "train test_resnet", "deploy 1f…"
+    Column("name", String, nullable=False),
+    Column("state", String, nullable=False),  # waiting, running, done, failed
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("outputs", JSON),
+    Column("started", Float),
+    Column("ended", Float),
+    UniqueConstraint("cycle_id", "step", "name"),
+)
+
+attempts = Table(  # of one stage: each start of a child that runs it
+    "attempts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("stage_id", ForeignKey("stages.id"), nullable=False, index=True),
+    Column("number", Integer, nullable=False),
+    Column("token", String, nullable=False),
+    Column("started", Float, nullable=False),
+    Column("ended", Float),
+    Column("outcome", String),  # done, failed, interrupted, timed out, lost (with the daemon)
+    Column("progress", JSON),  # the last that it said
+    Column("last_words", String),
+)
+
+# --- what was made -------------------------------------------------------------------------------------------
+
+models = Table(
+    "models",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("architecture", String, nullable=False),
+    Column("snapshot_id", ForeignKey("snapshots.id"), nullable=False),
+    Column("cycle_id", ForeignKey("cycles.id"), nullable=False),
+    Column("recipe", String, nullable=False, index=True),  # hash of all that training depends on
+    Column("classes", JSON, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("path", String, nullable=False),
+    Column("tune_accuracy", Float),
+    Column("train_seconds", Float, nullable=False),
+    Column("created", Float, nullable=False),
+)
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("model_id", ForeignKey("models.id"), nullable=False, index=True),
+    Column("engine", String, nullable=False),
+    Column("precision", String, nullable=False),
+    Column("device", String),  # null: bound to none
+    Column("path", String, nullable=False),
+    Column("artifact_mb", Float, nullable=False),
+    Column("created", Float, nullable=False),
+)
+
+measurements = Table(
+    "measurements",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("artifact_id", ForeignKey("artifacts.id"), index=True),
+    Column("architecture", String, nullable=False),
+    Column("figures", JSON, nullable=False),  # policies.facts.Measurement; of an untrained network: weights_mb
+    Column("at", Float, nullable=False),
+)
+
+proofs = Table(
+    "proofs",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("artifact_id", ForeignKey("artifacts.id"), nullable=False, index=True),
+    Column("snapshot_id", ForeignKey("snapshots.id"), nullable=False),
+    Column("cycle_id", ForeignKey("cycles.id"), nullable=False),
+    Column("tune_accuracy", Float),
+    Column("parity", JSON),
+    Column("at", Float, nullable=False),
+)
+
+answers = Table(  # of an artifact to a judge sample: from these, accuracy by class and any paired test
+    "answers",
+    metadata,
+    Column("artifact_id", ForeignKey("artifacts.id"), primary_key=True),
+    Column("sample_id", ForeignKey("samples.id"), primary_key=True),
+    Column("predicted", String, nullable=False),
+    Column("confidence", Float, nullable=False),
+    Column("at", Float, nullable=False),
+)
+
+observations = Table(  # a champion's answers to new labelled samples that are not of the judge
+    "observations",
+    metadata,
+    Column("artifact_id", ForeignKey("artifacts.id"), primary_key=True),
+    Column("sample_id", ForeignKey("samples.id"), primary_key=True),
+    Column("predicted", String, nullable=False),
+    Column("confidence", Float, nullable=False),
+    Column("at", Float, nullable=False),
+)
+
+verdicts = Table(
+    "verdicts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("cycle_id", ForeignKey("cycles.id"), nullable=False, index=True),
+    Column("target", String, nullable=False),
+    Column("artifact_id", ForeignKey("artifacts.id"), nullable=False),
+    Column("champion_id", ForeignKey("artifacts.id")),
+    Column("answer", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("better", Boolean, nullable=False),
+    Column("verdict", JSON, nullable=False),  # policies.facts.Verdict
+    Column("facts", JSON, nullable=False),  # what it was judged on, to replay it
+    Column("at", Float, nullable=False),
+)
+
+promotions = Table(
+    "promotions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("target", String, nullable=False, index=True),
+    Column("artifact_id", ForeignKey("artifacts.id"), nullable=False),
+    Column("cycle_id", ForeignKey("cycles.id")),
+    Column("verdict_id", ForeignKey("verdicts.id")),
+    Column("kind", String, nullable=False),  # promotion, rollback
+    Column("version", Integer, nullable=False),  # Triton's
+    Column("state", String, nullable=False),  # switching, serving, retired, failed
+    Column("step", String),  # of the switch, the last that was finished
+    Column("error", String),  # why it waits, or failed
+    Column("reason", String, nullable=False),
+    Column("by", String, nullable=False),
+    Column("started", Float, nullable=False),
+    Column("served", Float),  # when Triton first answered with it
+    Column("ended", Float),
+    UniqueConstraint("target", "version"),
+)
+
+requests = Table(  # what people ask of a running daemon from the command line
+    "requests",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String, nullable=False),
+    Column("arguments", JSON, nullable=False),
+    Column("by", String, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("state", String, nullable=False, index=True),  # asked, taken, done, refused
+    Column("answer", String),
+)

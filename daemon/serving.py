@@ -1,0 +1,237 @@
+"""What Triton should serve, made so by a thread of its own: a slow or absent server never holds up the loop.
+
+Every round is read from the journal anew: promotions that are under way go on from their last finished step, and
+what should be served is compared with what is. A round may be cut off anywhere and repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, func, select, update
+
+from daemon import schema
+from daemon.config import Config
+from daemon.events import Event, SwitchEnded
+from daemon.journal import AnyRow, add, claim, get, now
+from deploy import repository
+from deploy.config_pbtxt import Serving as ServedHow
+from deploy.device import fingerprint
+from deploy.repository import RepositoryError
+from deploy.switch import STEPS, Switch, SwitchFailed, mend, run_step, undo
+from deploy.triton import Triton, TritonUnavailable
+
+log = logging.getLogger("relearn")
+promotions = schema.promotions
+
+
+class Serving:
+    """The thread that speaks to Triton, and the promotions that are asked of it."""
+
+    def __init__(self, config: Config, journal: Engine, put: Callable[[Event], None]) -> None:
+        self.config = config
+        self.journal = journal
+        self.put = put
+        self.device = fingerprint(config.settings.build.engine)
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._triton: Triton | None = None
+        self._said: dict[str, str | None] = {}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The thread, for as long as the block lasts. A step at hand is cut off at its end: it can be repeated."""
+        threading.Thread(target=self._run, name="serving", daemon=True).start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            self._wake.set()
+
+    def tend(self) -> None:
+        """Asks for a round now."""
+        self._wake.set()
+
+    def request(
+        self,
+        connection: Connection,
+        target: str,
+        artifact: str,
+        *,
+        kind: str,
+        by: str,
+        cycle: int | None,
+    ) -> AnyRow:
+        """The promotion of an artifact to a target: the one that this cycle asked for already, or a new one."""
+        if cycle is not None:
+            mine = (promotions.c.cycle_id == cycle, promotions.c.artifact_id == artifact)
+            if row := connection.execute(select(promotions).where(*mine)).first():
+                return row
+        table = schema.verdicts
+        verdict = connection.execute(
+            select(table).where(table.c.cycle_id == cycle, table.c.artifact_id == artifact)
+        ).first()
+        get(connection, schema.artifacts, artifact)
+        id_ = add(
+            connection,
+            promotions,
+            target=target,
+            artifact_id=artifact,
+            cycle_id=cycle,
+            verdict_id=verdict.id if verdict else None,
+            kind=kind,
+            version=self._next_version(connection, target),
+            state="switching",
+            reason=verdict.reason if verdict else f"{kind} by {by}",
+            by=by,
+            started=now(),
+        )
+        return get(connection, promotions, id_)
+
+    def withdraw(self, cycle: int) -> None:
+        """Takes back the promotions of a cycle that are not served yet; what was begun is undone."""
+        with self.journal.begin() as connection:
+            connection.execute(
+                update(promotions)
+                .where(promotions.c.cycle_id == cycle, promotions.c.state == "switching")
+                .values(state="undoing", error="withdrawn: the constraints changed")
+            )
+        self.tend()
+
+    def _next_version(self, connection: Connection, target: str) -> int:
+        highest = select(func.max(promotions.c.version)).where(promotions.c.target == target)
+        journalled = connection.execute(highest).scalar() or 0
+        on_disk = repository.versions(self.config.repository, target)
+        return max([journalled, *on_disk]) + 1
+
+    # --- the thread ---------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._stop.is_set():
+                return
+            try:
+                self._round()
+            except Exception:  # a bug here must not end serving: the next round tries again
+                log.exception("a comparison with Triton failed")
+
+    def _round(self) -> None:
+        with self.journal.connect() as connection:
+            under_way = list(
+                connection.execute(
+                    select(promotions).where(promotions.c.state.in_(("switching", "undoing"))).order_by(promotions.c.id)
+                )
+            )
+            served = list(connection.execute(select(promotions).where(promotions.c.state == "serving")))
+        try:
+            for row in under_way:
+                self._undo(row) if row.state == "undoing" else self._switch(row)
+            for row in served:
+                self._keep(row)
+            if served or under_way:
+                self._say("triton", None, "Triton answers again")
+        except TritonUnavailable as error:
+            self._say("triton", str(error))
+        except (RepositoryError, SwitchFailed) as error:
+            self._say("repository", str(error))
+
+    def _switch(self, row: AnyRow) -> None:
+        """Goes on with a promotion from its last finished step."""
+        switch = self._describe(row)
+        done = STEPS.index(row.step) + 1 if row.step else 0
+        for step in STEPS[done:]:
+            if step == "retire":  # the clients have it by now: what is left is tidying up
+                self._served(row)
+            try:
+                log.debug("%s: %s", row.target, run_step(step, switch, self._connection()))
+            except (TritonUnavailable, RepositoryError) as error:
+                self._write(row, error=f"waits: {error}")
+                raise
+            except SwitchFailed as error:
+                with self.journal.begin() as connection:
+                    claim(connection, promotions, row.id, "switching", "undoing", error=str(error))
+                self._undo(row)
+                return
+            if not self._write(row, step=step, error=None):
+                self._undo(row)  # it was withdrawn meanwhile
+                return
+
+    def _served(self, row: AnyRow) -> None:
+        with self.journal.begin() as connection:
+            earlier = (
+                promotions.c.target == row.target,
+                promotions.c.state == "serving",
+                promotions.c.id != row.id,
+            )
+            connection.execute(update(promotions).where(*earlier).values(state="retired", ended=now()))
+            if not claim(connection, promotions, row.id, "switching", "serving", served=now()):
+                return
+        self.put(SwitchEnded(row.id, None))
+
+    def _undo(self, row: AnyRow) -> None:
+        undo(self._describe(row), self._connection())
+        with self.journal.begin() as connection:
+            claim(connection, promotions, row.id, "undoing", "failed", ended=now())
+            error = get(connection, promotions, row.id).error
+        self.put(SwitchEnded(row.id, error))
+
+    def _keep(self, row: AnyRow) -> None:
+        """Mends a target that Triton does not serve as the journal says, and tidies up after its switch."""
+        switch = self._describe(row)
+        if row.step != "retire":
+            run_step("retire", switch, self._connection())
+            self._write(row, step="retire")
+        if done := mend(switch, self._connection()):
+            log.warning("%s", done)
+
+    def _write(self, row: AnyRow, **values: str | None) -> bool:
+        """Writes how far a promotion has come. False: it is no longer what it was."""
+        alive = promotions.c.state.in_(("switching", "serving"))
+        with self.journal.begin() as connection:
+            written = update(promotions).where(promotions.c.id == row.id, alive).values(**values)
+            return connection.execute(written).rowcount == 1
+
+    def _describe(self, row: AnyRow) -> Switch:
+        settings = self.config.settings
+        with self.journal.connect() as connection:
+            artifact = get(connection, schema.artifacts, row.artifact_id)
+            before = connection.execute(
+                select(promotions.c.version).where(
+                    promotions.c.target == row.target,
+                    promotions.c.state == "serving",
+                    promotions.c.id != row.id,
+                )
+            ).scalar()
+        return Switch(
+            repository=self.config.repository,
+            target=row.target,
+            artifact=Path(artifact.path),
+            version=row.version,
+            before=before,
+            serving=ServedHow(
+                max_batch_size=settings.triton.max_batch_size,
+                instances=settings.triton.instances,
+                threads=settings.compute.serve_threads,
+            ),
+        )
+
+    def _connection(self) -> Triton:
+        if self._triton is None:
+            triton = self.config.settings.triton
+            self._triton = Triton(triton.url, timeout=triton.timeout_seconds)
+        return self._triton
+
+    def _say(self, about: str, trouble: str | None, relief: str = "") -> None:
+        """Logs a trouble once, not at every round, and once when it is over."""
+        before = self._said.get(about)
+        self._said[about] = trouble
+        if trouble and trouble != before:
+            log.warning("%s; it is tried again every %g s", trouble, self.config.settings.triton.check_seconds)
+        elif before and not trouble and relief:
+            log.info(relief)

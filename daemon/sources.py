@@ -1,0 +1,176 @@
+"""Where events come from: watchdog for folders and files, APScheduler for timers.
+
+Notification is a hint: it says where to look, and when it is quiet. What is there is for the scan to say.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from queue import SimpleQueue
+
+from apscheduler.schedulers.background import BackgroundScheduler
+from watchdog.events import (
+    EVENT_TYPE_CLOSED_NO_WRITE,
+    EVENT_TYPE_OPENED,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
+from watchdog.observers.polling import PollingObserver
+
+from daemon.config import Config
+from daemon.events import (
+    ConstraintsTouched,
+    DropSettled,
+    Event,
+    PersonAsked,
+    SourceFailed,
+    TimerFired,
+)
+
+Put = Callable[[Event], None]
+EDIT_SETTLE_SECONDS = 0.05  # editors write a file in two or three steps
+MANY = 20_000  # so many paths are no longer a hint: the whole folder is scanned
+
+
+class Settling:
+    """Gathers the paths of a burst of changes, and tells them once nothing has changed for a while."""
+
+    def __init__(self, seconds: float, tell: Callable[[frozenset[Path]], None]) -> None:
+        self.seconds = seconds
+        self.tell = tell
+        self._paths: set[Path] = set()
+        self._last = 0.0
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._wait, name="settling", daemon=True)
+
+    def touch(self, *paths: Path) -> None:
+        with self._changed:
+            self._paths.update(paths)
+            self._last = time.monotonic()
+            self._changed.notify()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _wait(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or bool(self._paths))
+                while not self._stopped and (left := self._last + self.seconds - time.monotonic()) > 0:
+                    self._changed.wait(left)
+                if self._stopped:
+                    return
+                paths, self._paths = frozenset(self._paths), set()
+            self.tell(paths)
+
+
+class _Touch(FileSystemEventHandler):
+    def __init__(self, touch: Callable[..., None]) -> None:
+        self.touch = touch
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type in (EVENT_TYPE_OPENED, EVENT_TYPE_CLOSED_NO_WRITE):
+            return  # reading is no change, and we read ourselves
+        paths = [event.src_path, event.dest_path] if event.dest_path else [event.src_path]
+        self.touch(*(Path(path if isinstance(path, str) else path.decode()) for path in paths))
+
+
+class Sources:
+    """All sources of one daemon, feeding one queue."""
+
+    def __init__(self, config: Config, queue: SimpleQueue[Event]) -> None:
+        self.config = config
+        self.put: Put = queue.put
+        self.scheduler = BackgroundScheduler(timezone=UTC, job_defaults={"misfire_grace_time": None})
+        self._settlings: list[Settling] = []
+        self._observers: list[BaseObserver] = []
+
+    def start(self) -> None:
+        watch = self.config.settings.watch
+        for folder in self.config.folders:
+            self._watch(folder, watch.settle_seconds, self._settled(folder), recursive=True)
+        self._watch(
+            self.config.constraints,
+            EDIT_SETTLE_SECONDS,
+            lambda _paths: self.put(ConstraintsTouched()),
+            recursive=False,
+        )
+        self._watch_wake()
+        minutes = watch.rescan_minutes
+        self.scheduler.add_job(self._fire, "interval", ["rescan"], minutes=minutes)
+        self.scheduler.add_job(self._fire, "interval", ["triton"], seconds=self.config.settings.triton.check_seconds)
+        self.scheduler.start()
+
+    def stop(self) -> None:
+        self.scheduler.shutdown(wait=False)
+        for observer in self._observers:
+            observer.stop()
+        for settling in self._settlings:
+            settling.stop()
+
+    def fire_at(self, moment: float, name: str) -> None:
+        """A timer of this name at that moment (seconds since the epoch), in place of an earlier one of it."""
+        when = datetime.fromtimestamp(moment, UTC)
+        self.scheduler.add_job(self._fire, "date", [name], run_date=when, id=name, replace_existing=True)
+
+    def touch(self, folder: Path, *paths: Path) -> None:
+        """Asks for another look at paths that were too fresh to be read."""
+        self._settlings[self.config.folders.index(folder)].touch(*paths)
+
+    def _fire(self, name: str) -> None:
+        self.put(TimerFired(name))
+
+    def _settled(self, folder: Path) -> Callable[[frozenset[Path]], None]:
+        def tell(paths: frozenset[Path]) -> None:
+            self.put(DropSettled(folder, None if len(paths) > MANY or folder in paths else paths))
+
+        return tell
+
+    def _watch(self, folder: Path, seconds: float, tell: Callable[[frozenset[Path]], None], *, recursive: bool) -> None:
+        settling = Settling(seconds, tell)
+        settling.start()
+        self._settlings.append(settling)
+        self._observe(folder, _Touch(settling.touch), recursive=recursive)
+
+    def _watch_wake(self) -> None:
+        inbox = self.config.state / "inbox"
+        inbox.mkdir(parents=True, exist_ok=True)
+        self._observe(inbox, _Touch(lambda *_paths: self.put(PersonAsked())), recursive=False, local=True)
+
+    def _observe(self, folder: Path, handler: FileSystemEventHandler, *, recursive: bool, local: bool = False) -> None:
+        watch = self.config.settings.watch
+        polling = watch.polling and not local
+        observer: BaseObserver = PollingObserver(timeout=watch.polling_seconds) if polling else Observer()
+        try:
+            observer.schedule(handler, str(folder), recursive=recursive)
+            observer.start()
+        except OSError as error:  # for instance the limit of inotify watches
+            self.put(SourceFailed(f"{folder}: cannot be watched ({error}); it is polled meanwhile"))
+            observer = PollingObserver(timeout=watch.polling_seconds)
+            observer.schedule(handler, str(folder), recursive=recursive)
+            observer.start()
+        self._observers.append(observer)
+
+
+@contextmanager
+def running(sources: Sources) -> Iterator[Sources]:
+    """The sources, started, and stopped at the end whatever happens."""
+    sources.start()
+    try:
+        yield sources
+    finally:
+        sources.stop()

@@ -1,0 +1,63 @@
+"""The content-addressed store: a copy of every sample, named by the SHA-256 of its bytes.
+
+A copy is a reflink where the file system has it, otherwise real bytes; never a hard link, through which an edit in
+place would change it. What is the user's is opened for reading alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+
+_FICLONE = 0x40049409  # ioctl_ficlone(2)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def place(store: Path, sha256: str) -> Path:
+    """Where the sample of this hash lies, or would lie."""
+    return store / sha256[:2] / sha256
+
+
+def copy_in(source: Path, temporary: Path) -> tuple[str, int]:
+    """Copies a file and returns the SHA-256 (hex) and the size of what was copied: the copy is what was hashed.
+
+    Not durable until `settle` has synced it and given it its name.
+    """
+    with source.open("rb") as original, temporary.open("w+b") as copy:
+        try:
+            fcntl.ioctl(copy.fileno(), _FICLONE, original.fileno())
+        except OSError:
+            while chunk := original.read(1 << 20):
+                copy.write(chunk)
+            copy.flush()
+        copy.seek(0)
+        digest = hashlib.file_digest(copy, "sha256").hexdigest()
+        return digest, copy.tell()
+
+
+def settle(store: Path, copies: dict[Path, str]) -> None:
+    """Makes a batch of copies durable with one sync, then gives each its name. A copy already there is kept."""
+    if not copies:
+        return
+    _sync_file_system(store)
+    for temporary, sha256 in copies.items():
+        final = place(store, sha256)
+        final.parent.mkdir(exist_ok=True)
+        if final.exists():
+            temporary.unlink()
+        else:
+            temporary.rename(final)
+    _sync_file_system(store)
+
+
+def _sync_file_system(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,205 @@
+"""What the journal knows of a target: its requirement, its champion, the candidates it could serve."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, select
+
+from daemon import schema
+from policies.constraints import infeasible_accuracy, shortfalls
+from policies.facts import Candidate, ClassCount, ClassTally, Measurement, Requirement, from_dict
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """What a target serves."""
+
+    promotion: int
+    artifact: str
+    version: int  # Triton's
+    classes: tuple[str, ...]
+    snapshot: str  # that its model was trained on
+
+
+def requirements(connection: Connection) -> dict[str, Requirement]:
+    """The last valid requirement of each target whose constraint file is there, by name."""
+    files = schema.constraint_files
+    newest = select(func.max(files.c.id)).group_by(files.c.target)
+    present = connection.execute(
+        select(files.c.target).where(files.c.id.in_(newest), files.c.gone.is_(False))
+    ).scalars()
+    valid = select(func.max(files.c.id)).where(files.c.requirement.is_not(None)).group_by(files.c.target)
+    rows = connection.execute(
+        select(files.c.target, files.c.requirement)
+        .where(files.c.id.in_(valid), files.c.target.in_(list(present)))
+        .order_by(files.c.target)
+    )
+    return {target: from_dict(Requirement, plain) for target, plain in rows if plain is not None}
+
+
+def champion(connection: Connection, target: str) -> Champion | None:
+    """The champion of a target: what was last switched to and answered by Triton."""
+    promotions, artifacts, models = schema.promotions, schema.artifacts, schema.models
+    row = connection.execute(
+        select(
+            promotions.c.id,
+            promotions.c.artifact_id,
+            promotions.c.version,
+            models.c.classes,
+            models.c.snapshot_id,
+        )
+        .join(artifacts, artifacts.c.id == promotions.c.artifact_id)
+        .join(models, models.c.id == artifacts.c.model_id)
+        .where(promotions.c.target == target, promotions.c.state == "serving")
+        .order_by(promotions.c.version.desc())
+    ).first()
+    return None if row is None else Champion(row[0], row[1], row[2], tuple(row[3]), row[4])
+
+
+def anchor(connection: Connection, target: str) -> str | None:
+    """The artifact that no later one may fall below: last promoted as better, or chosen by a person's rollback."""
+    promotions, verdicts = schema.promotions, schema.verdicts
+    return connection.execute(
+        select(promotions.c.artifact_id)
+        .outerjoin(verdicts, verdicts.c.id == promotions.c.verdict_id)
+        .where(
+            promotions.c.target == target,
+            promotions.c.served.is_not(None),
+            verdicts.c.better.is_(True) | (promotions.c.kind == "rollback"),
+        )
+        .order_by(promotions.c.version.desc())
+    ).scalar()
+
+
+def candidates(
+    connection: Connection, requirement: Requirement, classes: Iterable[str], device: str
+) -> list[Candidate]:
+    """Stored artifacts that the target could serve: its input size, and at least these classes.
+
+    `measurement` is the newest at the requirement's batch size and concurrency on this device.
+    """
+    artifacts, models = schema.artifacts, schema.models
+    rows = connection.execute(
+        select(
+            artifacts.c.id,
+            artifacts.c.artifact_mb,
+            models.c.id.label("model"),
+            models.c.architecture,
+            models.c.snapshot_id,
+            models.c.classes,
+            models.c.tune_accuracy,
+        )
+        .join(models, models.c.id == artifacts.c.model_id)
+        .where(models.c.height == requirement.height, models.c.width == requirement.width)
+        .order_by(artifacts.c.created)
+    ).all()
+    needed = set(classes)
+    return [
+        Candidate(
+            artifact=row.id,
+            model=row.model,
+            architecture=row.architecture,
+            snapshot=row.snapshot_id,
+            classes=tuple(row.classes),
+            artifact_mb=row.artifact_mb,
+            tune_accuracy=_tune_accuracy(connection, row.id, row.tune_accuracy),
+            measurement=measurement(connection, row.id, requirement, device),
+        )
+        for row in rows
+        if needed <= set(row.classes)
+    ]
+
+
+def _tune_accuracy(connection: Connection, artifact: str, of_model: float | None) -> float | None:
+    proofs = schema.proofs
+    newest = connection.execute(
+        select(proofs.c.tune_accuracy).where(proofs.c.artifact_id == artifact).order_by(proofs.c.id.desc())
+    ).scalar()
+    return of_model if newest is None else float(newest)
+
+
+def measurement(connection: Connection, artifact: str, requirement: Requirement, device: str) -> Measurement | None:
+    """The newest measurement of an artifact under the requirement's load on this device."""
+    table = schema.measurements
+    rows = connection.execute(
+        select(table.c.figures).where(table.c.artifact_id == artifact).order_by(table.c.id.desc())
+    ).scalars()
+    for figures in rows:
+        found = from_dict(Measurement, figures)
+        asked = (requirement.batch_size, requirement.concurrency, device)
+        if (found.batch_size, found.concurrency, found.device) == asked:
+            return found
+    return None
+
+
+def stored(connection: Connection, requirement: Requirement, artifact: str, device: str) -> Candidate | None:
+    """One stored artifact as a candidate; None where the target asks for another input size."""
+    found = candidates(connection, requirement, (), device)
+    return next((candidate for candidate in found if candidate.artifact == artifact), None)
+
+
+def feasible(
+    connection: Connection,
+    requirement: Requirement,
+    champion: Champion,
+    judge: tuple[ClassCount, ...],
+    *,
+    device: str,
+    confidence: float,
+) -> bool:
+    """Whether the champion meets the constraints, as far as it is measured and proven on the judge."""
+    candidate = stored(connection, requirement, champion.artifact, device)
+    if candidate is None or shortfalls(requirement, candidate):
+        return False
+    return not infeasible_accuracy(requirement, judge, confidence)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeSet:
+    """The judge samples of a snapshot: true class by sample id."""
+
+    truth: Mapping[int, str]
+
+    def answers(self, connection: Connection, artifact: str) -> dict[int, str]:
+        """What the artifact answered to them, by sample id; a sample it was never asked about is missing."""
+        table = schema.answers
+        rows = connection.execute(select(table.c.sample_id, table.c.predicted).where(table.c.artifact_id == artifact))
+        return {sample: predicted for sample, predicted in rows if sample in self.truth}
+
+    def covered(self, connection: Connection, artifact: str) -> bool:
+        return len(self.answers(connection, artifact)) == len(self.truth)
+
+    def counts(self, connection: Connection, artifact: str) -> tuple[ClassCount, ...]:
+        """Samples and right answers of each class, over those that were answered."""
+        answered = self.answers(connection, artifact)
+        samples = Counter(self.truth[sample] for sample in answered)
+        correct = Counter(name for sample, name in answered.items() if self.truth[sample] == name)
+        return tuple(ClassCount(name, number, correct[name]) for name, number in sorted(samples.items()))
+
+    def tallies(
+        self, connection: Connection, challenger: str, champion: str, classes: Sequence[str]
+    ) -> tuple[ClassTally, ...]:
+        """The paired answers of two artifacts on the judge samples of these classes."""
+        new, old = self.answers(connection, challenger), self.answers(connection, champion)
+        cells: dict[str, Counter[tuple[bool, bool]]] = {name: Counter() for name in classes}
+        for sample, name in self.truth.items():
+            if name in cells and sample in new and sample in old:
+                cells[name][old[sample] == name, new[sample] == name] += 1
+        return tuple(
+            ClassTally(name, cell[True, True], cell[True, False], cell[False, True], cell[False, False])
+            for name, cell in sorted(cells.items())
+        )
+
+
+def judge_set(connection: Connection, rows: Mapping[bytes, tuple[str, str]]) -> JudgeSet:
+    """The judge set of a snapshot, given its rows (daemon/snapshot.py `read`)."""
+    samples, groups = schema.samples, schema.groups
+    found = connection.execute(
+        select(samples.c.id, samples.c.sha256)
+        .join(groups, groups.c.id == samples.c.group_id)
+        .where(groups.c.role == "judge")
+    )
+    return JudgeSet({id_: rows[sha][0] for id_, sha in found if sha in rows and rows[sha][1] == "judge"})

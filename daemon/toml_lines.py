@@ -1,0 +1,27 @@
+"""Where a key stands in a TOML text: tomllib tells no line numbers for what it has parsed."""
+
+from __future__ import annotations
+
+import re
+
+_HEADER = re.compile(r"^\s*\[\[?\s*([^\]]+?)\s*\]\]?")
+_KEY = re.compile(r"""^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
+
+
+def line_of(text: str, key: str) -> int | None:
+    """The line (from 1) at which a dotted key, or the table of that name, is written; None: it is not."""
+    table = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := _HEADER.match(line):
+            table = _plain(header[1])
+            if table == key:
+                return number
+        elif assignment := _KEY.match(line):
+            name = _plain(assignment[1])
+            if (f"{table}.{name}" if table else name) == key:
+                return number
+    return None
+
+
+def _plain(name: str) -> str:
+    return ".".join(part.strip().strip("\"'") for part in name.split("."))

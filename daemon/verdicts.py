@@ -1,0 +1,110 @@
+"""Asking the promotion policy: the paired answers are counted, the policy judges, both are written down."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sqlalchemy import Connection, func, select
+
+from daemon import schema, targets
+from daemon.journal import add, now
+from daemon.targets import JudgeSet
+from policies.constraints import shortfalls
+from policies.facts import Candidate, ClassTally, Requirement, Verdict, to_dict
+from policies.promotion import judge as judge_candidate
+from policies.settings import PromotionSettings
+
+DAY = 86_400.0
+
+
+def ask(
+    connection: Connection,
+    *,
+    cycle: int,
+    requirement: Requirement,
+    challenger: Candidate,
+    champion_feasible: bool,
+    judge: JudgeSet,
+    device: str,
+    settings: PromotionSettings,
+) -> Verdict:
+    """The verdict on a challenger that was proven on this judge set, as a row with all that it was judged on."""
+    target = requirement.target
+    champion = _rival(connection, requirement, champion_of(connection, target), judge, device)
+    anchor = _rival(connection, requirement, anchor_of(connection, requirement, device), judge, device)
+    against_anchor = anchor and anchor.artifact not in (champion and champion.artifact, challenger.artifact)
+    facts = {
+        "requirement": requirement,
+        "challenger": challenger,
+        "champion": champion,
+        "tallies": _tallies(connection, judge, challenger, champion) if champion else (),
+        "anchor": _tallies(connection, judge, challenger, anchor) if anchor and against_anchor else None,
+        "champion_feasible": champion_feasible,
+        "askings": _askings(connection, target, settings.period_days),
+    }
+    verdict = judge_candidate(**facts, settings=settings)  # type: ignore[arg-type]
+    add(
+        connection,
+        schema.verdicts,
+        cycle_id=cycle,
+        target=target,
+        artifact_id=challenger.artifact,
+        champion_id=champion.artifact if champion else None,
+        answer=verdict.answer,
+        reason=verdict.reason,
+        better=verdict.better,
+        verdict=to_dict(verdict),
+        facts=to_dict({**facts, "settings": settings}),
+        at=now(),
+    )
+    return verdict
+
+
+def unproven(connection: Connection, requirement: Requirement, judge: JudgeSet, device: str) -> tuple[str, ...]:
+    """Champion and anchor, where they could be compared but lack answers to some judge samples."""
+    rivals = {champion_of(connection, requirement.target), anchor_of(connection, requirement, device)}
+    return tuple(
+        rival
+        for rival in sorted(filter(None, rivals))
+        if targets.stored(connection, requirement, rival, device) and not judge.covered(connection, rival)
+    )
+
+
+def champion_of(connection: Connection, target: str) -> str | None:
+    """The artifact that the target serves."""
+    champion = targets.champion(connection, target)
+    return champion.artifact if champion else None
+
+
+def anchor_of(connection: Connection, requirement: Requirement, device: str) -> str | None:
+    """The anchor, as long as it meets the constraints itself: nobody must match what could not be served."""
+    artifact = targets.anchor(connection, requirement.target)
+    candidate = artifact and targets.stored(connection, requirement, artifact, device)
+    return artifact if candidate and not shortfalls(requirement, candidate) else None
+
+
+def _rival(
+    connection: Connection, requirement: Requirement, artifact: str | None, judge: JudgeSet, device: str
+) -> Candidate | None:
+    candidate = artifact and targets.stored(connection, requirement, artifact, device)
+    if not candidate:
+        return None
+    return dataclasses.replace(candidate, proof=judge.counts(connection, candidate.artifact))
+
+
+def _tallies(
+    connection: Connection, judge: JudgeSet, challenger: Candidate, rival: Candidate
+) -> tuple[ClassTally, ...]:
+    both = [name for name in challenger.classes if name in rival.classes]
+    return judge.tallies(connection, challenger.artifact, rival.artifact, both)
+
+
+def _askings(connection: Connection, target: str, period_days: float) -> int:
+    """How often a challenger was compared on the judge within the period."""
+    table = schema.verdicts
+    number = connection.execute(
+        select(func.count()).where(
+            table.c.target == target, table.c.champion_id.is_not(None), table.c.at > now() - period_days * DAY
+        )
+    ).scalar()
+    return int(number or 0)

@@ -1,0 +1,320 @@
+"""What the journal shows to people and programs, as plain values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from daemon import schema, targets
+from daemon.config import Config
+from daemon.errors import NotFound
+from daemon.journal import AnyRow, get
+from daemon.lock import is_running
+from policies.combine import decide
+from policies.evidence import Evidence
+from policies.facts import from_dict, to_dict
+from policies.settings import PoliciesSettings
+
+View = dict[str, Any]
+
+
+def status(connection: Connection, config: Config) -> View:
+    """What the daemon is doing, what each target serves, what data there is."""
+    return {
+        "workspace": str(config.workspace),
+        "running": is_running(config.state),
+        "targets": [target(connection, config, name) for name in _target_names(connection)],
+        "working": working(connection),
+        "data": data(connection),
+        "last_decision": next(iter(decisions(connection, 1)), None),
+    }
+
+
+def _target_names(connection: Connection) -> list[str]:
+    return list(connection.execute(select(schema.constraint_files.c.target).distinct().order_by("target")).scalars())
+
+
+def target(connection: Connection, config: Config, name: str) -> View:
+    """One target: its requirement, the error of its file if there is one, and what it serves."""
+    files = schema.constraint_files
+    newest = connection.execute(select(files).where(files.c.target == name).order_by(files.c.id.desc())).first()
+    assert newest is not None
+    requirement = targets.requirements(connection).get(name)
+    champion = targets.champion(connection, name)
+    last = connection.execute(
+        select(schema.cycles).where(schema.cycles.c.target == name).order_by(schema.cycles.c.id.desc())
+    ).first()
+    return {
+        "target": name,
+        "requirement": to_dict(requirement) if requirement else None,
+        "error": newest.error,
+        "removed": newest.gone,
+        "champion": _champion(connection, champion) if champion else None,
+        "last_cycle": _cycle(connection, last) if last else None,
+        "violated": bool(last and last.outcome == "violated"),
+    }
+
+
+def _champion(connection: Connection, champion: targets.Champion) -> View:
+    view = model(connection, champion.artifact)
+    row = get(connection, schema.promotions, champion.promotion)
+    return {
+        **view,
+        "version": champion.version,
+        "served_since": row.served,
+        "reason": row.reason,
+        "by": row.by,
+    }
+
+
+def model(connection: Connection, artifact: str) -> View:
+    """A stored artifact, with what was measured and proven of it."""
+    stored = get(connection, schema.artifacts, artifact)
+    trained = get(connection, schema.models, stored.model_id)
+    table = schema.measurements
+    figures = connection.execute(
+        select(table.c.figures).where(table.c.artifact_id == artifact).order_by(table.c.id.desc())
+    ).scalar()
+    proofs = schema.proofs
+    proof = connection.execute(
+        select(proofs).where(proofs.c.artifact_id == artifact).order_by(proofs.c.id.desc())
+    ).first()
+    return {
+        "artifact": artifact,
+        "model": trained.id,
+        "architecture": trained.architecture,
+        "classes": trained.classes,
+        "engine": stored.engine,
+        "precision": stored.precision,
+        "artifact_mb": stored.artifact_mb,
+        "snapshot": trained.snapshot_id,
+        "cycle": trained.cycle_id,
+        "train_seconds": trained.train_seconds,
+        "tune_accuracy": proof.tune_accuracy if proof else trained.tune_accuracy,
+        "judge_accuracy": judge_accuracy(connection, artifact),
+        "parity": proof.parity if proof else None,
+        "measurement": figures,
+        "created": stored.created,
+        "path": stored.path,
+    }
+
+
+def judge_accuracy(connection: Connection, artifact: str) -> float | None:
+    """Share of right answers on the judge samples that the artifact was asked about, by their labels now."""
+    answers, occurrences = schema.answers, schema.occurrences
+    rows = connection.execute(
+        select(answers.c.predicted, occurrences.c.class_name)
+        .join(occurrences, occurrences.c.sample_id == answers.c.sample_id)
+        .where(answers.c.artifact_id == artifact, occurrences.c.gone.is_(None))
+    ).all()
+    return sum(predicted == name for predicted, name in rows) / len(rows) if rows else None
+
+
+def models(connection: Connection) -> list[View]:
+    """Every stored artifact, the newest first."""
+    ids = connection.execute(select(schema.artifacts.c.id).order_by(schema.artifacts.c.created.desc())).scalars()
+    serving = {row.artifact_id: f"{row.target}/{row.version}" for row in _serving(connection)}
+    return [{**model(connection, id_), "serves": serving.get(id_)} for id_ in ids]
+
+
+def _serving(connection: Connection) -> list[AnyRow]:
+    return list(connection.execute(select(schema.promotions).where(schema.promotions.c.state == "serving")))
+
+
+def working(connection: Connection) -> View | None:
+    """The running cycle and how far its stage has come; None: nothing runs."""
+    row = connection.execute(select(schema.cycles).where(schema.cycles.c.state == "running")).first()
+    if row is None:
+        return None
+    stages, attempts = schema.stages, schema.attempts
+    stage = connection.execute(
+        select(stages).where(stages.c.cycle_id == row.id, stages.c.state.in_(("running", "waiting")))
+    ).first()
+    view: View = {
+        "cycle": row.id,
+        "target": row.target,
+        "since": row.started,
+        "stage": None,
+        "progress": None,
+    }
+    if stage is not None:
+        attempt = connection.execute(
+            select(attempts).where(attempts.c.stage_id == stage.id).order_by(attempts.c.id.desc())
+        ).first()
+        view |= {"step": stage.step, "stage": stage.name, "state": stage.state, "attempt": stage.attempts}
+        view["progress"] = attempt.progress if attempt else None
+        view["last_words"] = attempt.last_words if attempt else None
+        return view
+    waiting = connection.execute(
+        select(schema.promotions).where(
+            schema.promotions.c.cycle_id == row.id, schema.promotions.c.state == "switching"
+        )
+    ).first()
+    if waiting is not None:
+        view |= {"stage": "promotion", "step": waiting.step, "last_words": waiting.error}
+    return view
+
+
+def data(connection: Connection) -> View:
+    """Samples by class and role, and the files that could not be used."""
+    occurrences, samples, groups = schema.occurrences, schema.samples, schema.groups
+    live = occurrences.c.gone.is_(None)
+    rows = connection.execute(
+        select(occurrences.c.class_name, groups.c.role, func.count(func.distinct(samples.c.id)))
+        .join(samples, samples.c.id == occurrences.c.sample_id)
+        .outerjoin(groups, groups.c.id == samples.c.group_id)
+        .where(live)
+        .group_by(occurrences.c.class_name, groups.c.role)
+    )
+    classes: dict[str, Counter[str]] = {}
+    unlabelled = 0
+    for name, role, number in rows:
+        if name is None:
+            unlabelled += number
+        else:
+            classes.setdefault(name, Counter())[role] += number
+    several = (
+        select(occurrences.c.sample_id)
+        .where(live, occurrences.c.class_name.is_not(None))
+        .group_by(occurrences.c.sample_id)
+        .having(func.count(func.distinct(occurrences.c.class_name)) > 1)
+    )
+    return {
+        "classes": {name: dict(counts) for name, counts in sorted(classes.items())},
+        "unlabelled": unlabelled,
+        "in_conflict": len(connection.execute(several).all()),
+        "rejected": connection.execute(select(func.count()).where(schema.rejections.c.gone.is_(None))).scalar(),
+    }
+
+
+def rejected(connection: Connection) -> list[View]:
+    """Files that could not be used and are still there, with the reason; the newest first."""
+    table = schema.rejections
+    rows = connection.execute(select(table).where(table.c.gone.is_(None)).order_by(table.c.id.desc()))
+    return [
+        {"file": str(Path(row.folder) / row.path), "reason": row.reason, "drop": row.drop_id, "at": row.at}
+        for row in rows
+    ]
+
+
+def decisions(connection: Connection, limit: int) -> list[View]:
+    """The newest decisions, the newest first."""
+    table = schema.decisions
+    rows = connection.execute(select(table).order_by(table.c.id.desc()).limit(limit))
+    return [
+        {"id": row.id, "at": row.at, "target": row.target, "event": row.event, "action": row.action,
+         "reason": row.reason, "until": row.until}
+        for row in rows
+    ]  # fmt: skip
+
+
+def cycles(connection: Connection, limit: int = 20) -> list[View]:
+    """The newest cycles with their stages, the newest first."""
+    table = schema.cycles
+    rows = connection.execute(select(table).order_by(table.c.id.desc()).limit(limit))
+    return [_cycle(connection, row) for row in rows]
+
+
+def _cycle(connection: Connection, row: AnyRow) -> View:
+    stages, attempts = schema.stages, schema.attempts
+    found = connection.execute(select(stages).where(stages.c.cycle_id == row.id).order_by(stages.c.id)).all()
+    tries: dict[int, list[View]] = {}
+    for attempt in connection.execute(
+        select(attempts).where(attempts.c.stage_id.in_([stage.id for stage in found])).order_by(attempts.c.id)
+    ):
+        tries.setdefault(attempt.stage_id, []).append(
+            {key: getattr(attempt, key) for key in ("number", "started", "ended", "outcome", "last_words")}
+        )
+    return {
+        "id": row.id,
+        "decision": row.decision_id,
+        "target": row.target,
+        "trigger": row.trigger,
+        "state": row.state,
+        "outcome": row.outcome,
+        "reason": row.reason,
+        "snapshot": row.snapshot_id,
+        "started": row.started,
+        "ended": row.ended,
+        "stages": [
+            {
+                "step": stage.step,
+                "name": stage.name,
+                "state": stage.state,
+                "outputs": stage.outputs,
+                "attempts": tries.get(stage.id, []),
+            }
+            for stage in found
+        ],
+        "verdicts": [_verdict(v) for v in _verdict_rows(connection, row.id)],
+        "promotions": [_promotion(p) for p in _promotion_rows(connection, row.id)],
+    }
+
+
+def _verdict_rows(connection: Connection, cycle: int) -> list[AnyRow]:
+    table = schema.verdicts
+    return list(connection.execute(select(table).where(table.c.cycle_id == cycle).order_by(table.c.id)))
+
+
+def _promotion_rows(connection: Connection, cycle: int) -> list[AnyRow]:
+    table = schema.promotions
+    return list(connection.execute(select(table).where(table.c.cycle_id == cycle).order_by(table.c.id)))
+
+
+def _verdict(row: AnyRow) -> View:
+    return {
+        "id": row.id,
+        "artifact": row.artifact_id,
+        "against": row.champion_id,
+        "at": row.at,
+        **row.verdict,
+    }
+
+
+def _promotion(row: AnyRow) -> View:
+    keys = (
+        "id",
+        "target",
+        "artifact_id",
+        "kind",
+        "version",
+        "state",
+        "step",
+        "reason",
+        "error",
+        "by",
+        "served",
+    )
+    return {key: getattr(row, key) for key in keys}
+
+
+def explain(connection: Connection, name: str) -> View:
+    """A decision (d3), a cycle (c3) or a verdict (v3) with everything that it rests on; d3 is replayed.
+
+    Raises NotFound.
+    """
+    kind, number = name[:1].lower(), name[1:]
+    if name.isdigit():
+        kind, number = "d", name
+    if not number.isdigit() or kind not in "dcv":
+        raise NotFound(f"{name!r}: name a decision (d3), a cycle (c3) or a verdict (v3)")
+    if kind == "c":
+        view = _cycle(connection, get(connection, schema.cycles, int(number)))
+        return {**view, "decided_by": _decision(connection, view["decision"])}
+    if kind == "v":
+        row = get(connection, schema.verdicts, int(number))
+        return {**_verdict(row), "cycle": row.cycle_id, "facts": row.facts}
+    return _decision(connection, int(number))
+
+
+def _decision(connection: Connection, id_: int) -> View:
+    row = get(connection, schema.decisions, id_)
+    view = {column: getattr(row, column) for column in row._fields}
+    if row.evidence:
+        again = decide(from_dict(Evidence, row.evidence), from_dict(PoliciesSettings, row.settings))
+        same = (again.action, again.reason) == (row.action, row.reason)
+        view["replayed"] = "the same" if same else f"this version would say: {again.action}: {again.reason}"
+    return view

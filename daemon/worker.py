@@ -1,0 +1,148 @@
+"""The lane that runs cycles: one at a time, so that what measures has the machine to itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Engine, select
+
+from daemon import schema
+from daemon.children import Child
+from daemon.config import Config
+from daemon.cycle import Cycle
+from daemon.events import Event, SwitchEnded
+from daemon.journal import get, now
+from daemon.serving import Serving
+from daemon.sources import Sources
+from policies.next_step import Finish, Promote
+
+log = logging.getLogger("relearn")
+
+
+class Worker:
+    """The running cycle, if there is one."""
+
+    def __init__(
+        self,
+        config: Config,
+        journal: Engine,
+        put: Callable[[Event], None],
+        sources: Sources,
+        serving: Serving,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.config = config
+        self.journal = journal
+        self.put = put
+        self.sources = sources
+        self.serving = serving
+        self.tell = tell  # that a cycle has ended, for the next decision
+        self.cycle: Cycle | None = None
+        self.leaving: dict[str, Child] = {}  # children that were asked to end: nothing starts beside them
+
+    @property
+    def busy(self) -> bool:
+        return self.cycle is not None or bool(self.leaving)
+
+    @property
+    def child(self) -> Child | None:
+        return self.cycle.child if self.cycle else None
+
+    def begin(self, cycle: int) -> None:
+        self.cycle = Cycle(self.config, self.journal, cycle, self.put, self.serving.device)
+        log.info("cycle %d for %s begins", cycle, self.cycle.target)
+
+    def recover(self) -> None:
+        """Goes on with the cycle that was running when the daemon last ended."""
+        with self.journal.connect() as connection:
+            running = connection.execute(select(schema.cycles.c.id).where(schema.cycles.c.state == "running")).scalar()
+        if running is not None:
+            self.begin(running)
+
+    def step(self) -> bool:
+        """Starts what the cycle does next. False: it waits for a child, for Triton or for a retry."""
+        if self.cycle is None or self.leaving:
+            return False
+        match self.cycle.advance():
+            case Promote(artifact=artifact):
+                return self._promote(artifact)
+            case Finish(outcome=outcome, reason=reason):
+                self._finish(outcome, reason)
+                return True
+            case _:
+                self._watch_clock()
+                return False
+
+    def _promote(self, artifact: str) -> bool:
+        assert self.cycle is not None
+        with self.journal.begin() as connection:
+            promotion = self.serving.request(
+                connection,
+                self.cycle.target,
+                artifact,
+                kind="promotion",
+                by="policy",
+                cycle=self.cycle.id,
+            )
+        if promotion.state == "failed":
+            self._finish("failed", f"promotion of {artifact}: {promotion.reason}")
+            return True
+        self.serving.tend()
+        return False
+
+    def _finish(self, outcome: str, reason: str) -> None:
+        assert self.cycle is not None
+        self.cycle.finish(outcome, reason)
+        log.info("cycle %d for %s: %s: %s", self.cycle.id, self.cycle.target, outcome, reason)
+        self.tell(f"cycle {self.cycle.id} ended: {outcome}")
+        self.cycle = None
+
+    def _watch_clock(self) -> None:
+        assert self.cycle is not None
+        if self.cycle.retry_at is not None:
+            self.sources.fire_at(self.cycle.retry_at, "retry")
+        elif self.cycle.child is not None:
+            minutes = self.config.settings.compute.stage_timeout_minutes
+            self.sources.fire_at(now() + minutes * 60, "timeout")
+
+    def hear(self, line: dict[str, Any]) -> None:
+        assert self.cycle is not None
+        self.cycle.spoke(line)
+
+    def bury(self, status: int, last_words: str) -> None:
+        assert self.cycle is not None
+        self.cycle.ended(status, last_words)
+        if status != 0:
+            log.warning("cycle %d: a stage ended with status %d: %s", self.cycle.id, status, last_words[-800:])
+
+    def left(self, token: str) -> bool:
+        """Whether this was the end of a child that had been asked to end."""
+        return self.leaving.pop(token, None) is not None
+
+    def switched(self, event: SwitchEnded) -> None:
+        with self.journal.connect() as connection:
+            row = get(connection, schema.promotions, event.promotion)
+        if event.error:
+            log.error("%s: version %d is not served: %s", row.target, row.version, event.error)
+        else:
+            log.info("%s: version %d (%s) is served", row.target, row.version, row.artifact_id)
+
+    def interrupt(self, target: str, reason: str) -> None:
+        """Ends the running cycle of this target, if it is the one that runs."""
+        if self.cycle is None or self.cycle.target != target:
+            return
+        if child := self.cycle.child:
+            self.leaving[child.token] = child
+        self.serving.withdraw(self.cycle.id)
+        self.cycle.interrupt(reason)
+        log.info("cycle %d for %s is interrupted: %s", self.cycle.id, target, reason)
+        self.cycle = None
+
+    def stop_overdue(self) -> None:
+        """Stops the child whose time is up; its attempt counts as failed."""
+        limit = self.config.settings.compute.stage_timeout_minutes * 60
+        if self.cycle and (child := self.cycle.child) and child.age >= limit - 1:
+            self.cycle.timed_out = True
+            child.stop(grace_seconds=5.0)

@@ -1,0 +1,1 @@
+"""Model in, serving model out: engines, their proof and measurement, and the way into Triton."""

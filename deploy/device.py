@@ -1,0 +1,28 @@
+"""What a measurement was taken on: figures of two devices are never compared. Imports no engine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+
+def fingerprint(engine: str = "onnxruntime") -> str:
+    """ "AMD EPYC 7B13, 2 cores, onnxruntime 1.22.0": the processor, the cores given to this process, the engine."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        version = importlib.metadata.version(engine)
+    except importlib.metadata.PackageNotFoundError:
+        version = "not installed"
+    return f"{processor()}, {cores} core{'s' if cores > 1 else ''}, {engine} {version}"
+
+
+def processor() -> str:
+    """The processor's model as the kernel names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,63 @@
+"""The Triton model of a version folder, for the Python backend.
+
+Beside it lie manifest.json (what is served), engine.py (how the engine loads it) and the engine's files. Requests
+that Triton hands over together are run together. A bad request is answered with an error and harms no other.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        folder = Path(args["model_repository"]) / args["model_version"]
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        size = manifest["input"]
+        self.shape = (size["height"], size["width"], size["channels"])
+        self.classes = len(manifest["classes"])
+        threads = json.loads(args["model_config"])["parameters"]["threads"]["string_value"]
+        self.run = load_engine(folder / "engine.py").load(folder, int(threads))
+
+    def execute(self, requests):
+        batches = [pb_utils.get_input_tensor_by_name(r, "images").as_numpy() for r in requests]
+        faults = [self.find_fault(images) for images in batches]
+        good = [images for images, fault in zip(batches, faults) if fault is None]
+        answers = iter(self.answer(good))
+        return [respond(next(answers) if fault is None else fault) for fault in faults]
+
+    def find_fault(self, images):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.shape:
+            wanted = ", ".join(str(n) for n in self.shape)
+            return f"images must be uint8 of shape (n, {wanted}), not {images.dtype} {images.shape}"
+        return None
+
+    def answer(self, batches):
+        """For each batch its probabilities, or the words of what went wrong. One run for all of them."""
+        if not batches:
+            return []
+        try:
+            images = batches[0] if len(batches) == 1 else np.concatenate(batches)
+            found = self.run(images)
+            if found.shape != (len(images), self.classes):
+                raise ValueError(f"the engine answered with shape {found.shape}")
+            return np.split(found, np.cumsum([len(b) for b in batches])[:-1])
+        except Exception as error:  # whatever it is, this process lives on and the client is told
+            return [f"the engine failed: {error}"] * len(batches)
+
+
+def respond(outcome):
+    if isinstance(outcome, str):
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(outcome))
+    tensor = pb_utils.Tensor("probabilities", np.ascontiguousarray(outcome, dtype=np.float32))
+    return pb_utils.InferenceResponse(output_tensors=[tensor])
+
+
+def load_engine(path):
+    spec = importlib.util.spec_from_file_location("engine", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,133 @@
+"""Stage `prove`: the built engine answers the whole judge and tune sets, so that accuracy is of what will serve."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy import artifact, durable
+from deploy.engines import Runner, find_engine
+from deploy.pixels import Pixels, read_pixels
+from policies.job import Outputs, Report, StageError
+
+BATCH = 32  # images a run
+
+
+def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], report: Report) -> Outputs:
+    """Verifies files and golden answers, then asks for every judge sample; writes the `answers` file."""
+    began = time.monotonic()
+    folder = Path(inputs["artifact"] or earlier["build"]["path"])
+    manifest = artifact.verify(folder)
+    runner = open_runner(folder, manifest, inputs["threads"])
+    images, recorded = artifact.read_golden(folder)
+    artifact.compare_golden(runner(images), recorded)
+    pixels = read_pixels(Path(inputs["pixels"]))
+    check_size(pixels, manifest, inputs["pixels"])
+    judge, tune = pixels.select("judge"), pixels.select("tune")
+    advance = count_images(report, len(judge) + len(tune))
+    judged = answer(runner, pixels, judge, advance, len(manifest["classes"]))
+    tuned = answer(runner, pixels, tune, advance, len(manifest["classes"]))
+    write_answers(Path(inputs["answers"]), pixels, judge, judged, manifest["classes"])
+    return {
+        "artifact": manifest["id"],
+        "answers": inputs["answers"],
+        "judge_samples": len(judge),
+        "tune_accuracy": accuracy(pixels, tune, tuned, manifest["classes"]),
+        "parity": compare(inputs["tune"], pixels.hexes(tune), tuned) if inputs.get("tune") else None,
+        "seconds": time.monotonic() - began,
+    }
+
+
+def open_runner(folder: Path, manifest: Mapping[str, Any], threads: int) -> Runner:
+    """Loads the artifact with its engine. Raises StageError, with the engine's words, where it refuses."""
+    try:
+        return find_engine(manifest["engine"]).load(folder, threads)
+    except ValueError as error:
+        raise StageError(f"artifact {manifest['id']} cannot be loaded: {error}") from error
+
+
+def check_size(pixels: Pixels, manifest: Mapping[str, Any], index: str) -> None:
+    size = manifest["input"]
+    wanted = (size["height"], size["width"], size["channels"])
+    for images in pixels.images:
+        if images.shape[1:] != wanted:
+            raise StageError(
+                f"{index} holds images of shape {images.shape[1:]}, artifact {manifest['id']} takes {wanted}; "
+                "run the pixels stage at its input size"
+            )
+
+
+def count_images(report: Report, total: int) -> Callable[[int], None]:
+    """A function that adds to the number of images done and reports it about twice a second."""
+    done, last = 0, 0.0
+
+    def advance(more: int) -> None:
+        nonlocal done, last
+        done += more
+        now = time.monotonic()
+        if now - last > 0.5 or done == total:
+            last = now
+            report(done, total, "image")
+
+    return advance
+
+
+def answer(
+    runner: Runner, pixels: Pixels, samples: NDArray[np.int64], advance: Callable[[int], None], classes: int
+) -> NDArray[np.float32]:
+    """Probabilities float32 (n, classes) for these samples."""
+    found = [np.empty((0, classes), np.float32)]
+    for images in pixels.batches(samples, BATCH):
+        found.append(runner(images))
+        advance(len(images))
+    return np.concatenate(found)
+
+
+def accuracy(
+    pixels: Pixels, samples: NDArray[np.int64], found: NDArray[np.float32], classes: list[str]
+) -> float | None:
+    """Share of right answers, compared by class name: the artifact may know other classes than the snapshot."""
+    if not len(samples):
+        return None
+    named = [classes[i] for i in found.argmax(axis=1)]
+    labels = [pixels.classes[i] for i in pixels.labels[samples]]
+    right = sum(a == b for a, b in zip(named, labels, strict=True))
+    return right / len(samples)
+
+
+def write_answers(
+    path: Path, pixels: Pixels, samples: NDArray[np.int64], found: NDArray[np.float32], classes: list[str]
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    answers = {
+        "samples": pixels.hexes(samples),
+        "labels": [pixels.classes[i] for i in pixels.labels[samples]],
+        "predicted": [classes[i] for i in found.argmax(axis=1)],
+        "confidence": [round(float(p), 6) for p in found.max(axis=1, initial=0.0)],
+    }
+    durable.write_text(path, json.dumps(answers))
+
+
+def compare(recorded: str, samples: list[str], found: NDArray[np.float32]) -> dict[str, Any] | None:
+    """How far the engine's probabilities are from those of the framework that trained, on the samples both have."""
+    try:
+        with np.load(recorded, allow_pickle=False) as arrays:
+            shas, theirs = arrays["sha"], arrays["probabilities"]
+    except (OSError, ValueError, KeyError) as error:
+        raise StageError(f"{recorded} cannot be read ({error}); export the model again") from error
+    places = {sha.tobytes().hex(): i for i, sha in enumerate(shas)}
+    pairs = [(places[sha], i) for i, sha in enumerate(samples) if sha in places]
+    if not pairs or theirs.shape[1] != found.shape[1]:
+        return None
+    theirs, ours = theirs[[a for a, _ in pairs]], found[[b for _, b in pairs]]
+    return {
+        "samples": len(pairs),
+        "max_abs_difference": float(np.abs(theirs - ours).max()),
+        "agreement": float((theirs.argmax(axis=1) == ours.argmax(axis=1)).mean()),
+    }

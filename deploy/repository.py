@@ -1,0 +1,310 @@
+"""The switch on disk: how a version comes into Triton's model repository, and how it leaves it.
+
+    <repository>/<target>/                    a model of Triton; all that lies here was put here by this module
+        config.pbtxt                          names the versions that are served and the labels: replacing it is the switch
+        labels-7.txt                          the labels of version 7
+        7/ manifest.json model.py engine.py … a version, every file under its SHA-256
+    <repository>.staging/<target>/7/          the same version before it is put, on the same file system
+    <repository>.staging/.retired/            what is on its way out
+
+Each function may be repeated after a crash in its midst. At every moment between two renames a load by Triton serves
+one complete thing: a version that config.pbtxt does not name is not served, and the labels are those that it names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from deploy import artifact, durable
+from deploy.config_pbtxt import MARK, Serving, write_config
+from deploy.engines import source_file
+
+CONFIG = "config.pbtxt"
+MODEL_FILE = Path(__file__).with_name("model_template") / "model.py"
+CANDIDATE = "-candidate"
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+class RepositoryError(Exception):
+    """The model repository cannot be written as it stands; what it served before is untouched. The message says why."""
+
+
+def staging_folder(repository: Path) -> Path:
+    """Beside the repository and not in it: Triton takes every folder in it for a model."""
+    return repository.with_name(repository.name + ".staging")
+
+
+def check_repository(repository: Path) -> None:
+    """Raises RepositoryError where the repository is missing, read-only, or on another device than its staging folder."""
+    staging = staging_folder(repository)
+    if not repository.is_dir():
+        raise RepositoryError(
+            f"the model repository {repository} is missing; make the folder, or correct its path"
+        )
+    with translated(repository):
+        staging.mkdir(exist_ok=True)
+        for folder in (repository, staging):
+            if not os.access(folder, os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
+                raise RepositoryError(f"{folder} cannot be written; give this user the right to")
+        if repository.stat().st_dev != staging.stat().st_dev:
+            raise RepositoryError(
+                f"{repository} and {staging} are on different file systems, so that no version can be renamed into "
+                "place; make the repository a folder inside the mounted file system, not its root"
+            )
+
+
+def stage(
+    repository: Path, artifact_folder: Path, target: str, version: int, serving: Serving, again: bool = False
+) -> Path:
+    """Makes the version's folder beside the repository, on disk and verified; returns it.
+
+    A version that has been put already is returned where it is, unless it is to be made `again`. Raises RepositoryError (the disk is full, for one) and ArtifactError (the artifact is damaged).
+    """
+    check_repository(repository)
+    check_target(repository, target)
+    if not again and version in versions(repository, target):
+        return repository / target / str(version)
+    facts = artifact.verify(artifact_folder)
+    staged = staging_folder(repository) / target / str(version)
+    with translated(staged):
+        sweep(repository)
+        durable.remove_tree(staged)
+        staged.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".stage-", dir=staging_folder(repository)) as temporary:
+            work = Path(temporary) / "version"
+            work.mkdir(mode=0o755)
+            fill_version(work, artifact_folder, facts, target, version, serving)
+            durable.move(work, staged)
+    verify_version(staged)
+    return staged
+
+
+def sweep(repository: Path) -> None:
+    """Removes what a crash left half made beside the repository."""
+    for pattern in (".stage-*", ".model-*", ".*.tmp"):
+        for rest in staging_folder(repository).glob(pattern):
+            durable.remove_tree(rest) if rest.is_dir() else rest.unlink(missing_ok=True)
+
+
+def fill_version(
+    work: Path, artifact_folder: Path, facts: Mapping[str, Any], target: str, version: int, serving: Serving
+) -> None:
+    """What a version of the flavour `python` holds: the artifact's files, the model's code, the engine's code."""
+    names = [name for name in facts["files"] if name != artifact.GOLDEN]
+    for name in names:
+        shutil.copyfile(artifact_folder / name, work / name)
+    shutil.copyfile(MODEL_FILE, work / "model.py")
+    shutil.copyfile(source_file(facts["engine"]), work / "engine.py")
+    manifest = {
+        "format": artifact.FORMAT,
+        "target": target,
+        "version": version,
+        "artifact": facts["id"],
+        "model": facts["model"],
+        "engine": facts["engine"],
+        "classes": facts["classes"],
+        "input": facts["input"],
+        "serving": asdict(serving),
+        "files": artifact.describe_files(work, [*names, "model.py", "engine.py"]),
+    }
+    durable.sync_tree(work)
+    durable.write_json(work / artifact.MANIFEST, manifest)
+
+
+def verify_version(folder: Path) -> dict[str, Any]:
+    """The version's manifest, once every file has its SHA-256. Raises ArtifactError, naming the file."""
+    return artifact.verify(folder)
+
+
+def verify_model(repository: Path, target: str, version: int) -> None:
+    """Raises ArtifactError, naming the file, where what serves this version alone is not all there and whole."""
+    manifest = verify_version(repository / target / str(version))
+    for name, text in compose_model(target, [manifest]).items():
+        path = repository / target / name
+        try:
+            found = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise artifact.ArtifactError(f"{path} cannot be read: {error}") from error
+        if found != text:
+            raise artifact.ArtifactError(f"{path} was changed by somebody else")
+
+
+def place_candidate(repository: Path, target: str, staged: Path) -> str:
+    """Puts the staged version in the repository as version 1 of a model of its own; returns that model's name."""
+    name = target + CANDIDATE
+    remove_candidate(repository, target)
+    with translated(repository / name), fresh_model(repository, name) as work:
+        shutil.copytree(staged, work / "1", copy_function=link_or_copy)
+        manifest = artifact.read_manifest(staged)
+        write_model(
+            work, name, [{**manifest, "version": 1, "serving": {**manifest["serving"], "instances": 1}}]
+        )
+    return name
+
+
+def remove_candidate(repository: Path, target: str) -> None:
+    """Removes the candidate's model from the repository; it may be gone already."""
+    check_owner(repository, target + CANDIDATE)
+    discard(repository, repository / (target + CANDIDATE))
+
+
+def put(repository: Path, target: str, version: int, before: int | None) -> None:
+    """Puts the staged version in place, to be served together with the one before it (None: the target's first).
+
+    The version's folder comes first and is not served, then its labels; replacing config.pbtxt is the switch.
+    """
+    check_target(repository, target)
+    model, staged = repository / target, staging_folder(repository) / target / str(version)
+    with translated(model):
+        if not model.exists():
+            with fresh_model(repository, target) as work:
+                shutil.copytree(staged, work / str(version), copy_function=link_or_copy)
+                write_model(work, target, [artifact.read_manifest(staged)])
+        elif staged.exists():
+            discard(repository, model / str(version))
+            durable.move(staged, model / str(version))
+        newest = verify_version(model / str(version))
+        write_model(model, target, [*whole(model, before), newest])
+    durable.remove_tree(staged)
+
+
+def whole(model: Path, version: int | None) -> list[dict[str, Any]]:
+    """The manifest of this version where it is undamaged: a damaged one could not be loaded beside another."""
+    with contextlib.suppress(artifact.ArtifactError):
+        return [] if version is None else [verify_version(model / str(version))]
+    return []
+
+
+def retire(repository: Path, target: str, version: int) -> None:
+    """Lets config.pbtxt name this version alone. The older ones are still there until `clear` moves them out."""
+    with translated(repository / target):
+        write_model(repository / target, target, [verify_version(repository / target / str(version))])
+
+
+def clear(repository: Path, target: str, version: int) -> None:
+    """Moves every other version of ours, and their labels, out of the model and deletes them. Triton must not serve them."""
+    model = repository / target
+    with translated(model):
+        for number in versions(repository, target):
+            if number != version:
+                discard(repository, model / str(number))
+        for labels in model.glob("labels-*.txt"):
+            if labels.name != name_labels(version):
+                labels.unlink(missing_ok=True)
+
+
+def restore(repository: Path, target: str, version: int | None) -> None:
+    """Back to this version alone, as before `put`; None: the target served nothing, its model goes.
+
+    The next load serves it. The newer version's folder goes with `clear`.
+    """
+    durable.remove_tree(staging_folder(repository) / target)
+    if version is None:
+        check_owner(repository, target)
+        discard(repository, repository / target)
+    else:
+        retire(repository, target, version)
+
+
+def versions(repository: Path, target: str) -> dict[int, dict[str, Any]]:
+    """The versions of ours that lie in the target's model, by number, with their manifests."""
+    found = {}
+    for folder in (repository / target).glob("[0-9]*"):
+        with contextlib.suppress(artifact.ArtifactError, ValueError):
+            manifest = artifact.read_manifest(folder)
+            if manifest.get("target") == target.removesuffix(CANDIDATE):
+                found[int(folder.name)] = manifest
+    return dict(sorted(found.items()))
+
+
+def check_target(repository: Path, target: str) -> None:
+    """Raises RepositoryError where the name cannot be a model's, or the model there is somebody else's."""
+    if not NAME.fullmatch(target) or target.endswith(CANDIDATE):
+        raise RepositoryError(f"{target!r} cannot be a model's name: use letters, digits, '_', '-' and '.'")
+    check_owner(repository, target)
+
+
+def check_owner(repository: Path, name: str) -> None:
+    model = repository / name
+    if model.exists() and not is_marked(model) and not versions(repository, name):
+        raise RepositoryError(
+            f"{model} was not made by relearnd and is left alone; move it away, or name the constraint file otherwise"
+        )
+
+
+def is_marked(model: Path) -> bool:
+    try:
+        return (model / CONFIG).read_text(encoding="utf-8", errors="replace").startswith(MARK)
+    except OSError:
+        return False
+
+
+def write_model(model: Path, name: str, manifests: list[dict[str, Any]]) -> None:
+    """Labels, then configuration, for these versions (the newest last), each replaced in one step."""
+    aside = model.parent if model.parent.name.startswith(".") else staging_folder(model.parent)
+    for file, text in compose_model(name, manifests).items():
+        durable.write_text(model / file, text, aside)
+
+
+def compose_model(name: str, manifests: list[dict[str, Any]]) -> dict[str, str]:
+    """File -> text: the labels of the newest version (the last one), then the configuration of all of them."""
+    newest = manifests[-1]
+    numbers = [manifest["version"] for manifest in manifests]
+    labels = name_labels(newest["version"])
+    # A warm-up has the newest version's input, which an older one of another size would refuse.
+    same = all(manifest["input"] == newest["input"] for manifest in manifests)
+    config = write_config(name, newest["input"], numbers, labels, Serving(**newest["serving"]), warm_up=same)
+    return {labels: "".join(f"{c}\n" for c in newest["classes"]), CONFIG: config}
+
+
+def name_labels(version: int) -> str:
+    return f"labels-{version}.txt"
+
+
+@contextlib.contextmanager
+def fresh_model(repository: Path, name: str) -> Iterator[Path]:
+    """A folder beside the repository that becomes the model `name` in one rename when the block ends well."""
+    with tempfile.TemporaryDirectory(prefix=".model-", dir=staging_folder(repository)) as temporary:
+        work = Path(temporary) / name
+        work.mkdir(mode=0o755)
+        yield work
+        durable.sync_tree(work)
+        durable.move(work, repository / name)
+
+
+def discard(repository: Path, folder: Path) -> None:
+    """Takes the folder out of the repository in one rename, then deletes it. It may be gone already."""
+    retired = staging_folder(repository) / ".retired"
+    with translated(folder):
+        retired.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            durable.move(folder, Path(tempfile.mkdtemp(dir=retired)) / folder.name)
+    durable.remove_tree(retired)
+
+
+def link_or_copy(source: str, destination: str) -> None:
+    """A hard link where the file system has them: these files are ours and never written again."""
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copyfile(source, destination)
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turns what the operating system says into a RepositoryError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise RepositoryError(
+            f"{where}: {error.strerror or error}; the version that serves is untouched"
+        ) from error

@@ -1,0 +1,194 @@
+"""Putting a new version in front of Triton's clients without failing one of their requests, step by step.
+
+The caller runs the steps of `STEPS` in order with `run_step` and writes down each before and after; every step may be
+repeated after a crash. If one fails, `undo` leaves the version before serving. TritonUnavailable means: nothing is wrong
+with the version, try the same step again later.
+
+Why this order, by measurement under load: a load moves the clients to the newest version within the call, so what
+is to be found wrong must be found before, under another name; the version before must stay loaded during that load
+(requests that were on their way to it fail otherwise), so it goes only afterwards, by a second load. Going back is a
+switch too: the earlier artifact under a new, higher version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy import artifact, repository
+from deploy.artifact import GOLDEN_TOLERANCE
+from deploy.config_pbtxt import Serving
+from deploy.triton import Triton, TritonError, TritonRefused
+
+STEPS = ("stage", "probe", "put", "load", "verify", "retire")
+
+
+class SwitchFailed(Exception):
+    """The version cannot serve; the one before it does. The message says what was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """One version that is to serve a target."""
+
+    repository: Path
+    target: str
+    artifact: Path  # folder
+    version: int  # higher than any that the target had
+    before: int | None = None  # the version that serves now
+    serving: Serving = field(default_factory=Serving)
+    tolerance: float = GOLDEN_TOLERANCE
+
+
+def run_step(step: str, switch: Switch, triton: Triton) -> str:
+    """Takes one step; returns what was done in a sentence.
+
+    Raises SwitchFailed (call `undo`), TritonUnavailable (try again later) or repository.RepositoryError (a person has
+    to look; nothing has changed for the clients, call `undo` or try again).
+    """
+    try:
+        return {"stage": stage, "probe": probe, "put": put, "load": load, "verify": verify, "retire": retire}[
+            step
+        ](switch, triton)
+    except (TritonRefused, artifact.ArtifactError) as error:
+        raise SwitchFailed(f"{step}: {error}") from error
+
+
+def stage(switch: Switch, triton: Triton) -> str:
+    """The version's folder, complete beside the repository."""
+    folder = stage_folder(switch)
+    return f"version {switch.version} is complete in {folder}"
+
+
+def probe(switch: Switch, triton: Triton) -> str:
+    """Triton loads the version under another name and gives the recorded answers."""
+    staged = stage_folder(switch)
+    name = repository.place_candidate(switch.repository, switch.target, staged)
+    try:
+        triton.load(name)
+        difference = compare(switch, triton, name)
+    finally:
+        drop_candidate(switch, triton)
+    return f"{name} gave the recorded answers (largest difference {difference:.2g})"
+
+
+def put(switch: Switch, triton: Triton) -> str:
+    """Version, labels and configuration in place; Triton has not been told yet."""
+    stage_folder(switch)
+    repository.put(switch.repository, switch.target, switch.version, switch.before)
+    return f"version {switch.version} is in place beside {switch.before or 'nothing'}"
+
+
+def load(switch: Switch, triton: Triton) -> str:
+    """From here on clients get the new version; the one before stays loaded."""
+    triton.load(switch.target)
+    return f"Triton loaded {switch.target} version {switch.version}"
+
+
+def verify(switch: Switch, triton: Triton) -> str:
+    """The new version answers as recorded, under its own number, with its own labels."""
+    fault = find_fault(switch, triton)
+    if fault:
+        triton.load(switch.target)  # a Triton that was restarted meanwhile came back empty
+        fault = find_fault(switch, triton)
+    if fault:
+        raise SwitchFailed(f"verify: {fault}")
+    return f"version {switch.version} serves {switch.target} and gives the recorded answers"
+
+
+def retire(switch: Switch, triton: Triton) -> str:
+    """The versions before are unloaded, then their folders go."""
+    repository.retire(switch.repository, switch.target, switch.version)
+    triton.load(switch.target)
+    repository.clear(switch.repository, switch.target, switch.version)
+    return f"version {switch.version} alone serves {switch.target}"
+
+
+def undo(switch: Switch, triton: Triton) -> str:
+    """After a failed step: the version before, as it was, on disk and in Triton. May be repeated.
+
+    Raises TritonUnavailable where Triton is away: the disk is restored by then; call it again later.
+    """
+    repository.remove_candidate(switch.repository, switch.target)
+    repository.restore(switch.repository, switch.target, switch.before)
+    if switch.before is None:
+        triton.unload(switch.target)
+        return f"{switch.target} serves nothing, as before"
+    triton.load(switch.target)
+    repository.clear(switch.repository, switch.target, switch.before)
+    return f"version {switch.before} serves {switch.target}, as before"
+
+
+def find_fault(switch: Switch, triton: Triton) -> str | None:
+    """What is wrong with how Triton serves this version now; None: nothing. Raises TritonUnavailable."""
+    try:
+        states = {state.version: state for state in triton.index().get(switch.target, [])}
+        state = states.get(switch.version)
+        if state is None or state.state != "READY":
+            return f"Triton says of version {switch.version}: {state.reason or state.state if state else 'not loaded'}"
+        compare(switch, triton, switch.target, switch.version)
+        return find_label_fault(switch, triton)
+    except (TritonRefused, artifact.ArtifactError) as error:
+        return str(error)
+
+
+def mend(switch: Switch, triton: Triton) -> str | None:
+    """Makes Triton serve `switch.version` again if it does not: what was done in a sentence; None: nothing was wrong.
+
+    For a Triton that was restarted and came back empty, a backend process that died, a folder that was damaged or
+    removed. Raises SwitchFailed where even that does not help, TritonUnavailable where Triton is away.
+    """
+    fault = find_fault(switch, triton)
+    if fault is None:
+        return None
+    try:
+        if is_damaged(switch):
+            stage_folder(switch, again=True)
+            repository.put(switch.repository, switch.target, switch.version, None)
+        triton.load(switch.target)
+    except (TritonRefused, artifact.ArtifactError) as error:
+        raise SwitchFailed(f"mending {switch.target} failed: {error}; before: {fault}") from error
+    still = find_fault(switch, triton)
+    if still:
+        raise SwitchFailed(f"{switch.target} cannot be mended: {still}")
+    return f"{switch.target} version {switch.version} was loaded again: {fault}"
+
+
+def stage_folder(switch: Switch, again: bool = False) -> Path:
+    order = (switch.artifact, switch.target, switch.version, switch.serving)
+    return repository.stage(switch.repository, *order, again=again)
+
+
+def is_damaged(switch: Switch) -> bool:
+    try:
+        repository.verify_model(switch.repository, switch.target, switch.version)
+    except artifact.ArtifactError:
+        return True
+    return False
+
+
+def drop_candidate(switch: Switch, triton: Triton) -> None:
+    """Unloads the candidate where Triton is there to do it, and removes it from the repository."""
+    with contextlib.suppress(TritonError):
+        triton.unload(switch.target + repository.CANDIDATE)
+    repository.remove_candidate(switch.repository, switch.target)
+
+
+def compare(switch: Switch, triton: Triton, model: str, version: int | None = None) -> float:
+    """The largest difference between Triton's answers to the golden batch and the record; `version` must answer them."""
+    images, recorded = artifact.read_golden(switch.artifact)
+    found, numbers = triton.infer_all(model, images)
+    if version is not None and numbers != {version}:
+        raise artifact.ArtifactError(f"version {sorted(numbers)} answered instead of {version}")
+    return artifact.compare_golden(found, recorded, switch.tolerance)
+
+
+def find_label_fault(switch: Switch, triton: Triton) -> str | None:
+    """Whether the classification extension names the class that the record says."""
+    classes = artifact.read_manifest(switch.artifact)["classes"]
+    images, _ = artifact.read_golden(switch.artifact)
+    [[(_, index, name), *_]], _ = triton.classify(switch.target, images[:1])
+    if name != classes[index]:
+        return f"class {index} is called {name!r} by Triton and {classes[index]!r} by the artifact"
+    return None

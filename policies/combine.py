@@ -1,0 +1,86 @@
+"""From the evidence of one target to one decision: the triggers, cool-down and retries brought together."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from policies.decision import Decision, Finding
+from policies.evidence import Evidence
+from policies.retry import wait_after_cycles
+from policies.settings import PoliciesSettings
+from policies.triggers import accuracy, new_class, volume
+
+_WORDS = 240  # of a failure's last words, in characters
+
+
+def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
+    """What this target calls for: constraints first, then a person's request, then what the data asks for.
+
+    A person goes before cool-down and backing off, an edit made since the last failure too; all else waits
+    for them, so that nothing fails or trains in a hot loop.
+    """
+    findings = (
+        volume(evidence, settings.volume),
+        new_class(evidence, settings.new_class),
+        accuracy(evidence, settings.accuracy),
+    )
+    if evidence.constraints_changed:
+        return _rejudge(evidence, findings, settings)
+    if evidence.requested is not None:
+        return Decision("train", f"requested: {evidence.requested}", findings)
+    fired = [f"{finding.policy}: {finding.reason}" for finding in findings if finding.fired]
+    if not fired:
+        idle = "; ".join(f"{finding.policy}: {finding.reason}" for finding in findings)
+        return Decision("nothing", f"{_standing(evidence)}{idle}", findings)
+    asked = "; ".join(fired)
+    return _backing_off(evidence, asked, findings, settings) or (
+        _cooling_down(evidence, asked, findings, settings) or Decision("train", asked, findings)
+    )
+
+
+def _rejudge(evidence: Evidence, findings: tuple[Finding, ...], settings: PoliciesSettings) -> Decision:
+    asked = "the constraints changed: what is stored is judged by them first"
+    edited, failed = evidence.constraints_changed_at, evidence.last_failure
+    if edited is not None and failed is not None and edited > failed:
+        return Decision("rejudge", asked, findings)
+    return _backing_off(evidence, asked, findings, settings) or Decision("rejudge", asked, findings)
+
+
+def _backing_off(
+    evidence: Evidence, asked: str, findings: tuple[Finding, ...], settings: PoliciesSettings
+) -> Decision | None:
+    if not evidence.failures or evidence.last_failure is None:
+        return None
+    until = evidence.last_failure + wait_after_cycles(evidence.failures, settings.retry)
+    if not _ahead(evidence.now, evidence.last_failure, until):
+        return None
+    times = "once" if evidence.failures == 1 else f"{evidence.failures} times in a row"
+    words = " ".join(evidence.failure_reason.split()) or "no reason given"
+    words = words if len(words) <= _WORDS else f"…{words[-_WORDS:]}"
+    reason = f"{asked}; but the cycle failed {times} ({words}): tried again at {_clock(until)}"
+    return Decision("wait", reason, findings, until)
+
+
+def _cooling_down(
+    evidence: Evidence, asked: str, findings: tuple[Finding, ...], settings: PoliciesSettings
+) -> Decision | None:
+    minutes, ended = settings.cooldown.minutes, evidence.last_cycle_ended
+    if ended is None or not _ahead(evidence.now, ended, ended + minutes * 60):
+        return None
+    until = ended + minutes * 60
+    ends = f"cool-down of {minutes:g} minutes until {_clock(until)}"
+    reason = f"{asked}; the last cycle ended at {_clock(ended)}, {ends}"
+    return Decision("wait", reason, findings, until)
+
+
+def _ahead(now: float, since: float, until: float) -> bool:
+    """Whether `until` is still to come. A `since` ahead of now is a clock set back: nothing waits for it."""
+    return since <= now < until
+
+
+def _standing(evidence: Evidence) -> str:
+    return "the champion does not meet its constraints; " if evidence.feasible is False else ""
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,177 @@
+"""The frozen facts that cross a border between packages, each defined once.
+
+Everything here is plain data: no function reads a disk, a clock or a source of randomness. `to_dict` and
+`from_dict` carry the facts through JSON (jobs, the journal, `relearn explain`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+Role = Literal["train", "tune", "judge"]
+ROLES: tuple[Role, ...] = ("train", "tune", "judge")
+
+Preference = Literal["accuracy", "throughput", "latency_p95_ms", "memory_mb", "artifact_mb"]
+MAXIMIZED: frozenset[str] = frozenset({"accuracy", "throughput"})
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What a target's constraint file asks of the model that serves it. None: not asked."""
+
+    target: str
+    accelerator: str  # "cpu", "cuda", or a device name
+    height: int  # pixels
+    width: int  # pixels
+    batch_size: int = 1
+    concurrency: int = 1
+    latency_p95_ms: float | None = None
+    throughput_min: float | None = None  # images/s
+    memory_max_mb: float | None = None
+    gpu_memory_max_mb: float | None = None
+    artifact_max_mb: float | None = None
+    accuracy_min: float | None = None  # 0..1, on the judge set
+    recall_min: Mapping[str, float] = dataclasses.field(default_factory=dict)  # class -> 0..1
+    prefer: Preference = "accuracy"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Speed and size of one artifact on one device, by one version of the method (deploy/measure.py)."""
+
+    device: str  # fingerprint: processor, cores given, versions
+    batch_size: int
+    concurrency: int
+    threads: int  # per session
+    method: int  # version of the method
+    latency_p50_ms: float
+    latency_p95_ms: float
+    latency_p99_ms: float
+    throughput: float  # images/s
+    memory_mb: float  # proportional set size of the measuring process, peak
+    artifact_mb: float  # 10^6 bytes
+    repetitions: int
+    gpu_memory_mb: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassCount:
+    """How many judge samples of one class there are, and how many were answered rightly."""
+
+    name: str
+    samples: int
+    correct: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTally:
+    """Paired answers of champion and challenger on the judge samples of one class: counts of samples."""
+
+    name: str
+    both: int  # both right
+    champion_only: int  # champion right, challenger wrong: what would be lost
+    challenger_only: int  # challenger right, champion wrong: what would be won
+    neither: int
+
+    @property
+    def samples(self) -> int:
+        return self.both + self.champion_only + self.challenger_only + self.neither
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An artifact considered for a target, with what is known of it so far."""
+
+    artifact: str  # id
+    model: str  # id
+    architecture: str
+    snapshot: str
+    classes: tuple[str, ...]
+    artifact_mb: float
+    tune_accuracy: float | None  # of the built engine, 0..1
+    measurement: Measurement | None  # at the requirement's batch size and concurrency, on this device
+    proof: tuple[ClassCount, ...] | None = None  # on the current judge set; None: not proven on it
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """One line of a constraint file that does not hold: what was asked, what was found."""
+
+    constraint: str
+    required: float
+    found: float
+    sentence: str  # "artifact 44.8 MB is above artifact_max_mb 20.0 by 24.8"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the promotion policy says of a candidate, and why."""
+
+    answer: Literal["promote", "keep", "ask"]
+    reason: str
+    better: bool = False  # promoted as better beyond chance: the anchor that later ones must not fall below
+    feasible: bool = True
+    shortfalls: tuple[Shortfall, ...] = ()
+    table: tuple[Mapping[str, Any], ...] = ()  # class by class, for `relearn explain`
+    policy: int = 1  # version of the policy that answered
+
+
+@dataclass(frozen=True, slots=True)
+class StageOrder:
+    """One stage that a child is asked to run: its name and its inputs (plain JSON; paths absolute)."""
+
+    name: str
+    inputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Neighbouring stages of one package, run in one child process."""
+
+    token: str  # of this attempt; every line that the child says carries it
+    package: Literal["pipeline", "deploy"]
+    stages: tuple[StageOrder, ...]
+    earlier: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    threads: int = 1
+
+
+T = TypeVar("T")
+
+
+def to_dict(fact: Any) -> Any:
+    """A fact as plain JSON values: dataclasses become objects, tuples become arrays."""
+    if dataclasses.is_dataclass(fact) and not isinstance(fact, type):
+        return {f.name: to_dict(getattr(fact, f.name)) for f in dataclasses.fields(fact)}
+    if isinstance(fact, Mapping):
+        return {str(key): to_dict(value) for key, value in fact.items()}
+    if isinstance(fact, tuple | list):
+        return [to_dict(value) for value in fact]
+    return fact
+
+
+def from_dict(kind: type[T], plain: Mapping[str, Any]) -> T:
+    """The fact of this kind that `to_dict` made `plain` of.
+
+    Fields that the kind does not know are ignored (an older version reads a newer row); a missing field takes
+    its default, or raises TypeError where it has none.
+    """
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{key: _revive(hints[key], value) for key, value in plain.items() if key in known})
+
+
+def _revive(hint: Any, value: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        inner = [a for a in arguments if a is not type(None)]
+        return None if value is None else _revive(inner[0], value) if len(inner) == 1 else value
+    if origin is tuple:
+        return tuple(_revive(arguments[0], item) for item in value)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_dict(hint, value)
+    return value

@@ -1,0 +1,125 @@
+"""What a challenger brings that the champion lacks: a class, or more of what [prefer] names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from policies.constraints import preferred
+from policies.facts import MAXIMIZED, Candidate, ClassTally, Requirement
+
+FEW = (
+    3  # judge samples of a new class; by guessing among ten classes, two of three are right in 3 of 100 cases
+)
+NOISE = {  # shares by which two measurements of one artifact may differ, so that no noise is called a gain
+    "latency_p95_ms": 0.05,
+    "throughput": 0.05,
+    "memory_mb": 0.05,
+    "artifact_mb": 0.01,
+}
+_UNITS = {"latency_p95_ms": "ms", "throughput": "images/s", "memory_mb": "MB", "artifact_mb": "MB"}
+
+
+@dataclass(frozen=True, slots=True)
+class NewClass:
+    """A class that the challenger knows and the champion does not, with the challenger's answers on judge."""
+
+    name: str
+    samples: int
+    correct: int
+    floor: float
+
+    @property
+    def told(self) -> bool:
+        return self.samples >= FEW
+
+    @property
+    def passed(self) -> bool:
+        return self.told and self.correct >= self.floor * self.samples - 1e-9
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.correct} of {self.samples} right)"
+
+    def row(self) -> dict[str, Any]:
+        """The line of the verdict's table."""
+        told = {"class": self.name, "samples": self.samples, "challenger_correct": self.correct}
+        untold = dict.fromkeys(("champion_correct", "lost", "won", "p_fall", "smallest_fall"))
+        return {**told, **untold, "fallen": False, "pool": [], "new": True}
+
+
+def new_classes(challenger: Candidate, champion: Candidate | None, floor: float) -> tuple[NewClass, ...]:
+    """The classes that only the challenger knows, in its order; without a champion all of them."""
+    known = champion.classes if champion else ()
+    counts = {c.name: c for c in challenger.proof or ()}
+    return tuple(
+        NewClass(
+            name,
+            counts[name].samples if name in counts else 0,
+            counts[name].correct if name in counts else 0,
+            floor,
+        )
+        for name in challenger.classes
+        if name not in known
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Gains:
+    """What speaks for the challenger, and what of the preferred it would give up, in words ("" for none)."""
+
+    classes: tuple[NewClass, ...] = ()
+    preferred: str = ""
+    given_up: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.classes or self.preferred)
+
+    def __str__(self) -> str:
+        learned = f"{_plural(self.classes)} {', '.join(map(str, self.classes))}" if self.classes else ""
+        return " and ".join(part for part in (learned, self.preferred) if part)
+
+
+def _plural(classes: Sequence[NewClass]) -> str:
+    return "the new class" if len(classes) == 1 else "the new classes"
+
+
+def weigh(
+    requirement: Requirement,
+    challenger: Candidate,
+    champion: Candidate,
+    tally: ClassTally,
+    newcomers: Sequence[NewClass],
+) -> Gains:
+    """What the challenger brings. Accuracy: by the estimate on judge, a tie there broken by tune.
+
+    An estimate is enough, for it is never enough alone: the challenger must also be shown to be no worse.
+    Speed, memory and size must differ by more than `NOISE`.
+    """
+    learned = tuple(n for n in newcomers if n.passed)
+    if requirement.prefer == "accuracy":
+        return Gains(learned, _more_accurate(challenger, champion, tally))
+    mine, theirs = preferred(challenger, requirement), preferred(champion, requirement)
+    if mine is None or theirs is None:
+        return Gains(learned)
+    name, unit = requirement.prefer, _UNITS[requirement.prefer]
+    said = f"{name} {mine:.4g} {unit} instead of {theirs:.4g}"
+    if _beats(name, mine, theirs):
+        return Gains(learned, said)
+    return Gains(learned, given_up=said if _beats(name, theirs, mine) else "")
+
+
+def _more_accurate(challenger: Candidate, champion: Candidate, tally: ClassTally) -> str:
+    won, lost = tally.challenger_only, tally.champion_only
+    if won > lost:
+        return f"{(won - lost) / tally.samples * 100:.1f} points more accuracy by the estimate"
+    mine, theirs = challenger.tune_accuracy, champion.tune_accuracy
+    if won == lost and mine is not None and theirs is not None and mine > theirs:
+        return f"more accuracy on tune ({mine:.2%} instead of {theirs:.2%}, equal on judge)"
+    return ""
+
+
+def _beats(name: str, one: float, other: float) -> bool:
+    if name in MAXIMIZED:
+        return other < one * (1.0 - NOISE[name])
+    return one < other * (1.0 - NOISE[name])

@@ -1,0 +1,180 @@
+"""What a running cycle does next: a pure function of what the journal knows, so that a restart goes on by itself.
+
+A cycle alternates between training and measuring until a candidate is promoted, the champion is kept, or nothing is
+left to try. Naming the next job here, rather than looping inside a package, lets the two never meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from policies.constraints import nearest, rank, shortfalls
+from policies.facts import Candidate, Requirement, Verdict
+
+Trigger = Literal["data", "constraints"]
+Outcome = Literal["promoted", "kept", "ask", "violated", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Train this architecture on the cycle's snapshot, evaluate it on tune and export it."""
+
+    architecture: str
+
+    @property
+    def key(self) -> str:
+        return f"train {self.architecture}"
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Build the engine of this model, prove it on the judge and measure it."""
+
+    model: str
+
+    @property
+    def key(self) -> str:
+        return f"build {self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class Prove:
+    """Ask this stored artifact about the judge set as it is now (libraries may have changed since it was built)."""
+
+    artifact: str
+    measure: bool  # and time it at what the target requires: it has not been, here
+
+    @property
+    def key(self) -> str:
+        return f"prove {self.artifact}"
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Ask the promotion policy about this candidate."""
+
+    artifact: str
+
+    @property
+    def key(self) -> str:
+        return f"judge {self.artifact}"
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    """Put this candidate in front of the clients."""
+
+    artifact: str
+
+    @property
+    def key(self) -> str:
+        return f"promote {self.artifact}"
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The cycle has its verdict."""
+
+    outcome: Outcome
+    reason: str
+
+
+Step = Train | Build | Prove | Judge | Promote | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class CycleFacts:
+    """What is known in a cycle. Candidates are those that the target could serve: its input size, all its classes."""
+
+    trigger: Trigger
+    requirement: Requirement
+    snapshot: str
+    architectures: tuple[str, ...]  # in the order of config.toml
+    candidates: tuple[Candidate, ...]
+    unbuilt: tuple[str, ...] = ()  # models of this snapshot that have no artifact yet
+    trained: tuple[str, ...] = ()  # architectures that have a model of this snapshot and recipe
+    too_large: Mapping[str, str] = field(default_factory=dict)  # architecture -> why, found before training it
+    champion: str | None = None  # artifact
+    champion_feasible: bool = False  # as far as it is measured and proven
+    rivals: tuple[str, ...] = ()  # champion and anchor, where they lack answers to the judge set as it is now
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)  # artifact -> what was said in this cycle
+    promoted: str | None = None  # artifact, in this cycle
+    failed: Mapping[str, str] = field(default_factory=dict)  # step -> last words, once its attempts are used up
+
+
+def next_step(facts: CycleFacts) -> Step:
+    """The next step of a cycle; `Finish` ends it."""
+    if facts.failed:
+        step, words = next(iter(facts.failed.items()))
+        return Finish("failed", f"{step}: {words}")
+    if facts.promoted:
+        return Finish("promoted", facts.verdicts[facts.promoted].reason)
+    for artifact, verdict in facts.verdicts.items():
+        if verdict.answer == "promote":
+            return Promote(artifact)
+        if verdict.answer == "ask":
+            return Finish("ask", verdict.reason)
+    if facts.unbuilt:
+        return Build(facts.unbuilt[0])
+    return _next_candidate(facts) or _next_training(facts)
+
+
+def _next_candidate(facts: CycleFacts) -> Step | None:
+    """The step that brings the most promising candidate closer to a verdict; None: none is left."""
+    pool = [c for c in facts.candidates if c.artifact not in facts.verdicts]
+    if facts.trigger == "data":
+        pool = [c for c in pool if c.snapshot == facts.snapshot]
+    if not facts.champion_feasible:
+        pool = [c for c in pool if c.artifact != facts.champion]
+    fitting = [c for c in pool if not shortfalls(facts.requirement, c)]
+    champion = [c for c in facts.candidates if c.artifact == facts.champion and facts.champion_feasible]
+    for candidate in (*champion, *fitting):
+        if candidate.measurement is None:
+            return Prove(candidate.artifact, measure=True)
+    if not fitting:
+        return None
+    winner = rank(fitting, facts.requirement)[0]
+    if winner.artifact == facts.champion:
+        return Finish("kept", _champion_first(facts, len(fitting)))
+    if winner.proof is None:
+        return Prove(winner.artifact, measure=False)
+    if facts.rivals:
+        return Prove(facts.rivals[0], measure=False)
+    return Judge(winner.artifact)
+
+
+def _champion_first(facts: CycleFacts, fitting: int) -> str:
+    if facts.trigger == "data":
+        return "the training gave the very artifact that is served already"
+    others = f"of {fitting} stored candidates that fit" if fitting > 1 else "and no other stored candidate fits"
+    return f"the champion meets the constraints {others}; it ranks first by {facts.requirement.prefer} on tune"
+
+
+def _next_training(facts: CycleFacts) -> Step:
+    if facts.champion_feasible and (facts.verdicts or facts.trigger == "constraints"):
+        reasons = [verdict.reason for verdict in facts.verdicts.values()]
+        return Finish("kept", reasons[-1] if reasons else "the champion meets the constraints as they are now")
+    unfit = known_unfit(facts)
+    for architecture in facts.architectures:
+        if architecture not in facts.trained and architecture not in unfit:
+            return Train(architecture)
+    return Finish("violated" if not facts.champion_feasible else "kept", _nothing_left(facts, unfit))
+
+
+def known_unfit(facts: CycleFacts) -> dict[str, str]:
+    """Architectures that cannot meet the constraints, by what was measured of them; with the reason."""
+    unfit = dict(facts.too_large)
+    for candidate in facts.candidates:
+        if broken := shortfalls(facts.requirement, candidate):
+            unfit.setdefault(candidate.architecture, broken[0].sentence)
+    return unfit
+
+
+def _nothing_left(facts: CycleFacts, unfit: Mapping[str, str]) -> str:
+    said: Sequence[str] = [f"{name}: {why}" for name, why in unfit.items()]
+    said = [*said, *(verdict.reason for verdict in facts.verdicts.values())]
+    near = nearest(facts.candidates, facts.requirement)
+    tail = f" Nearest: {near}." if near else ""
+    return f"no architecture of model.architectures meets the constraints ({'; '.join(said) or 'none'}).{tail}"

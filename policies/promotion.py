@@ -1,0 +1,181 @@
+"""Whether a challenger may replace the champion: the daemon's hardest promise.
+
+In this order: the challenger meets its constraints and knows every class that the champion knows; a feasible
+challenger beats an infeasible champion; new classes pass their floor and no class falls (policies/falls.py);
+and it is better beyond chance, or no worse by the margin than the champion and than the last one promoted as
+better, and brings something (policies/gains.py).
+
+On the same answers and figures two models never replace each other in turn: what the one brings the other
+lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from policies.comparison import Comparison, compare
+from policies.constraints import accuracy_shortfalls, shortfalls, unmeasured
+from policies.facts import Candidate, ClassCount, ClassTally, Requirement, Shortfall, Verdict
+from policies.falls import ClassTest, compare_classes
+from policies.gains import FEW, Gains, NewClass, new_classes, weigh
+from policies.settings import PromotionSettings
+
+POLICY = 1  # version
+_NAMED = 5  # classes named in a sentence; the table has all
+
+
+def judge(
+    requirement: Requirement,
+    challenger: Candidate,
+    champion: Candidate | None,
+    tallies: tuple[ClassTally, ...],
+    *,
+    anchor: tuple[ClassTally, ...] | None,
+    champion_feasible: bool,
+    askings: int,
+    settings: PromotionSettings,
+) -> Verdict:
+    """The verdict on a challenger that is measured, and proven on the judge set as it is now.
+
+    `tallies`: paired answers by class, of the classes that champion and challenger both know. `anchor`: the
+    same against the last champion promoted as better; None where that is the champion itself or there was
+    none. `askings`: how many challengers were compared with a champion on judge in this period before.
+    """
+    whole = compare(tallies, askings, settings)
+    tests = compare_classes(tallies, settings.class_margin, whole.alpha) if champion else ()
+    newcomers = new_classes(challenger, champion, settings.new_class_recall_min)
+    say = partial(Verdict, table=(*(t.row() for t in tests), *(n.row() for n in newcomers)), policy=POLICY)
+    broken, unknown = _unmet(requirement, challenger)
+    if broken or unknown:
+        unmet = "; ".join([*(shortfall.sentence for shortfall in broken), *unknown])
+        return say(
+            "keep",
+            f"the challenger does not meet the constraints: {unmet}",
+            feasible=False,
+            shortfalls=broken,
+        )
+    if champion is None:
+        return say(
+            "promote", f"it meets every constraint{_proof(challenger)}; nothing is served yet", better=True
+        )
+    if dropped := _dropped(challenger, champion):
+        return say(
+            "keep", f"the challenger does not know {dropped}, which the champion serves and judge still has"
+        )
+    if not champion_feasible:
+        return say(
+            "promote", f"it meets every constraint, the champion does not. {_cost(whole, tests)}", better=True
+        )
+    gains = weigh(requirement, challenger, champion, whole.tally, newcomers)
+    old = None if anchor is None else compare(anchor, askings, settings)
+    refusal = _class_refusal(tests, newcomers) or _refusal(whole, old, gains)
+    if refusal:
+        return say("keep", f"{refusal}.{_blind(tests, newcomers)}")
+    better = whole.better and (old is None or old.better)
+    return say("promote", f"{_praise(whole, old, gains)}.{_blind(tests, newcomers)}", better=better)
+
+
+def _unmet(requirement: Requirement, challenger: Candidate) -> tuple[tuple[Shortfall, ...], list[str]]:
+    """What is known not to hold, and, in words, what is not known."""
+    unknown = [f"{key} is asked for, but was not measured" for key in unmeasured(requirement, challenger)]
+    broken = shortfalls(requirement, challenger)
+    if challenger.proof is None:
+        return broken, [*unknown, "the judge set as it is now was not asked"]
+    return (*broken, *accuracy_shortfalls(requirement, challenger.proof)), unknown
+
+
+def _dropped(challenger: Candidate, champion: Candidate) -> str:
+    """The classes that would be lost: of the champion's, with samples on judge, unknown to the challenger."""
+    counts = (*(challenger.proof or ()), *(champion.proof or ()))
+    present = {c.name for c in counts if c.samples}
+    return _names(n for n in champion.classes if n in present and n not in challenger.classes)
+
+
+def _class_refusal(tests: Sequence[ClassTest], newcomers: Sequence[NewClass]) -> str:
+    below = [n for n in newcomers if n.told and not n.passed]
+    if below:
+        floor = f"below new_class_recall_min {below[0].floor:g}"
+        return f"new: {_names(map(str, below))} {floor}; more samples to train on may help"
+    fallen = [
+        f"{t.tally.name} (lost {t.tally.champion_only}, won {t.tally.challenger_only} of {t.tally.samples})"
+        for t in tests
+        if t.fallen
+    ]
+    return f"worse beyond chance, corrected over the classes, in {_names(fallen)}" if fallen else ""
+
+
+def _refusal(whole: Comparison, old: Comparison | None, gains: Gains) -> str:
+    """Why the champion stays, the classes apart; "" where nothing speaks against the challenger."""
+    if whole.better:
+        return _sacrifice(whole, gains)
+    if not whole.tally.samples and gains.classes:
+        return ""  # all that the champion knows has gone from the data
+    if not whole.no_worse:
+        return f"not shown to be no worse than the champion: {whole}; {whole.bound()}; {whole.remedy()}"
+    if old is not None and old.tally.samples and not old.no_worse:
+        last = "not shown to be no worse than the last one promoted as better"
+        return f"no worse than the champion, but {last}: {old}; {old.bound()}; {old.remedy()}"
+    if not gains:
+        return f"no worse than the champion, but it brings neither a new class nor what is preferred: {whole}"
+    return ""
+
+
+def _sacrifice(whole: Comparison, gains: Gains) -> str:
+    """Better in accuracy where something else is preferred and would be given up: the margin decides.
+
+    Without this, a faster model and a better one within the margin would replace each other for ever.
+    """
+    if gains.classes or not gains.given_up or whole.lower > whole.margin:
+        return ""
+    small = "better, but not shown to be so by more than the margin, and what is preferred would be given up"
+    return f"{small} ({gains.given_up}): {whole}; {whole.bound()}"
+
+
+def _praise(whole: Comparison, old: Comparison | None, gains: Gains) -> str:
+    if whole.better:
+        allowed = f"{whole.alpha:.2g} is allowed at asking {whole.asking} of this period"
+        chance = f"p = {whole.p_better:.2g} where {allowed}"
+        learned = f", and it brings {gains}" if gains.classes else ""
+        below = "" if old is None or old.better else f"; against the last one promoted as better: {old}"
+        return f"better than the champion beyond chance: {whole}, {chance}{learned}{below}"
+    return f"no worse than the champion: {whole}; {whole.bound()}; it brings {gains}"
+
+
+def _blind(tests: Sequence[ClassTest], newcomers: Sequence[NewClass]) -> str:
+    """What could not be told."""
+    said = []
+    smallest = sorted((t.smallest, t.tally.name) for t in tests if t.smallest is not None)
+    if smallest:
+        (least, _), (most, name) = smallest[0], smallest[-1]
+        span = (
+            f"{least * 100:.1f} points"
+            if least == most
+            else f"{least * 100:.1f} to {most * 100:.1f} points ({name})"
+        )
+        said.append(f"a fall of one class by less than {span} could not be told")
+    if pooled := [name for t in tests for name in t.pool]:
+        said.append(f"too small to test apart: {_names(pooled)}")
+    if untold := [f"{n.name} ({n.samples} of {FEW} samples)" for n in newcomers if not n.told]:
+        said.append(f"new, but too few on judge to tell: {_names(untold)}")
+    return f" Limits: {'; '.join(said)}." if said else ""
+
+
+def _cost(whole: Comparison, tests: Sequence[ClassTest]) -> str:
+    worst = [t.tally.name for t in tests if t.fallen]
+    falls = f"; worse beyond chance in {_names(worst)}" if worst else ""
+    if not whole.tally.samples:
+        return f"What that costs is not known: {whole}"
+    return f"Accuracy changes by {whole.difference * 100:+.2f} points: {whole}{falls}"
+
+
+def _proof(challenger: Candidate) -> str:
+    counts: Sequence[ClassCount] = challenger.proof or ()
+    samples, correct = sum(c.samples for c in counts), sum(c.correct for c in counts)
+    return f" and is {correct / samples:.2%} right on {samples:,} judge samples" if samples else ""
+
+
+def _names(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    return ", ".join(listed[:_NAMED]) + more

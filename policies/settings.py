@@ -1,0 +1,73 @@
+"""The settings that policies read, with their defaults. config.toml fills them; see there for the units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+FORBID = {"extra": "forbid"}  # read by pydantic, which builds these from config.toml: unknown keys are refused
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSettings:
+    """Enough new labelled samples since the last training."""
+
+    __pydantic_config__ = FORBID
+    new_samples: int = 100
+    new_share: float = 0.05  # and at least this share of the samples that the last training had
+    first_classes: int = 2  # the first training of all waits for so many classes …
+    first_samples_per_class: int = 20  # … with so many samples each
+
+
+@dataclass(frozen=True, slots=True)
+class NewClassSettings:
+    """A class that the champion does not know."""
+
+    __pydantic_config__ = FORBID
+    samples: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracySettings:
+    """The champion's accuracy on labelled new data has fallen."""
+
+    __pydantic_config__ = FORBID
+    fall: float = 0.05  # below its accuracy on judge, by the upper confidence bound
+    samples: int = 50  # fewer than this say nothing
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class CooldownSettings:
+    __pydantic_config__ = FORBID
+    minutes: float = 10.0  # between the end of one cycle and the start of the next that data asks for
+
+
+@dataclass(frozen=True, slots=True)
+class RetrySettings:
+    __pydantic_config__ = FORBID
+    attempts: int = 3  # of one stage, before the cycle fails
+    first_seconds: float = 5.0  # wait after the first failure; doubled after each further one
+    max_seconds: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoliciesSettings:
+    __pydantic_config__ = FORBID
+    volume: VolumeSettings = field(default_factory=VolumeSettings)
+    new_class: NewClassSettings = field(default_factory=NewClassSettings)
+    accuracy: AccuracySettings = field(default_factory=AccuracySettings)
+    cooldown: CooldownSettings = field(default_factory=CooldownSettings)
+    retry: RetrySettings = field(default_factory=RetrySettings)
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionSettings:
+    """When a model may replace another."""
+
+    __pydantic_config__ = FORBID
+    margin: float = 0.02  # by how much a challenger may be worse and still be called no worse
+    class_margin: float = 0.05  # the same for one class
+    error_budget: float = 0.05  # chance of a wrong promotion, over all askings of a period
+    period_days: float = 90.0
+    new_class_recall_min: float = 0.5  # absolute floor for a class that the champion does not know
+    confidence: float = 0.95  # of the bound that calls a champion infeasible
