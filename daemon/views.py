@@ -38,10 +38,11 @@ def _target_names(connection: Connection) -> list[str]:
 
 
 def target(connection: Connection, config: Config, name: str) -> View:
-    """One target: its requirement, the error of its file if there is one, and what it serves."""
+    """One target: its requirement, the error of its file if there is one, and what it serves. Raises NotFound."""
     files = schema.constraint_files
     newest = connection.execute(select(files).where(files.c.target == name).order_by(files.c.id.desc())).first()
-    assert newest is not None
+    if newest is None:
+        raise NotFound(f"there is no target {name!r}")
     requirement = targets.requirements(connection).get(name)
     champion = targets.champion(connection, name)
     last = connection.execute(

@@ -1,0 +1,102 @@
+"""The demonstration's images: scikit-learn's handwritten digits (UCI, 1,797 of 8 x 8), cut into waves.
+
+What the clients ask about is held back: none of it is in any wave, also not as an equal image of another number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SIZE = 32  # pixels that the target asks for; the digits are enlarged to it
+FIRST = tuple("01234567")
+LATER = tuple("89")
+HELD_BACK = 30  # images of each class, for the clients
+IN_FIRST_WAVE = 105  # images of each class
+
+
+@dataclass(frozen=True, slots=True)
+class Digit:
+    name: str  # the class, "0" to "9"
+    number: int  # in the data set
+    pixels: NDArray[np.uint8]  # (8, 8), grayscale
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.as_sent().tobytes()).hexdigest()
+
+    def as_sent(self) -> NDArray[np.uint8]:
+        """What a client sends: uint8 (SIZE, SIZE, 3), enlarged as training enlarges (Pillow, bilinear)."""
+        image = Image.fromarray(self.pixels).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        return np.asarray(image, dtype=np.uint8)
+
+    def save(self, images: Path) -> Path:
+        """Writes the digit as a user would: a PNG in the folder of its class."""
+        file = images / self.name / f"{self.number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(self.pixels).save(file)
+        return file
+
+
+@dataclass(frozen=True, slots=True)
+class Waves:
+    first: tuple[Digit, ...]
+    second: tuple[Digit, ...]
+    held_back: tuple[Digit, ...]
+
+
+def cut() -> Waves:
+    """The waves: eight digits; then the rest of them with two new ones; and what is held back for the clients."""
+    by_class: dict[str, list[Digit]] = defaultdict(list)
+    for digit in _different(_load()):
+        by_class[digit.name].append(digit)
+    first: list[Digit] = []
+    second: list[Digit] = []
+    held: list[Digit] = []
+    for name in (*FIRST, *LATER):
+        digits = by_class[name]
+        held += digits[:HELD_BACK]
+        early = HELD_BACK + IN_FIRST_WAVE if name in FIRST else HELD_BACK
+        first += digits[HELD_BACK:early]
+        second += digits[early:]
+    return Waves(tuple(first), tuple(second), tuple(held))
+
+
+def drop_broken(images: Path, good: Digit) -> list[Path]:
+    """Three files that cannot be used: a truncated PNG, text with the name of one, an empty file."""
+    folder = images / good.name
+    truncated, text, empty = (folder / name for name in ("truncated.png", "text.png", "empty.png"))
+    whole = (folder / f"{good.number}.png").read_bytes()
+    truncated.write_bytes(whole[: len(whole) // 2])
+    text.write_text("this is no picture\n", encoding="utf-8")
+    empty.touch()
+    return [truncated, text, empty]
+
+
+def known(digits: Iterable[Digit], classes: Sequence[str]) -> list[Digit]:
+    """Those of the digits whose class is one of these."""
+    return [digit for digit in digits if digit.name in classes]
+
+
+def _load() -> Iterable[Digit]:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    for number, (image, label) in enumerate(zip(data.images, data.target, strict=True)):
+        yield Digit(str(label), number, (image * (255 / 16)).astype(np.uint8))
+
+
+def _different(digits: Iterable[Digit]) -> Iterable[Digit]:
+    """Each image once, however often the data set has it."""
+    seen = set()
+    for digit in digits:
+        if digit.sha256 not in seen:
+            seen.add(digit.sha256)
+            yield digit

@@ -1,0 +1,183 @@
+"""The demonstration's own workspace, and the two programs that a user would start in it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from daemon import views
+from daemon.children import CHECKOUT
+from daemon.config import Config, load
+from daemon.demo.digits import SIZE
+from daemon.errors import NotFound, RelearnError, UsageError
+from daemon.journal import open_journal
+from deploy.server import free_ports
+from deploy.triton import Triton
+
+TARGET = "digits"
+ROOMY_MB = 10.0  # of an artifact: both networks fit
+TIGHT_MB = 1.0  # only the second fits
+ARCHITECTURES = ("test_resnet", "test_efficientnet")
+
+CONFIG = """\
+# The demonstration's settings; all others are at their defaults (see config.toml of the checkout).
+version = 1
+
+[watch]
+settle_seconds = 1.0
+
+[roles]           # digits are few: a fifth of them judges
+train = 0.7
+tune = 0.1
+judge = 0.2
+
+[promotion]       # and five points are what so few can tell
+margin = 0.05
+
+[model]
+architectures = {architectures}
+
+[train]
+epochs = {epochs}
+learning_rate = 3e-3
+
+[train.augment]
+crop_min = 0.8
+flip = false      # a mirrored digit is another sign
+rotate_degrees = 10.0
+
+[policies.cooldown]
+minutes = 0.0
+
+[triton]
+url = "127.0.0.1:{port}"
+"""
+
+CONSTRAINTS = """\
+version = 1
+
+[input]
+height = {size}
+width = {size}
+
+[require]
+latency_p95_ms = 20.0
+artifact_max_mb = {artifact_max_mb}
+accuracy_min = 0.80
+"""
+
+
+class StepFailed(RelearnError):
+    """A step of the demonstration did not do what it should."""
+
+
+class Workspace:
+    """A workspace, the daemon and the Triton that run in it, and the journal to look into."""
+
+    def __init__(self, folder: Path, epochs: int) -> None:
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"{folder}: is not empty; name a new folder for the demonstration")
+        self.folder = folder
+        for name in ("images", "constraints", "triton"):
+            (folder / name).mkdir(parents=True)
+        text = CONFIG.format(architectures=list(ARCHITECTURES), epochs=epochs, port=free_ports(1)[0])
+        (folder / "config.toml").write_text(text.replace("'", '"'), encoding="utf-8")
+        self.constrain(ROOMY_MB)
+        self.config: Config = load(folder)
+        self.daemon: subprocess.Popen[bytes] | None = None
+        self.triton: subprocess.Popen[bytes] | None = None
+        self._journal: Engine | None = None
+
+    @property
+    def images(self) -> Path:
+        return self.folder / "images"
+
+    @property
+    def constraint_file(self) -> Path:
+        return self.folder / "constraints" / f"{TARGET}.toml"
+
+    @property
+    def url(self) -> str:
+        return self.config.settings.triton.url
+
+    def constrain(self, artifact_max_mb: float) -> None:
+        text = CONSTRAINTS.format(size=SIZE, artifact_max_mb=artifact_max_mb)
+        self.constraint_file.write_text(text, encoding="utf-8")
+
+    def start_triton(self) -> None:
+        self.triton = self._start("triton")
+        deadline = time.monotonic() + 60
+        with Triton(self.url) as triton:
+            while not triton.is_live():
+                if self.triton.poll() is not None or time.monotonic() > deadline:
+                    raise StepFailed(f"Triton did not start; see {self.folder / 'triton.log'}:\n{self.log('triton')}")
+                time.sleep(0.2)
+
+    def start_daemon(self) -> None:
+        self.daemon = self._start("run")
+
+    def _start(self, command: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{command}.log").open("ab") as log:
+            return subprocess.Popen(
+                [str(CHECKOUT / "relearn"), command, "--workspace", str(self.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C ends the demonstration, which ends them in order
+            )
+
+    def kill_daemon(self) -> None:
+        """SIGKILL: no chance to save anything."""
+        assert self.daemon is not None
+        self.daemon.kill()
+        self.daemon.wait()
+
+    def stop(self) -> None:
+        """Ends what is running: the daemon first, so that it takes no stopped Triton for a fault."""
+        for process in (self.daemon, self.triton):
+            if process is not None and process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(40)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+    def log(self, command: str) -> str:
+        """The end of a program's log."""
+        return (self.folder / f"{command}.log").read_text(encoding="utf-8", errors="replace")[-2000:]
+
+    def look(self, view: Callable[[Connection], Any]) -> Any:
+        """A view of the daemon's journal; None as long as there is none."""
+        if self._journal is None:
+            try:
+                self._journal = open_journal(self.config.state)
+            except RelearnError:
+                return None
+        with self._journal.connect() as connection:
+            return view(connection)
+
+    def target(self) -> dict[str, Any]:
+        """What the journal says of the target; empty before its constraint file was read."""
+
+        def view(connection: Connection) -> dict[str, Any]:
+            try:
+                return views.target(connection, self.config, TARGET)
+            except NotFound:
+                return {}
+
+        return self.look(view) or {}
+
+    def version(self) -> int:
+        """The version that is served; 0: none."""
+        champion = self.target().get("champion")
+        return int(champion["version"]) if champion else 0
+
+    def cycles(self) -> list[dict[str, Any]]:
+        """All cycles, the oldest first."""
+        return list(reversed(self.look(lambda c: views.cycles(c, 1000)) or []))
