@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -26,7 +27,9 @@ _PR_SET_PDEATHSIG = 1
 def die_with_parent() -> None:
     """Called in a child: the kernel kills it when the thread that started it is gone (prctl(2))."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:
+    listened = select.poll()
+    listened.register(sys.stdout, select.POLLERR)
+    if os.getppid() == 1 and listened.poll(0):  # in a container, process 1 may be the daemon itself
         os._exit(1)
 
 
@@ -98,6 +101,7 @@ class Child:
         assert self._process.stdout is not None and self._process.stderr is not None
         errors = threading.Thread(target=self._gather, args=[self._process.stderr], daemon=True)
         errors.start()
+        threading.Thread(target=self._reap, daemon=True).start()
         for line in self._process.stdout:
             try:
                 spoken: Any = json.loads(line)
@@ -109,6 +113,12 @@ class Child:
         status = self._process.wait()
         errors.join(1)
         self._put(ChildEnded(self.token, status, "\n".join(self._words)))
+
+    def _reap(self) -> None:
+        """What the child started and left behind ends with it: it would keep the pipes open, and nothing is heard."""
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _gather(self, stderr: IO[str]) -> None:
         for line in stderr:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +16,17 @@ from pydantic_settings import (
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
+from daemon import limits
 from daemon.errors import ConfigError
-from daemon.toml_lines import line_of
+from daemon.toml_lines import line_of, nearest_line
 from policies.settings import PoliciesSettings, PromotionSettings
 from policies.suggest import nearest
 
 ENV_PREFIX = "RELEARN__"
+_LISTS = ("watch.folders", "model.architectures")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -207,7 +211,12 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
         settings = _layered(from_file)(**from_set)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error, file, text, origin, known))) from None
-    return Config(settings, workspace.absolute(), file, origin)
+    except SettingsError:
+        raise ConfigError(f"{_not_json(from_env)}: a list is written as JSON, for instance '[\"images\"]'") from None
+    config = Config(settings, workspace.absolute(), file, origin)
+    if wrong := [*limits.out_of_bounds(dict(leaves(dump(settings)))), *limits.impossible(config)]:
+        raise ConfigError("\n".join(f"{_where(key, file, text, origin)}: {key}: {said}" for key, said in wrong))
+    return config
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -285,15 +294,32 @@ def _explain(
     for problem in error.errors(include_url=False):
         parts = [str(part) for part in problem["loc"] if not isinstance(part, int)]
         key = ".".join(parts)
-        where = next((o for k, o in origin.items() if k == key or k.startswith(f"{key}.")), "")
-        if not where.startswith((ENV_PREFIX, "--set")):
-            where = f"{file}:{line_of(text, key) or 1}"
+        where = _where(key, file, text, origin)
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             sections = {k.rpartition(".")[0] for k in known}
             yield f"{where}: unknown setting {key!r}{_hint(key, known | sections)}"
         else:
             message = problem["msg"].removeprefix("Value error, ")
             yield f"{where}: {key}: {message}{_given(problem)}"
+
+
+def _where(key: str, file: Path, text: str, origin: Mapping[str, str]) -> str:
+    """What to mend: the variable or the --set that a setting (or one of its section) came from, or file and line."""
+    found = [origin[key]] if key in origin else [o for k, o in origin.items() if k.startswith(f"{key}.")]
+    overridden = [where for where in found if where.upper().startswith((ENV_PREFIX, "--SET"))]
+    return overridden[-1] if overridden else f"{file}:{nearest_line(text, key)}"
+
+
+def _not_json(from_env: Mapping[str, str]) -> str:
+    bad = (name for key, name in from_env.items() if key in _LISTS and not _is_json_list(os.environ[name]))
+    return next(bad, f"{ENV_PREFIX}…")
+
+
+def _is_json_list(value: str) -> bool:
+    try:
+        return isinstance(json.loads(value), list)
+    except ValueError:
+        return False
 
 
 def _given(problem: Any) -> str:

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, null, select
 
 from daemon.errors import ConfigError
 from daemon.journal import AnyRow, add, get, now
 from daemon.schema import constraint_files
-from daemon.toml_lines import line_of
+from daemon.toml_lines import nearest_line
 from policies.constraints import contradictions
 from policies.facts import Requirement, to_dict
 from policies.suggest import nearest
 
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 TARGET_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 
 
@@ -36,16 +34,16 @@ class _Input(_Section):
     width: Annotated[int, Field(ge=8, le=4096)]
 
 
-class _Require(_Section):
-    batch_size: Annotated[int, Field(ge=1)] = 1
-    concurrency: Annotated[int, Field(ge=1)] = 1
-    latency_p95_ms: Positive | None = None
-    throughput_min: Positive | None = None
-    memory_max_mb: Positive | None = None
-    gpu_memory_max_mb: Positive | None = None
-    artifact_max_mb: Positive | None = None
-    accuracy_min: Share | None = None
-    recall_min: dict[str, Share] = {}
+class _Require(_Section):  # ranges: policies/constraints.py `contradictions`
+    batch_size: int = 1
+    concurrency: int = 1
+    latency_p95_ms: float | None = None
+    throughput_min: float | None = None
+    memory_max_mb: float | None = None
+    gpu_memory_max_mb: float | None = None
+    artifact_max_mb: float | None = None
+    accuracy_min: float | None = None
+    recall_min: dict[str, float] = {}
 
 
 class _Prefer(_Section):
@@ -105,11 +103,12 @@ def parse(text: str, file: Path) -> Requirement:
         lines = [_explain(problem, file, text) for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(lines)) from None
     if parsed.prefer.maximize and parsed.prefer.minimize:
-        where = f"{file}:{line_of(text, 'prefer.minimize')}"
+        where = f"{file}:{nearest_line(text, 'prefer.minimize')}"
         raise ConfigError(f"{where}: prefer.minimize: prefer one thing: maximize or minimize, not both")
     requirement = _requirement(parsed, file.stem)
     if wrong := contradictions(requirement):
-        raise ConfigError("\n".join(f"{file}: {sentence}" for sentence in wrong))
+        # each sentence opens with its key
+        raise ConfigError("\n".join(f"{file}:{nearest_line(text, said.split(' is ')[0])}: {said}" for said in wrong))
     return requirement
 
 
@@ -127,7 +126,7 @@ def _requirement(parsed: _ConstraintFile, target: str) -> Requirement:
 def _explain(problem: Any, file: Path, text: str) -> str:
     parts = [str(part) for part in problem["loc"]]
     key = ".".join(parts)
-    line = line_of(text, key) or line_of(text, parts[0]) or 1
+    line = nearest_line(text, key)
     if problem["type"] == "extra_forbidden":
         known = {f"{section}.{name}" for section, names in _KEYS.items() for name in names}
         guess = nearest(key, known | set(_KEYS)) or nearest(
@@ -159,7 +158,7 @@ def take_in(connection: Connection, folder: Path) -> list[AnyRow]:
                     target=target,
                     at=now(),
                     text=text,
-                    requirement=to_dict(requirement) if requirement else None,
+                    requirement=to_dict(requirement) if requirement else null(),  # None would be JSON's null: a value
                     error=error,
                 )
             )

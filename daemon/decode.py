@@ -50,7 +50,7 @@ def _read(folder: Path, path: str, incoming: Path, copies: dict[Path, str], max_
         temporary = incoming / str(len(copies))
         sha256, size = store.copy_in(file, temporary)
         after = file.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {"path": path, "gone": True}
     except PermissionError as error:
         return _rejected(path, None, f"may not be read: {error.strerror}")

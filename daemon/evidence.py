@@ -141,9 +141,8 @@ def _new_answers(
     connection: Connection, champion: targets.Champion, new: list[snapshot.Labelled]
 ) -> tuple[ClassCount, ...]:
     table = schema.observations
-    answered: dict[int, str] = dict(
-        connection.execute(select(table.c.sample_id, table.c.predicted).where(table.c.artifact_id == champion.artifact))
-    )
+    asked = select(table.c.sample_id, table.c.predicted).where(table.c.artifact_id == champion.artifact)
+    answered: dict[int, str] = dict(connection.execute(asked).tuples().all())
     rows = [row for row in new if row.sample in answered]
     samples = Counter(row.name for row in rows)
     correct = Counter(row.name for row in rows if answered[row.sample] == row.name)

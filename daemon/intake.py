@@ -35,6 +35,7 @@ class Difference:
     read: list[str] = field(default_factory=list)  # new, or changed
     gone: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)  # changed a moment ago: to be looked at again
+    unnamable: list[str] = field(default_factory=list)  # new, and their names are not UTF-8
 
 
 def compare(connection: Connection, folder: Path, paths: Iterable[Path] | None, settle_seconds: float) -> Difference:
@@ -47,10 +48,13 @@ def compare(connection: Connection, folder: Path, paths: Iterable[Path] | None, 
     present = dict(_present(folder, paths))
     if paths is None and known and not present:
         raise FileNotFoundError(f"{folder}: is empty or away; the {len(known)} files known of it stay as they are")
-    difference = Difference(gone=sorted(known.keys() - present.keys()))
+    difference = Difference(gone=sorted(known.keys() - set(map(_text, present))))
     settled_before = time.time() - settle_seconds
     for path, (found, changed) in sorted(present.items()):
-        if known.get(path) == found:
+        if known.get(_text(path)) == found:
+            continue
+        if path != _text(path):
+            difference.unnamable.append(path)
             continue
         if paths is None and changed > settled_before:
             difference.fresh.append(path)
@@ -69,10 +73,15 @@ def _known(connection: Connection, folder: Path, paths: Iterable[Path] | None) -
                 yield path, (size, mtime)
             continue
         for touched in paths:
-            name = str(touched.relative_to(folder))
+            name = _text(str(touched.relative_to(folder)))
             below = (table.c.path >= f"{name}/") & (table.c.path < f"{name}0")  # "0" follows "/"
             for path, size, mtime in connection.execute(query.where((table.c.path == name) | below)):
                 yield path, (size, mtime)
+
+
+def _text(path: str) -> str:
+    """The path as the journal can hold it: bytes that are not UTF-8 are written as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _present(folder: Path, paths: Iterable[Path] | None) -> Iterator[tuple[str, tuple[Stat, float]]]:
@@ -153,6 +162,9 @@ class Drop:
     def take(self, files: list[dict[str, Any]]) -> None:
         """Writes down a batch that the child has read and stored: one transaction."""
         self.unread = self.unread[len(files) :]
+        self.record(files)
+
+    def record(self, files: list[dict[str, Any]]) -> None:
         with self.journal.begin() as connection:
             good = [file for file in files if "sha256" in file]
             bad = [file for file in files if "reason" in file]
@@ -168,11 +180,24 @@ class Drop:
                 .values(added=drops.c.added + len(good), rejected=drops.c.rejected + len(bad))
             )
 
+    def refuse(self, paths: list[str], reason: str) -> None:
+        """Rejects files unread, as they are now: they are read when their content changes."""
+        files = []
+        for path in paths:
+            try:
+                found = (self.folder / path).stat()
+            except OSError:
+                continue
+            size, mtime = found.st_size, found.st_mtime_ns
+            files.append({"path": _text(path), "size": size, "mtime_ns": mtime, "reason": reason})
+        self.record(files)
+
     def crashed(self, last_words: str) -> None:
         """The child died. Its files are read one by one from now on, until the one that kills it is found."""
         if self.batch == 1 and self.unread:
-            reason = f"crashed the process that read it: {last_words.strip().splitlines()[-1:] or ['killed']}"
-            self.take([{"path": self.unread[0], "size": -1, "mtime_ns": -1, "reason": reason}])
+            words = next(reversed(last_words.strip().splitlines()), "killed")
+            self.refuse(self.unread[:1], f"crashed the process that read it: {words}")
+            self.unread = self.unread[1:]
         self.batch = 1
 
     def finish(self) -> None:

@@ -247,7 +247,7 @@ def record_answers(connection: Connection, table: str, artifact: str, said: Mapp
                 schema.samples.c.sha256.in_(shas[start : start + 500])
             )
         )
-        ids |= dict(found)
+        ids |= {row.sha256: row.id for row in found}
     moment = now()
     rows = [
         {"artifact_id": artifact, "sample_id": ids[sha], "predicted": name, "confidence": sure, "at": moment}

@@ -6,9 +6,9 @@ requests from the command line). Queries stand in the modules that own the words
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, Row, Table, create_engine, event, ins
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from daemon import schema
-from daemon.errors import JournalTooNew, NotFound
+from daemon.errors import JournalTooNew, NotFound, RelearnError
 
 HEAD = "0001"  # the newest migration; a test holds it to the folder
 
@@ -51,7 +51,9 @@ def revision(file: Path) -> str | None:
         try:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         except sqlite3.OperationalError:
-            return None
+            row = None
+        except sqlite3.DatabaseError as error:
+            raise RelearnError(f"{file}: cannot be read ({error}); restore it from a backup") from None
     connection.close()
     return row[0] if row else None
 
@@ -67,10 +69,16 @@ def _migrate(engine: Engine, file: Path, found: str | None) -> None:
         known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
         if found not in known:
             raise _wrong_revision(file, found)
-        shutil.copy2(file, file.with_name(f"journal.before-{HEAD}.db"))
+        _back_up(file, file.with_name(f"journal.before-{HEAD}.db"))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def _back_up(file: Path, copy: Path) -> None:
+    """A copy with all that was committed: some of it may stand in the write-ahead log yet."""
+    with closing(sqlite3.connect(file, timeout=30)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
 
 
 def _wrong_revision(file: Path, found: str | None) -> JournalTooNew:

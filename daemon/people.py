@@ -18,6 +18,8 @@ from daemon.journal import AnyRow, add, change, claim, get, now, open_journal
 from daemon.lock import is_running
 from daemon.serving import Serving
 
+LOOK_AGAIN_SECONDS = 0.2  # the log is written, which wakes, a moment before what it holds can be read
+
 
 def ask(journal: Engine, state: Path, kind: str, **arguments: Any) -> int:
     """Writes a request and wakes the daemon. Returns the request's id."""
@@ -116,7 +118,7 @@ def ask_and_wait(config: Config, kind: str, seconds: float = 60.0, **arguments: 
                 row = get(connection, schema.requests, request)
             if row.state in ("done", "refused"):
                 return {"request": request, "state": row.state, "answer": row.answer}
-            woken.wait(left)
+            woken.wait(min(left, LOOK_AGAIN_SECONDS))
     finally:
         observer.stop()
     return {"request": request, "state": "asked", "answer": "the daemon has not answered yet; it will"}

@@ -64,8 +64,9 @@ class Reader:
             log.warning("%s", error)
             return True
         self._look_again(settled.folder, difference.fresh)
-        if difference.read or difference.gone:
+        if difference.read or difference.gone or difference.unnamable:
             self.drop = Drop(self.config, self.journal, settled.folder, difference)
+            self.drop.refuse(difference.unnamable, "its name is not UTF-8: rename it")
             self._go_on()
         return True
 
@@ -82,11 +83,11 @@ class Reader:
         if status != 0:
             self.crashes += 1
             log.warning("the reader of drop %d died (status %d): %s", self.drop.id, status, last_words[-500:])
+            if self.crashes > 1 and "OSError" in last_words:  # the store cannot be written: no file's fault
+                self._give_up(last_words)
+                return
             self.drop.crashed(last_words)
-        if self.crashes > 1 and "OSError" in last_words:  # the store cannot be written: no file's fault
-            self._give_up(last_words)
-        else:
-            self._go_on()
+        self._go_on()
 
     def _go_on(self) -> None:
         assert self.drop is not None

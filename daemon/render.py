@@ -71,7 +71,7 @@ def _data(view: View) -> RenderableType:
     for column in ("class", "train", "tune", "judge"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name, counts in view["classes"].items():
-        table.add_row(name, *(str(counts.get(role, 0)) for role in ("train", "tune", "judge")))
+        _row(table, name, *(str(counts.get(role, 0)) for role in ("train", "tune", "judge")))
     rest = f"unlabelled {view['unlabelled']}, in conflict {view['in_conflict']}, rejected {view['rejected']}"
     return Group(table, Text(rest))
 
@@ -91,7 +91,8 @@ def cycles(view: Sequence[View]) -> RenderableType:
     table = Table("cycle", "target", "began", "because of", "outcome", "reason")
     for cycle in view:
         outcome = cycle["outcome"] or cycle["state"]
-        table.add_row(
+        _row(
+            table,
             f"c{cycle['id']} (d{cycle['decision']})",
             cycle["target"],
             clock(cycle["started"]),
@@ -106,7 +107,8 @@ def models(view: Sequence[View]) -> RenderableType:
     table = Table("artifact", "architecture", "classes", "tune", "judge", "p95 ms", "img/s", "MB", "memory", "serves")
     for model in view:
         figures = model["measurement"] or {}
-        table.add_row(
+        _row(
+            table,
             model["artifact"],
             model["architecture"],
             str(len(model["classes"])),
@@ -125,14 +127,14 @@ def decisions(view: Sequence[View]) -> RenderableType:
     table = Table("decision", "when", "target", "because", "action", "reason")
     for row in view:
         because = row["event"]
-        table.add_row(f"d{row['id']}", clock(row["at"]), row["target"], because, row["action"], row["reason"])
+        _row(table, f"d{row['id']}", clock(row["at"]), row["target"], because, row["action"], row["reason"])
     return table
 
 
 def rejected(view: Sequence[View]) -> RenderableType:
     table = Table("file", "reason", "seen")
     for row in view:
-        table.add_row(Text(row["file"]), Text(row["reason"]), clock(row["at"]))
+        _row(table, row["file"], row["reason"], clock(row["at"]))
     return table if view else Text("no file was rejected")
 
 
@@ -156,7 +158,7 @@ def _by_class(rows: Sequence[View]) -> RenderableType:
     columns = list(rows[0])
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(number(v) if isinstance(v, float) else str(v) for v in (row.get(c) for c in columns)))
+        _row(table, *(number(v) if isinstance(v, float) else str(v) for v in (row.get(c) for c in columns)))
     return table
 
 
@@ -164,7 +166,7 @@ def checked(view: View) -> RenderableType:
     table = Table("setting", "value", "from")
     for row in view["settings"]:
         style = "dim" if row["from"] == "default" else ""
-        table.add_row(row["key"], Text(str(row["value"])), row["from"], style=style)
+        _row(table, row["key"], str(row["value"]), row["from"], style=style)
     targets = [
         Text(f"{name}: " + ", ".join(f"{k}={v}" for k, v in requirement.items() if v not in (None, {}, name)))
         for name, requirement in view["requirements"].items()
@@ -175,6 +177,11 @@ def checked(view: View) -> RenderableType:
 
 def answer(view: View) -> RenderableType:
     return Text(view["answer"] or view["state"], "green" if view["state"] == "done" else "red")
+
+
+def _row(table: Table, *cells: str | Text, style: str = "") -> None:
+    """A row of text as it is: a class or a file may be named like a style."""
+    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), style=style)
 
 
 def clock(seconds: float | None) -> str:

@@ -128,10 +128,11 @@ class Serving:
                     select(promotions).where(promotions.c.state.in_(("switching", "undoing"))).order_by(promotions.c.id)
                 )
             )
-            served = list(connection.execute(select(promotions).where(promotions.c.state == "serving")))
         try:
             for row in under_way:
                 self._undo(row) if row.state == "undoing" else self._switch(row)
+            with self.journal.connect() as connection:  # as it is after the switches
+                served = list(connection.execute(select(promotions).where(promotions.c.state == "serving")))
             for row in served:
                 self._keep(row)
             if served or under_way:

@@ -23,5 +23,14 @@ def line_of(text: str, key: str) -> int | None:
     return None
 
 
+def nearest_line(text: str, key: str) -> int:
+    """As `line_of`; where the key is not written (a missing one, an inline table) the line of what would hold it."""
+    while key:
+        if line := line_of(text, key):
+            return line
+        key = key.rpartition(".")[0]
+    return 1
+
+
 def _plain(name: str) -> str:
     return ".".join(part.strip().strip("\"'") for part in name.split("."))

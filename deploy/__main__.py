@@ -1,4 +1,7 @@
-"""The child that runs this package's stages: `python -P -m deploy JOB.json`. Exit 0: all went well; 1: not."""
+"""The child that runs this package's stages: `python -P -m deploy JOB.json`.
+
+Exit 0: all went well; 1: not.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,7 @@ def main() -> int:
     protocol = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # what libraries print is no line of the protocol
     job = from_dict(Job, json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    went_well = run_stages(
-        job, {name: find_stage(name) for name in STAGES}, lambda line: print(line, file=protocol)
-    )
+    went_well = run_stages(job, {name: find_stage(name) for name in STAGES}, lambda line: print(line, file=protocol))
     return 0 if went_well else 1
 
 

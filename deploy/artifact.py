@@ -53,7 +53,10 @@ def name_artifact(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a model, artifact or version folder. Raises ArtifactError where there is none to read."""
+    """The manifest of a model, artifact or version folder.
+
+    Raises ArtifactError where there is none to read.
+    """
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -63,9 +66,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} cannot be read ({error}); make the folder again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise ArtifactError(
-            f"{path} has format {found!r}, this version reads {FORMAT}; make the folder again"
-        )
+        raise ArtifactError(f"{path} has format {found!r}, this version reads {FORMAT}; make the folder again")
     return manifest
 
 
@@ -99,17 +100,14 @@ def read_golden(folder: Path) -> tuple[Images, Probabilities]:
         raise ArtifactError(f"{path} cannot be read ({error}); make the folder again") from error
 
 
-def compare_golden(
-    found: Probabilities, recorded: Probabilities, tolerance: float = GOLDEN_TOLERANCE
-) -> float:
+def compare_golden(found: Probabilities, recorded: Probabilities, tolerance: float = GOLDEN_TOLERANCE) -> float:
     """The largest absolute difference of the two batches' probabilities.
 
-    Raises ArtifactError where the shapes differ, an answer is not a number, or the difference exceeds `tolerance`.
+    Raises ArtifactError where the shapes differ, an answer is not a number, or the difference exceeds
+    `tolerance`.
     """
     if found.shape != recorded.shape:
-        raise ArtifactError(
-            f"the golden batch gave answers of shape {found.shape}, recorded {recorded.shape}"
-        )
+        raise ArtifactError(f"the golden batch gave answers of shape {found.shape}, recorded {recorded.shape}")
     difference = float(np.abs(found - recorded).max(initial=0.0))
     if not difference <= tolerance:  # also true of NaN
         raise ArtifactError(

@@ -84,9 +84,7 @@ def write_golden(work: Path, engine: Engine, manifest: Mapping[str, Any], index:
     images = golden_images(manifest, index)
     answers = engine.load(work, 1)(images)
     if answers.shape != (len(images), len(manifest["classes"])):
-        raise ValueError(
-            f"the graph answers with shape {answers.shape} for {len(manifest['classes'])} classes"
-        )
+        raise ValueError(f"the graph answers with shape {answers.shape} for {len(manifest['classes'])} classes")
     np.savez(work / artifact.GOLDEN, images=images, probabilities=answers.astype(np.float32))
 
 

@@ -1,4 +1,7 @@
-"""A client to copy from: images in, class names out, through Triton. Needs `tritonclient[grpc]` and numpy alone."""
+"""A client to copy from: images in, class names out, through Triton.
+
+Needs `tritonclient[grpc]` and numpy alone.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from numpy.typing import NDArray
 def classify(client: Any, model: str, images: NDArray[np.uint8]) -> list[tuple[str, float, str]]:
     """(class name, probability, version that answered) for each image of uint8 (n, height, width, 3).
 
-    client: a `tritonclient.grpc.InferenceServerClient`; one for all requests, it may be shared by threads. The
-    images have the size that the constraint file says; n is at most the model's max_batch_size.
+    client: a `tritonclient.grpc.InferenceServerClient`; one for all requests, it may be shared by threads.
+    The images have the size that the constraint file says; n is at most the model's max_batch_size.
     """
     from tritonclient import grpc
 

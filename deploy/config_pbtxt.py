@@ -1,8 +1,8 @@
 """The text of a Triton model configuration (config.pbtxt), complete, so that nothing is left to auto-completion.
 
-The configuration belongs to the model, not to a version. It names the versions to serve and the labels file, so
-that replacing this one file is the moment at which a switch happens on disk.
-Source of the fields: triton-inference-server/common, protobuf/model_config.proto.
+The configuration belongs to the model, not to a version. It names the versions to serve and the labels file,
+so that replacing this one file is the moment at which a switch happens on disk. Source of the fields:
+triton-inference-server/common, protobuf/model_config.proto.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ FLAVOURS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How a target's model is served. Few threads an instance and small batches answered fastest on small machines."""
+    """How a target's model is served.
+
+    Few threads an instance and small batches answered fastest on small machines.
+    """
 
     flavour: Flavour = "python"
     max_batch_size: int = 4  # images that Triton runs at once, at most
@@ -53,8 +56,7 @@ def write_config(
         FLAVOURS[serving.flavour],
         f"max_batch_size: {serving.max_batch_size}",
         f'input [ {{ name: "images" data_type: TYPE_UINT8 dims: {dims} }} ]',
-        'output [ { name: "probabilities" data_type: TYPE_FP32 dims: [ -1 ] '
-        f"label_filename: {quote(labels)} }} ]",
+        f'output [ {{ name: "probabilities" data_type: TYPE_FP32 dims: [ -1 ] label_filename: {quote(labels)} }} ]',
         f"version_policy {{ specific {{ versions: [ {', '.join(map(str, sorted(versions)))} ] }} }}",
         f"dynamic_batching {{ max_queue_delay_microseconds: {serving.queue_delay_us} }}",
         f"instance_group [ {{ count: {serving.instances} kind: KIND_CPU }} ]",

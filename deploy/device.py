@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def fingerprint(engine: str = "onnxruntime") -> str:
-    """ "AMD EPYC 7B13, 2 cores, onnxruntime 1.22.0": the processor, the cores given to this process, the engine."""
+    """As "AMD EPYC 7B13, 2 cores, onnxruntime 1.22.0": the processor, the cores given to this process, the engine."""
     cores = len(os.sched_getaffinity(0))
     try:
         version = importlib.metadata.version(engine)

@@ -32,8 +32,8 @@ def die_with_parent() -> None:
 def tether(command: Sequence[str]) -> list[str]:
     """The command, started so that it dies with the calling process (argv[0] must be a path).
 
-    The kernel ties the child to the *thread* that starts it: start it from one that lives as long as the child
-    should. A launcher of one line asks for it and then becomes the command; `preexec_fn`, which would do the
-    same, is not safe in a process with threads.
+    The kernel ties the child to the *thread* that starts it: start it from one that lives as long as the
+    child should. A launcher of one line asks for it and then becomes the command; `preexec_fn`, which would
+    do the same, is not safe in a process with threads.
     """
     return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]

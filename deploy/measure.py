@@ -1,13 +1,15 @@
 """Stage `measure`: latency, throughput and memory of an artifact, in a fresh process of its own.
 
 The method, version 1:
-- the process loads the artifact with the threads told and answers batches of fresh random pixels; as many threads
-  as `concurrency` call the one session, each as soon as it has its last answer;
-- warm-up lasts until the medians of two blocks of runs differ by less than 5%, or a quarter of the time is spent;
+- the process loads the artifact with the threads told and answers batches of fresh random pixels; as many
+  threads as `concurrency` call the one session, each as soon as it has its last answer;
+- warm-up lasts until the medians of two blocks of runs differ by less than 5%, or a quarter of the time is
+  spent;
 - then it is timed until 1,000 repetitions and one second, or until `seconds_max` is spent (at least three
-  repetitions a thread); the percentiles are over all repetitions, throughput is images over the wall time of them;
-- memory is the peak of the process's proportional set size (/proc/self/smaps_rollup), looked at twenty times a
-  second while it loads and warms up, and after the timing: all of it, Python and numpy included.
+  repetitions a thread); the percentiles are over all repetitions, throughput is images over the wall time of
+  them;
+- memory is the peak of the process's proportional set size (/proc/self/smaps_rollup), looked at twenty times
+  a second while it loads and warms up, and after the timing: all of it, Python and numpy included.
 """
 
 from __future__ import annotations
@@ -61,7 +63,10 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
 
 
 def measure(folder: Path, batch_size: int, concurrency: int, threads: int, seconds_max: float) -> Measurement:
-    """Measures the artifact in this process. `seconds_max` bounds warm-up and timing together, not loading."""
+    """Measures the artifact in this process.
+
+    `seconds_max` bounds warm-up and timing together, not loading.
+    """
     manifest = artifact.read_manifest(folder)
     inputs = random_batches(manifest["input"], batch_size)
     with watch_memory() as peak:

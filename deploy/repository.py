@@ -1,14 +1,15 @@
 """The switch on disk: how a version comes into Triton's model repository, and how it leaves it.
 
     <repository>/<target>/                    a model of Triton; all that lies here was put here by this module
-        config.pbtxt                          names the versions that are served and the labels: replacing it is the switch
+        config.pbtxt                          names the versions served and the labels: replacing it is the switch
         labels-7.txt                          the labels of version 7
         7/ manifest.json model.py engine.py … a version, every file under its SHA-256
     <repository>.staging/<target>/7/          the same version before it is put, on the same file system
     <repository>.staging/.retired/            what is on its way out
 
-Each function may be repeated after a crash in its midst. At every moment between two renames a load by Triton serves
-one complete thing: a version that config.pbtxt does not name is not served, and the labels are those that it names.
+Each function may be repeated after a crash in its midst. At every moment between two renames a load by Triton
+serves one complete thing: a version that config.pbtxt does not name is not served, and the labels are those
+that it names.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class RepositoryError(Exception):
-    """The model repository cannot be written as it stands; what it served before is untouched. The message says why."""
+    """The model repository cannot be written as it stands; what it served before is untouched.
+
+    The message says why.
+    """
 
 
 def staging_folder(repository: Path) -> Path:
@@ -43,12 +47,10 @@ def staging_folder(repository: Path) -> Path:
 
 
 def check_repository(repository: Path) -> None:
-    """Raises RepositoryError where the repository is missing, read-only, or on another device than its staging folder."""
+    """Raises RepositoryError where the repository is missing, read-only, or on another device than its staging."""
     staging = staging_folder(repository)
     if not repository.is_dir():
-        raise RepositoryError(
-            f"the model repository {repository} is missing; make the folder, or correct its path"
-        )
+        raise RepositoryError(f"the model repository {repository} is missing; make the folder, or correct its path")
     with translated(repository):
         staging.mkdir(exist_ok=True)
         for folder in (repository, staging):
@@ -66,7 +68,8 @@ def stage(
 ) -> Path:
     """Makes the version's folder beside the repository, on disk and verified; returns it.
 
-    A version that has been put already is returned where it is, unless it is to be made `again`. Raises RepositoryError (the disk is full, for one) and ArtifactError (the artifact is damaged).
+    A version that has been put already is returned where it is, unless it is to be made `again`. Raises
+    RepositoryError (the disk is full, for one) and ArtifactError (the artifact is damaged).
     """
     check_repository(repository)
     check_target(repository, target)
@@ -144,9 +147,7 @@ def place_candidate(repository: Path, target: str, staged: Path) -> str:
     with translated(repository / name), fresh_model(repository, name) as work:
         shutil.copytree(staged, work / "1", copy_function=link_or_copy)
         manifest = artifact.read_manifest(staged)
-        write_model(
-            work, name, [{**manifest, "version": 1, "serving": {**manifest["serving"], "instances": 1}}]
-        )
+        write_model(work, name, [{**manifest, "version": 1, "serving": {**manifest["serving"], "instances": 1}}])
     return name
 
 
@@ -184,13 +185,19 @@ def whole(model: Path, version: int | None) -> list[dict[str, Any]]:
 
 
 def retire(repository: Path, target: str, version: int) -> None:
-    """Lets config.pbtxt name this version alone. The older ones are still there until `clear` moves them out."""
+    """Lets config.pbtxt name this version alone.
+
+    The older ones are still there until `clear` moves them out.
+    """
     with translated(repository / target):
         write_model(repository / target, target, [verify_version(repository / target / str(version))])
 
 
 def clear(repository: Path, target: str, version: int) -> None:
-    """Moves every other version of ours, and their labels, out of the model and deletes them. Triton must not serve them."""
+    """Moves every other version of ours, and their labels, out of the model and deletes them.
+
+    Triton must not serve them.
+    """
     model = repository / target
     with translated(model):
         for number in versions(repository, target):
@@ -305,6 +312,4 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or path
-        raise RepositoryError(
-            f"{where}: {error.strerror or error}; the version that serves is untouched"
-        ) from error
+        raise RepositoryError(f"{where}: {error.strerror or error}; the version that serves is untouched") from error

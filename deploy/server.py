@@ -1,7 +1,7 @@
 """The packaged Triton: NVIDIA's own server out of the wheel nvidia-pytriton, run on this machine without a container.
 
-Its environment is a folder of its own (made of deploy/triton_server/requirements.lock), since its Python backend
-needs numpy below 2. The server listens on 127.0.0.1 only and dies with the process that started it.
+Its environment is a folder of its own (made of deploy/triton_server/requirements.lock), since its Python
+backend needs numpy below 2. The server listens on 127.0.0.1 only and dies with the process that started it.
 """
 
 from __future__ import annotations
@@ -58,17 +58,13 @@ def find_installation(environment: Path | None = None) -> Installation:
     folder = environment or Path(os.environ.get(ENVIRONMENT) or CHECKOUT / ".venv-triton")
     python = folder / "bin" / "python"
     if not python.exists():
-        raise ServerError(
-            f"{folder} holds no Python environment; `make setup` installs the packaged Triton there"
-        )
+        raise ServerError(f"{folder} holds no Python environment; `make setup` installs the packaged Triton there")
     asked = subprocess.run([python, "-I", "-c", _ASK_PYTHON], capture_output=True, text=True, check=False)
     if asked.returncode != 0:
         raise ServerError(f"{python} does not run: {asked.stderr.strip()[-300:]}; make the environment again")
     facts = json.loads(asked.stdout)
     if facts["wheel"] is None:
-        raise ServerError(
-            f"{folder} lacks nvidia-pytriton; install deploy/triton_server/requirements.lock there"
-        )
+        raise ServerError(f"{folder} lacks nvidia-pytriton; install deploy/triton_server/requirements.lock there")
     wheel = Path(facts["wheel"])
     libpython = find_libpython(facts["minor"], facts["libdir"], facts["multiarch"])
     return Installation(folder, facts["minor"], wheel, wheel.parent / "nvidia_pytriton.libs", libpython)
@@ -99,9 +95,7 @@ def assemble_backend(installation: Installation, cache: Path) -> Path:
     packaged = installation.wheel / "tritonserver"
     stub = packaged / "python_backend_stubs" / installation.minor / "triton_python_backend_stub"
     if not stub.exists():
-        raise ServerError(
-            f"nvidia-pytriton has no backend for Python {installation.minor}: take 3.11 or 3.12"
-        )
+        raise ServerError(f"nvidia-pytriton has no backend for Python {installation.minor}: take 3.11 or 3.12")
     backends = cache / f"triton-backends-{installation.minor}-{stub.stat().st_mtime_ns}"
     if backends.exists():
         return backends
@@ -145,8 +139,8 @@ class Server:
         """Starts the server on `repository` and waits until it is live, with the models of `load` loaded.
 
         cache: a folder for what is put together from the wheel; ports: (gRPC, HTTP, metrics), free ones where
-        not given; log: where the server's own words go, `cache`/tritonserver.log where not given. Start it from a thread
-        that lives as long as the server should. Raises ServerError.
+        not given; log: where the server's own words go, `cache`/tritonserver.log where not given. Start it
+        from a thread that lives as long as the server should. Raises ServerError.
         """
         installation = find_installation(environment)
         cache.mkdir(parents=True, exist_ok=True)
@@ -167,9 +161,7 @@ class Server:
         )
         self._wait_until_live()
 
-    def _command(
-        self, installation: Installation, backends: Path, repository: Path, load: Sequence[str]
-    ) -> list[str]:
+    def _command(self, installation: Installation, backends: Path, repository: Path, load: Sequence[str]) -> list[str]:
         return [
             str(installation.wheel / "tritonserver" / "bin" / "tritonserver"),
             f"--model-repository={repository}",
@@ -201,7 +193,7 @@ class Server:
         return self.log.read_text(encoding="utf-8", errors="replace")[-1000:].strip()
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """SIGTERM, and SIGKILL to it and its backend processes after `seconds`; removes what it leaves in shared memory."""
+        """Ends it by SIGTERM, after `seconds` by SIGKILL; removes its backend processes and shared memory too."""
         if self.process.poll() is None:
             self.process.terminate()
         try:
@@ -216,19 +208,16 @@ class Server:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
 
 
 def child_environment(installation: Installation) -> dict[str, str]:
-    """The backend process finds its packages by PATH, and its libraries by LD_LIBRARY_PATH (its copy lost its own way)."""
+    """The backend process finds its packages by PATH; its libraries by LD_LIBRARY_PATH, since it was copied."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     libraries = [str(installation.libpython), str(installation.libraries), kept.get("LD_LIBRARY_PATH", "")]
     return {
         "OMP_WAIT_POLICY": "PASSIVE",
-        "PYTHONDONTWRITEBYTECODE": "1",  # the version folders hold what their manifests name and no more
         **kept,
         "PATH": f"{installation.environment / 'bin'}:{kept.get('PATH', '')}",
         "LD_LIBRARY_PATH": ":".join(path for path in libraries if path),

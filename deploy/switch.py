@@ -1,13 +1,13 @@
 """Putting a new version in front of Triton's clients without failing one of their requests, step by step.
 
-The caller runs the steps of `STEPS` in order with `run_step` and writes down each before and after; every step may be
-repeated after a crash. If one fails, `undo` leaves the version before serving. TritonUnavailable means: nothing is wrong
-with the version, try the same step again later.
+The caller runs the steps of `STEPS` in order with `run_step` and writes down each before and after; every
+step may be repeated after a crash. If one fails, `undo` leaves the version before serving. TritonUnavailable
+means: nothing is wrong with the version, try the same step again later.
 
-Why this order, by measurement under load: a load moves the clients to the newest version within the call, so what
-is to be found wrong must be found before, under another name; the version before must stay loaded during that load
-(requests that were on their way to it fail otherwise), so it goes only afterwards, by a second load. Going back is a
-switch too: the earlier artifact under a new, higher version.
+Why this order, by measurement under load: a load moves the clients to the newest version within the call, so
+what is to be found wrong must be found before, under another name; the version before must stay loaded during
+that load (requests that were on their way to it fail otherwise), so it goes only afterwards, by a second
+load. Going back is a switch too: the earlier artifact under a new, higher version.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Switch:
 def run_step(step: str, switch: Switch, triton: Triton) -> str:
     """Takes one step; returns what was done in a sentence.
 
-    Raises SwitchFailed (call `undo`), TritonUnavailable (try again later) or repository.RepositoryError (a person has
-    to look; nothing has changed for the clients, call `undo` or try again).
+    Raises SwitchFailed (call `undo`), TritonUnavailable (try again later) or repository.RepositoryError (a
+    person has to look; nothing has changed for the clients, call `undo` or try again).
     """
     try:
-        return {"stage": stage, "probe": probe, "put": put, "load": load, "verify": verify, "retire": retire}[
-            step
-        ](switch, triton)
+        return {"stage": stage, "probe": probe, "put": put, "load": load, "verify": verify, "retire": retire}[step](
+            switch, triton
+        )
     except (TritonRefused, artifact.ArtifactError) as error:
         raise SwitchFailed(f"{step}: {error}") from error
 
@@ -136,8 +136,9 @@ def find_fault(switch: Switch, triton: Triton) -> str | None:
 def mend(switch: Switch, triton: Triton) -> str | None:
     """Makes Triton serve `switch.version` again if it does not: what was done in a sentence; None: nothing was wrong.
 
-    For a Triton that was restarted and came back empty, a backend process that died, a folder that was damaged or
-    removed. Raises SwitchFailed where even that does not help, TritonUnavailable where Triton is away.
+    For a Triton that was restarted and came back empty, a backend process that died, a folder that was
+    damaged or removed. Raises SwitchFailed where even that does not help, TritonUnavailable where Triton is
+    away.
     """
     fault = find_fault(switch, triton)
     if fault is None:
@@ -176,7 +177,7 @@ def drop_candidate(switch: Switch, triton: Triton) -> None:
 
 
 def compare(switch: Switch, triton: Triton, model: str, version: int | None = None) -> float:
-    """The largest difference between Triton's answers to the golden batch and the record; `version` must answer them."""
+    """The largest difference of Triton's answers to the golden batch from the record; `version` must answer."""
     images, recorded = artifact.read_golden(switch.artifact)
     found, numbers = triton.infer_all(model, images)
     if version is not None and numbers != {version}:

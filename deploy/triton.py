@@ -76,9 +76,7 @@ class Triton:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
     def is_live(self, timeout: float = 2.0) -> bool:
@@ -89,10 +87,11 @@ class Triton:
             return False
 
     def is_ready(self, model: str, version: int | None = None) -> bool:
-        """What Triton says of itself. It says so of a model whose process was killed too: ask for an answer."""
-        return self._ask(
-            lambda: bool(self._client.is_model_ready(model, _text(version), client_timeout=self._timeout))
-        )
+        """What Triton says of itself.
+
+        It says so of a model whose process was killed too: ask for an answer.
+        """
+        return self._ask(lambda: bool(self._client.is_model_ready(model, _text(version), client_timeout=self._timeout)))
 
     def load(self, model: str) -> None:
         """Loads, or loads again, what lies in the repository under this name; waits until it is done."""
@@ -161,9 +160,7 @@ class Triton:
         tensor.set_data_from_numpy(images)
         output = self._grpc.InferRequestedOutput("probabilities", class_count=class_count)
         return self._ask(
-            lambda: self._client.infer(
-                model, [tensor], _text(version), outputs=[output], client_timeout=self._timeout
-            )
+            lambda: self._client.infer(model, [tensor], _text(version), outputs=[output], client_timeout=self._timeout)
         )
 
     def _ask(self, call: Callable[[], T]) -> T:
@@ -172,9 +169,7 @@ class Triton:
         except self._grpc.InferenceServerException as error:
             status, words = str(error.status()), error.message()
             if "DEADLINE_EXCEEDED" in status:
-                raise TritonUnavailable(
-                    f"Triton at {self.address} gave no answer in time: {words}"
-                ) from error
+                raise TritonUnavailable(f"Triton at {self.address} gave no answer in time: {words}") from error
             # Triton answers UNAVAILABLE of a model too: only silence means that it is away.
             if "UNAVAILABLE" in status and not self.is_live():
                 raise TritonUnavailable(f"no Triton answers at {self.address}: {words}") from error

@@ -59,9 +59,7 @@ class Comparison:
             return "judge has no sample of a class that both know"
         mine, theirs = (t.both + t.challenger_only) / t.samples, (t.both + t.champion_only) / t.samples
         won, lost = t.challenger_only, t.champion_only
-        return (
-            f"{mine:.2%} against {theirs:.2%} right on {t.samples:,} judge samples (won {won}, lost {lost})"
-        )
+        return f"{mine:.2%} against {theirs:.2%} right on {t.samples:,} judge samples (won {won}, lost {lost})"
 
     def bound(self) -> str:
         """What the lower bound says beside the margin."""

@@ -38,25 +38,17 @@ def _measured(measurement: Measurement | None, field: str) -> float | None:
     return None if measurement is None else getattr(measurement, field)
 
 
-def _excess(
-    constraint: str, words: str, found: float | None, limit: float | None, unit: str
-) -> Shortfall | None:
+def _excess(constraint: str, words: str, found: float | None, limit: float | None, unit: str) -> Shortfall | None:
     if limit is None or found is None or found <= limit:
         return None
-    said = (
-        f"{words} {_number(found)} {unit} is above {constraint} {_number(limit)} by {_number(found - limit)}"
-    )
+    said = f"{words} {_number(found)} {unit} is above {constraint} {_number(limit)} by {_number(found - limit)}"
     return Shortfall(constraint, limit, found, said)
 
 
-def _lack(
-    constraint: str, words: str, found: float | None, limit: float | None, unit: str
-) -> Shortfall | None:
+def _lack(constraint: str, words: str, found: float | None, limit: float | None, unit: str) -> Shortfall | None:
     if limit is None or found is None or found >= limit:
         return None
-    said = (
-        f"{words} {_number(found)} {unit} is below {constraint} {_number(limit)} by {_number(limit - found)}"
-    )
+    said = f"{words} {_number(found)} {unit} is below {constraint} {_number(limit)} by {_number(limit - found)}"
     return Shortfall(constraint, limit, found, said)
 
 
@@ -84,9 +76,7 @@ def infeasible_accuracy(
     for name, needed, c in _asked(requirement, counts):
         upper = clopper_pearson(c.correct, c.samples, confidence)[1]
         if c.samples and upper < needed:
-            missed.append(
-                _missed(name, needed, c, upper, f", at most {upper:.2%} at {confidence:.0%} confidence,")
-            )
+            missed.append(_missed(name, needed, c, upper, f", at most {upper:.2%} at {confidence:.0%} confidence,"))
     return tuple(missed)
 
 
@@ -105,9 +95,7 @@ def _asked(requirement: Requirement, counts: Iterable[ClassCount]) -> Iterable[t
 def _missed(constraint: str, needed: float, count: ClassCount, found: float, bound: str) -> Shortfall:
     what = f"recall of class {count.name}" if count.name else "accuracy"
     if count.samples == 0:
-        return Shortfall(
-            constraint, needed, 0.0, f"{what} is unknown, judge has no sample; {constraint} {needed:g}"
-        )
+        return Shortfall(constraint, needed, 0.0, f"{what} is unknown, judge has no sample; {constraint} {needed:g}")
     share = count.correct / count.samples
     told = f"{what} {share:.2%} ({count.correct:,} of {count.samples:,}){bound}"
     said = f"{told} is below {constraint} {needed:g} by {(needed - found) * 100:.1f} points"
@@ -172,9 +160,7 @@ def contradictions(requirement: Requirement) -> tuple[str, ...]:
     for key in limits:
         value = getattr(requirement, key)
         if value is not None and not (math.isfinite(value) and value > 0):
-            wrong.append(
-                f"require.{key} is {value:g}: it must be a number above 0; leave the line out to ask nothing"
-            )
+            wrong.append(f"require.{key} is {value:g}: it must be a number above 0; leave the line out to ask nothing")
     shares = {"accuracy_min": requirement.accuracy_min}
     shares |= {f"recall_min.{name}": value for name, value in requirement.recall_min.items()}
     for key, share in shares.items():

@@ -21,14 +21,10 @@ class Evidence:
     champion: bool = False
     champion_classes: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)  # class -> usable labelled samples, all roles
-    new_by_class: Mapping[str, int] = field(
-        default_factory=dict
-    )  # came or changed label since the last training
+    new_by_class: Mapping[str, int] = field(default_factory=dict)  # came or changed label since the last training
     gone: int = 0  # samples that left since the last training
     trained_on: int = 0  # samples in the snapshot of the last training; 0: never trained
-    new_answers: tuple[
-        ClassCount, ...
-    ] = ()  # champion's, on new labelled samples of train and tune, never judge
+    new_answers: tuple[ClassCount, ...] = ()  # champion's, on new labelled samples of train and tune, never judge
     judge: tuple[ClassCount, ...] = ()  # champion's proof
     last_cycle_ended: float | None = None
     failures: int = 0  # cycles failed in a row since the last that did not

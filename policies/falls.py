@@ -46,9 +46,7 @@ class ClassTest:
         }
 
 
-def compare_classes(
-    tallies: Sequence[ClassTally], class_margin: float, alpha: float
-) -> tuple[ClassTest, ...]:
+def compare_classes(tallies: Sequence[ClassTally], class_margin: float, alpha: float) -> tuple[ClassTest, ...]:
     """Each class tested for a fall, the pool of the small ones last.
 
     `alpha`: the chance allowed that a truly fallen class passes. A significant fall is forgiven only where
@@ -62,9 +60,7 @@ def compare_classes(
     small = [t for t in present if t.samples < needed]
     tested = [t for t in present if t.samples >= needed]
     if small:
-        tested.append(
-            add_up(small, f"{len(small)} small {'class' if len(small) == 1 else 'classes'}, pooled")
-        )
+        tested.append(add_up(small, f"{len(small)} small {'class' if len(small) == 1 else 'classes'}, pooled"))
     won = sum(t.challenger_only for t in present) / sum(t.samples for t in present)
     pool = tuple(t.name for t in small)
     adjusted = holm([mcnemar(t.champion_only, t.challenger_only) for t in tested])
@@ -85,9 +81,7 @@ def _fallen(tally: ClassTally, p: float, class_margin: float, alpha: float) -> b
     return bound < -class_margin
 
 
-def _could_show(
-    tally: ClassTally, won: float, class_margin: float, level: float, alpha: float
-) -> float | None:
+def _could_show(tally: ClassTally, won: float, class_margin: float, level: float, alpha: float) -> float | None:
     """What the test finds with chance 1 - alpha; it wins back as much as this class, or all, do now."""
     exchange = min(max(won, tally.challenger_only / tally.samples), 0.5)
     fall = smallest_fall(tally.samples, exchange, level, 1.0 - alpha)

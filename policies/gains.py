@@ -9,9 +9,7 @@ from typing import Any
 from policies.constraints import preferred
 from policies.facts import MAXIMIZED, Candidate, ClassTally, Requirement
 
-FEW = (
-    3  # judge samples of a new class; by guessing among ten classes, two of three are right in 3 of 100 cases
-)
+FEW = 3  # judge samples of a new class; by guessing among ten classes, two of three are right in 3 of 100 cases
 NOISE = {  # shares by which two measurements of one artifact may differ, so that no noise is called a gain
     "latency_p95_ms": 0.05,
     "throughput": 0.05,

@@ -56,17 +56,11 @@ def judge(
             shortfalls=broken,
         )
     if champion is None:
-        return say(
-            "promote", f"it meets every constraint{_proof(challenger)}; nothing is served yet", better=True
-        )
+        return say("promote", f"it meets every constraint{_proof(challenger)}; nothing is served yet", better=True)
     if dropped := _dropped(challenger, champion):
-        return say(
-            "keep", f"the challenger does not know {dropped}, which the champion serves and judge still has"
-        )
+        return say("keep", f"the challenger does not know {dropped}, which the champion serves and judge still has")
     if not champion_feasible:
-        return say(
-            "promote", f"it meets every constraint, the champion does not. {_cost(whole, tests)}", better=True
-        )
+        return say("promote", f"it meets every constraint, the champion does not. {_cost(whole, tests)}", better=True)
     gains = weigh(requirement, challenger, champion, whole.tally, newcomers)
     old = None if anchor is None else compare(anchor, askings, settings)
     refusal = _class_refusal(tests, newcomers) or _refusal(whole, old, gains)
@@ -109,8 +103,8 @@ def _refusal(whole: Comparison, old: Comparison | None, gains: Gains) -> str:
     """Why the champion stays, the classes apart; "" where nothing speaks against the challenger."""
     if whole.better:
         return _sacrifice(whole, gains)
-    if not whole.tally.samples and gains.classes:
-        return ""  # all that the champion knows has gone from the data
+    if not whole.tally.samples:  # unless all that the champion knows has gone from the data
+        return "" if gains.classes else f"nothing can be compared: {whole}; labelled samples of them must come first"
     if not whole.no_worse:
         return f"not shown to be no worse than the champion: {whole}; {whole.bound()}; {whole.remedy()}"
     if old is not None and old.tally.samples and not old.no_worse:
@@ -139,6 +133,8 @@ def _praise(whole: Comparison, old: Comparison | None, gains: Gains) -> str:
         learned = f", and it brings {gains}" if gains.classes else ""
         below = "" if old is None or old.better else f"; against the last one promoted as better: {old}"
         return f"better than the champion beyond chance: {whole}, {chance}{learned}{below}"
+    if not whole.tally.samples:
+        return f"all that the champion knows has gone from the data ({whole}), and it brings {gains}"
     return f"no worse than the champion: {whole}; {whole.bound()}; it brings {gains}"
 
 
@@ -149,9 +145,7 @@ def _blind(tests: Sequence[ClassTest], newcomers: Sequence[NewClass]) -> str:
     if smallest:
         (least, _), (most, name) = smallest[0], smallest[-1]
         span = (
-            f"{least * 100:.1f} points"
-            if least == most
-            else f"{least * 100:.1f} to {most * 100:.1f} points ({name})"
+            f"{least * 100:.1f} points" if least == most else f"{least * 100:.1f} to {most * 100:.1f} points ({name})"
         )
         said.append(f"a fall of one class by less than {span} could not be told")
     if pooled := [name for t in tests for name in t.pool]:

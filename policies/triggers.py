@@ -76,9 +76,7 @@ def accuracy(evidence: Evidence, settings: AccuracySettings) -> Finding:
     proven = {c.name: c for c in evidence.judge if c.name in evidence.champion_classes and c.samples > 0}
     if samples < settings.samples or not proven:
         why = f"it takes {settings.samples}" if proven else "no proof on judge to compare with"
-        return Finding(
-            "accuracy", False, f"{samples} new labelled samples of classes the champion knows, {why}"
-        )
+        return Finding("accuracy", False, f"{samples} new labelled samples of classes the champion knows, {why}")
     overall = sum(c.correct for c in proven.values()) / sum(c.samples for c in proven.values())
     by_class = {name: c.correct / c.samples for name, c in proven.items()}
     promised = sum(c.samples * by_class.get(c.name, overall) for c in known) / samples

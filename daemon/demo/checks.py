@@ -51,7 +51,7 @@ def promotion(workspace: Workspace, version: int) -> Found:
         "row": {
             "event": decision["event"],
             "decision": f"{decision['action']}: {decision['reason']}",
-            "verdict": cycle["reason"],
+            "verdict": cycle["verdicts"][-1]["reason"],
             "candidate": f"{champion['architecture']} {champion['artifact'][:8]}",
             "accuracy": champion["judge_accuracy"],
             "p95_ms": champion["measurement"]["latency_p95_ms"],

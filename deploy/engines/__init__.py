@@ -1,8 +1,8 @@
 """The engines that can run a model, behind one small interface.
 
-An engine is a module with the functions of `Engine`. To add one, write its file and its line in `ENGINES`. The
-file imports nothing of this project: Triton's Python backend gets a copy of it beside the model and calls its
-`load` in an environment that has the engine and numpy alone. It raises ValueError for what it cannot do.
+An engine is a module with the functions of `Engine`. To add one, write its file and its line in `ENGINES`.
+The file imports nothing of this project: Triton's Python backend gets a copy of it beside the model and calls
+its `load` in an environment that has the engine and numpy alone. It raises ValueError for what it cannot do.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ class Engine(Protocol):
 
 
 def find_engine(name: str) -> Engine:
-    """The engine of this name. Raises ValueError where there is none, or where its runtime is not installed."""
+    """The engine of this name.
+
+    Raises ValueError where there is none, or where its runtime is not installed.
+    """
     if name not in ENGINES:
         raise ValueError(f"there is no engine {name!r}; there are: {', '.join(sorted(ENGINES))}")
     try:

@@ -30,9 +30,7 @@ def build(model: Path, out: Path, precision: str) -> None:
     session = _open(model / GRAPH, threads=1)
     names = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
     if names != ([INPUT], [OUTPUT]):
-        raise ValueError(
-            f"{model / GRAPH} has inputs {names[0]} and outputs {names[1]}, not {INPUT} and {OUTPUT}"
-        )
+        raise ValueError(f"{model / GRAPH} has inputs {names[0]} and outputs {names[1]}, not {INPUT} and {OUTPUT}")
     shutil.copyfile(model / GRAPH, out / GRAPH)
 
 

@@ -4,12 +4,15 @@ Beside it lie manifest.json (what is served), engine.py (how the engine loads it
 that Triton hands over together are run together. A bad request is answered with an error and harms no other.
 """
 
+import ctypes
 import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+NUMPY_2 = int(np.__version__.split(".")[0]) >= 2
 
 
 class TritonPythonModel:
@@ -23,7 +26,7 @@ class TritonPythonModel:
         self.run = load_engine(folder / "engine.py").load(folder, int(threads))
 
     def execute(self, requests):
-        batches = [pb_utils.get_input_tensor_by_name(r, "images").as_numpy() for r in requests]
+        batches = [read(pb_utils.get_input_tensor_by_name(r, "images")) for r in requests]
         faults = [self.find_fault(images) for images in batches]
         good = [images for images, fault in zip(batches, faults) if fault is None]
         answers = iter(self.answer(good))
@@ -52,8 +55,36 @@ class TritonPythonModel:
 def respond(outcome):
     if isinstance(outcome, str):
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(outcome))
-    tensor = pb_utils.Tensor("probabilities", np.ascontiguousarray(outcome, dtype=np.float32))
+    tensor = write("probabilities", np.ascontiguousarray(outcome, dtype=np.float32))
     return pb_utils.InferenceResponse(output_tensors=[tensor])
+
+
+# The backend was compiled for numpy 1 and takes numpy 2's arrays for empty; DLPack it reads rightly.
+def read(tensor):
+    return np.from_dlpack(tensor) if NUMPY_2 else tensor.as_numpy()
+
+
+def write(name, array):
+    return pb_utils.Tensor.from_dlpack(name, Lent(array)) if NUMPY_2 else pb_utils.Tensor(name, array)
+
+
+class Lent:
+    """An array whose DLPack capsule leaves it to the backend alone to let go of it.
+
+    The backend renames a capsule that it has taken to a name that numpy does not expect ("used_dlpack"), and numpy
+    would complain of each in the log.
+    """
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        capsule = self.array.__dlpack__(**options)
+        ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(capsule), None)
+        return capsule
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
 
 
 def load_engine(path):

@@ -24,8 +24,8 @@ QUIET = Evidence(
     last_cycle_ended=NOW - 86_400,
     feasible=True,
 )
-NEW = {"new_by_class": {"a": 150}}
-FAILED = {"failures": 2, "last_failure": NOW - 10, "failure_reason": "train: disk\nfull"}
+NEW: dict[str, Any] = {"new_by_class": {"a": 150}}
+FAILED: dict[str, Any] = {"failures": 2, "last_failure": NOW - 10, "failure_reason": "train: disk\nfull"}
 SETTINGS = PoliciesSettings()
 
 
@@ -72,7 +72,8 @@ def test_waits_say_until_when() -> None:
 
 
 def test_at_the_time_it_said_it_acts() -> None:
-    for change in ({"last_cycle_ended": NOW - 60}, FAILED):
+    changes: list[dict[str, Any]] = [{"last_cycle_ended": NOW - 60}, FAILED]
+    for change in changes:
         waiting = dataclasses.replace(QUIET, **NEW, **change)
         until = decide(waiting, SETTINGS).until
         assert until is not None

@@ -1,0 +1,127 @@
+"""How soon the daemon reacts: to a drop of 100 images, and to an edited constraint file; twenty times each.
+
+    start_seconds    from the last file closed, beyond the settle time, to the start of the first child (the operating
+                     system's own word of when that process began)
+    decide_seconds   from the last file closed, beyond the settle time, to the decision in the journal, the champion
+                     having been asked about the new images
+    promote_seconds  from the constraint file saved to the first answer of the promoted version through Triton: the
+                     stored candidate is verified, proven on the whole judge set, judged, probed and loaded in between
+
+Goals: 1, 4 and 2 seconds at the median.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from benchmarks.results import publish, spread
+from daemon import views
+from daemon.demo.digits import SIZE, cut
+from daemon.demo.processes import ROOMY_MB, TARGET, TIGHT_MB, Workspace
+from deploy.triton import Triton
+
+TIMES = 20
+IMAGES = 100
+EPOCHS = 12
+SETTLE = 1.0  # of the workspace's config.toml
+WAIT_SECONDS = 300.0
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="relearn-reaction-") as folder:
+        workspace = Workspace(Path(folder) / "workspace", EPOCHS)
+        # The drops are to be decided on, not trained on: what is measured is the reaction.
+        config = workspace.folder / "config.toml"
+        config.write_text(config.read_text() + "\n[policies.volume]\nnew_samples = 100000\n", encoding="utf-8")
+        try:
+            workspace.start_triton()
+            workspace.start_daemon()
+            rows = list(measure(workspace))
+        finally:
+            workspace.stop()
+    figures = {
+        f"{what}_seconds": spread([row["seconds"] for row in rows if row["what"] == what])
+        for what in ("start", "decide", "promote")
+    }
+    publish("reaction", rows, {key: value["median"] for key, value in figures.items()} | {"spread": figures})
+
+
+def measure(workspace: Workspace) -> Iterator[dict[str, Any]]:
+    waves = cut()
+    for digit in (*waves.first, *waves.second):
+        digit.save(workspace.images)
+    until(lambda: workspace.version() == 1, "the first model is served")
+    yield from react_to_edits(workspace)
+    yield from react_to_drops(workspace)
+
+
+def react_to_edits(workspace: Workspace) -> Iterator[dict[str, Any]]:
+    """Tight and roomy constraints in turn; the first edit of all trains the small network, and is not counted."""
+    probe = cut().held_back[0].as_sent()[None]
+    workspace.constrain(TIGHT_MB)
+    until(lambda: workspace.version() == 2, "the small model is served")
+    settled(workspace)
+    with Triton(workspace.url) as triton:
+        for number in range(TIMES):
+            before = triton.infer(TARGET, probe)[1]
+            saved = time.time()
+            workspace.constrain(TIGHT_MB if number % 2 else ROOMY_MB)
+            until(lambda before=before: triton.infer(TARGET, probe)[1] > before, "another version answers", 0.005)
+            yield {"what": "promote", "number": number, "seconds": time.time() - saved}
+            settled(workspace)
+
+
+def react_to_drops(workspace: Workspace) -> Iterator[dict[str, Any]]:
+    assert workspace.daemon is not None
+    daemon = psutil.Process(workspace.daemon.pid)
+    rng = np.random.default_rng(0)
+    for number in range(TIMES):
+        decided = last_decision(workspace)
+        closed = drop(workspace.images, rng, number)
+        child = until(lambda: next(iter(daemon.children()), None), "a child starts", 0.002)
+        started = child.create_time()
+        yield {"what": "start", "number": number, "seconds": max(0.0, started - closed - SETTLE)}
+        until(lambda decided=decided: last_decision(workspace)["id"] > decided["id"], "it is decided", 0.02)
+        yield {"what": "decide", "number": number, "seconds": last_decision(workspace)["at"] - closed - SETTLE}
+        settled(workspace)
+
+
+def drop(images: Path, rng: np.random.Generator, number: int) -> float:
+    """Writes images that were never seen before, of ten classes; returns when the last was closed."""
+    for index in range(IMAGES):
+        pixels = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / str(index % 10) / f"drop{number}-{index}.png")
+    return time.time()
+
+
+def last_decision(workspace: Workspace) -> dict[str, Any]:
+    found: dict[str, Any] = workspace.look(lambda c: views.decisions(c, 1))[0]
+    return found
+
+
+def settled(workspace: Workspace) -> None:
+    """Waits until nothing is under way, the tidying up after a switch included."""
+    until(lambda: workspace.look(views.working) is None, "the cycle has ended")
+    until(lambda: len(list((workspace.config.repository / TARGET).glob("[0-9]*"))) == 1, "the old version is gone")
+    time.sleep(0.5)
+
+
+def until(holds: Callable[[], Any], what: str, pause: float = 0.05) -> Any:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not (found := holds()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {WAIT_SECONDS:.0f} s until {what}")
+        time.sleep(pause)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What settings may not be, beyond their types: values out of range, and combinations that cannot work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daemon.config import Config
+
+_COUNT = (1.0, math.inf)
+_SHARE = (0.0, 1.0)
+_CHANCE = (1e-9, 1.0 - 1e-9)
+_BOUNDS = {  # of the settings that policies/settings.py describes with the standard library alone
+    "policies.volume.new_samples": _COUNT,
+    "policies.volume.new_share": (0.0, math.inf),
+    "policies.volume.first_classes": (2.0, math.inf),
+    "policies.volume.first_samples_per_class": _COUNT,
+    "policies.new_class.samples": _COUNT,
+    "policies.accuracy.fall": _SHARE,
+    "policies.accuracy.samples": _COUNT,
+    "policies.accuracy.confidence": _CHANCE,
+    "policies.cooldown.minutes": (0.0, math.inf),
+    "policies.retry.attempts": _COUNT,
+    "policies.retry.first_seconds": (0.01, math.inf),
+    "policies.retry.max_seconds": (0.01, math.inf),
+    "promotion.margin": _SHARE,
+    "promotion.class_margin": _SHARE,
+    "promotion.error_budget": _CHANCE,
+    "promotion.period_days": (0.01, math.inf),
+    "promotion.new_class_recall_min": _SHARE,
+    "promotion.confidence": _CHANCE,
+}
+
+
+def out_of_bounds(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Key and sentence of each setting (by dotted key) whose value can never work."""
+    for key, (low, high) in _BOUNDS.items():
+        value = settings[key]
+        if not low <= value <= high:
+            if (low, high) == _CHANCE:
+                asked = "lie between 0 and 1"
+            else:
+                asked = f"be at least {low:g}" if high == math.inf else f"lie from {low:g} to {high:g}"
+            yield key, f"must {asked} (is {value:g})"
+    if settings["policies.retry.max_seconds"] < settings["policies.retry.first_seconds"]:
+        yield "policies.retry.max_seconds", "must not be below policies.retry.first_seconds"
+
+
+def impossible(config: Config) -> Iterator[tuple[str, str]]:
+    """Key and sentence of each combination that cannot work: folders that lie in one another."""
+    ours = {
+        "paths.state": config.state,
+        "triton.repository": config.repository,
+        "paths.constraints": config.constraints,
+    }
+    seen: list[Path] = []
+    for folder in (folder.resolve() for folder in config.folders):
+        for other in seen:
+            if folder.is_relative_to(other) or other.is_relative_to(folder):
+                yield (
+                    "watch.folders",
+                    f"{folder} and {other} overlap: each image would be seen twice",
+                )
+        seen.append(folder)
+        for key, path in ours.items():
+            if path.resolve().is_relative_to(folder):
+                yield (
+                    key,
+                    f"{path} lies in the watched folder {folder}: its files would be read as images",
+                )
+    names = config.settings.model.architectures
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        yield "model.architectures", f"names {', '.join(doubled)} twice"

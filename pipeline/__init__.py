@@ -1,0 +1,1 @@
+"""Images in, trained model out. Everything that needs torch lives here, and runs in a child process."""

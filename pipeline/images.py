@@ -1,0 +1,101 @@
+"""One image file becomes pixels: uint8 RGB of the size that the network takes. Pillow alone, no torch."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
+
+from policies.job import StageError
+
+Resize = Literal["stretch", "crop"]
+Size = tuple[int, int]  # (height, width) in pixels
+
+Image.MAX_IMAGE_PIXELS = None  # intake has checked the size before the image came into the store
+SIXTEEN_BITS = 257.0  # 65535 / 255
+QUARTER_TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that swap height and width
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError)  # what Pillow raises for broken files
+
+
+def decode(data: bytes, size: Size, resize: Resize) -> NDArray[np.uint8]:
+    """The image as uint8 (height, width, 3), upright as its EXIF orientation says.
+
+    "stretch" resizes to the size whatever the proportions; "crop" fits the shorter side and cuts the centre out.
+    Both are bilinear with antialiasing. Transparency is laid on white; 16 bits a channel become 8.
+    Raises StageError where the bytes are no image that Pillow decodes.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:
+                return _prepare(image, size, resize)
+    except UNREADABLE as error:
+        raise StageError(f"cannot be decoded: {error}") from error
+
+
+def _prepare(image: Image.Image, size: Size, resize: Resize) -> NDArray[np.uint8]:
+    if image.format == "JPEG":
+        _draft(image, size, resize)
+    upright = ImageOps.exif_transpose(to_rgb(image))
+    height, width = size
+    box = _centre(upright.size, size) if resize == "crop" else None
+    if upright.size != (width, height):
+        upright = upright.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(upright)
+
+
+def _draft(image: Image.Image, size: Size, resize: Resize) -> None:
+    """Lets libjpeg decode a large photo at a half, a quarter or an eighth of its size.
+
+    Never below twice the size asked for: the resize that follows then still sees what it would have averaged.
+    """
+    height, width = size
+    if image.getexif().get(ExifTags.Base.Orientation) in QUARTER_TURNED:
+        height, width = width, height
+    if resize == "crop":
+        scale = max(width / image.width, height / image.height)
+        width, height = round(image.width * scale), round(image.height * scale)
+    image.draft(None, (2 * width, 2 * height))
+
+
+def _centre(size: tuple[int, int], wanted: Size) -> tuple[float, float, float, float]:
+    """The largest box of the wanted proportions in the middle of an image of this (width, height)."""
+    width, height = size
+    scale = min(width / wanted[1], height / wanted[0])
+    left, top = (width - scale * wanted[1]) / 2, (height - scale * wanted[0]) / 2
+    return left, top, width - left, height - top
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode that Pillow knows as RGB, keeping the EXIF orientation for who turns it upright afterwards."""
+    exif = image.getexif()
+    if image.mode.startswith("I") or image.mode == "F":
+        converted = _from_wide(image).convert("RGB")
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        converted = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    else:
+        converted = image.convert("RGB")
+    if exif.get(ExifTags.Base.Orientation, 1) != 1:
+        converted.info["exif"] = exif.tobytes()
+    else:
+        converted.info.pop("exif", None)
+    return converted
+
+
+def _from_wide(image: Image.Image) -> Image.Image:
+    """Gray values of more than 8 bits, scaled down (Pillow's own conversion would clip them at 255).
+
+    16 bits count to 65535; of 32 bits (integers or floats) the largest value tells which scale they use.
+    """
+    values = np.asarray(image).astype(np.float32)
+    highest = float(values.max(initial=0.0))
+    if image.mode.startswith("I;16") or highest > 255:
+        values = values / SIXTEEN_BITS
+    elif image.mode == "F" and highest <= 1:
+        values = values * 255
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))

@@ -1,0 +1,97 @@
+"""The folder of one training: what it is made from, where it stands, its best weights.
+
+recipe.json (what is trained), last.ckpt (all state after the last epoch), best.safetensors, history.json (each epoch
+with the attempt that ran it), result.json (written last: the training is over); evaluation adds evaluation.json and
+tune.npz.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.durable import read_json, write_json
+from pipeline.images import Size
+from pipeline.model import Served, Values, create_network, load_weights
+from pipeline.settings import TrainSettings, parse_settings
+from policies.job import StageError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a training depends on."""
+
+    architecture: str
+    weights: str
+    height: int  # pixels
+    width: int  # pixels
+    resize: str
+    classes: tuple[str, ...]
+    snapshot: str
+    settings: TrainSettings
+
+    @property
+    def size(self) -> Size:
+        return self.height, self.width
+
+    def plain(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "classes": list(self.classes)}
+
+
+class RunFolder:
+    """The paths of one training's files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.json"
+        self.checkpoint = path / "last.ckpt"
+        self.weights = path / "best.safetensors"
+        self.history = path / "history.json"
+        self.result = path / "result.json"
+        self.evaluation = path / "evaluation.json"
+        self.tune = path / "tune.npz"
+
+    def begin(self, recipe: Recipe) -> str | None:
+        """Makes the folder ready; what it holds of another recipe is removed, and said."""
+        said = None
+        if self.recipe.exists() and read_json(self.recipe) != recipe.plain():
+            said = f"{self.path} holds a training of another recipe: starting anew"
+            self.clear()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.recipe, recipe.plain())
+        return said
+
+    def clear(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def begin_attempt(self) -> int:
+        """The number of the attempt that starts now, from 1; written down before anything is trained."""
+        past: dict[str, Any] = read_json(self.history) if self.history.exists() else {"attempts": 0, "epochs": []}
+        self.write_history(past["attempts"] + 1, past["epochs"])
+        return int(past["attempts"]) + 1
+
+    def write_history(self, attempts: int, epochs: list[dict[str, Any]]) -> None:
+        write_json(self.history, {"format": 1, "attempts": attempts, "epochs": epochs})
+
+
+def training_of(earlier: Mapping[str, Mapping[str, Any]]) -> tuple[RunFolder, Recipe]:
+    """The finished training that a later stage of the job works on. Raises StageError where there is none."""
+    if "run" not in earlier.get("train", {}):
+        raise StageError("this stage needs the outputs of the stage train")
+    run = RunFolder(Path(earlier["train"]["run"]))
+    plain = read_json(run.recipe)
+    return run, Recipe(**{**plain, "classes": tuple(plain["classes"]), "settings": parse_settings(plain["settings"])})
+
+
+def load_trained(run: RunFolder, recipe: Recipe) -> Served:
+    """The network with its best weights, ready to answer."""
+    net = create_network(recipe.architecture, len(recipe.classes), recipe.size)
+    load_weights(net, run.weights)
+    result = read_json(run.result)
+    mean: Values = tuple(result["mean"])
+    std: Values = tuple(result["std"])
+    return Served(net, mean, std).eval()

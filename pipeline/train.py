@@ -1,0 +1,176 @@
+"""The stage that trains: a network of timm on a snapshot's pixels, by Lightning, resumable at any kill."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from pipeline.classifier import Classifier
+from pipeline.data import train_loader, tune_loader
+from pipeline.durable import read_json, write_json
+from pipeline.model import Served, create_network, freeze, load_weights, mean_and_std, weights_mb
+from pipeline.pixels import Pixels, read_pixels
+from pipeline.record import Record, read_checkpoint
+from pipeline.run_folder import Recipe, RunFolder
+from pipeline.settings import TrainSettings, parse_settings
+from policies.job import Outputs, Report, StageError
+
+PRECISION: dict[str, Any] = {"32": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
+
+
+def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], report: Report) -> Outputs:
+    """The stage: trains, or goes on with what the run folder holds; see the run folder for what it leaves."""
+    torch.set_num_threads(int(inputs["threads"]))
+    _quieten()
+    pixels = read_pixels(Path(earlier["pixels"]["pixels"]))
+    recipe = _recipe(inputs, pixels)
+    _check(recipe, pixels)
+    folder = RunFolder(Path(inputs["run"]))
+    if said := folder.begin(recipe):
+        print(said, file=sys.stderr)
+    if folder.result.exists():
+        done: Outputs = read_json(folder.result)["outputs"]
+        return {**done, "epochs_this_attempt": 0, "resumed_from": done["epochs"], "seconds": 0.0}
+    torch.manual_seed(recipe.settings.seed)
+    net = create_network(recipe.architecture, len(recipe.classes), recipe.size)
+    size, limit = weights_mb(net), inputs.get("max_artifact_mb")
+    if limit is not None and size > limit:
+        return _unfit(recipe, size, limit)
+    past = read_checkpoint(folder.checkpoint)
+    if past is None:
+        net = _start_from(recipe, net)
+    freeze(net, recipe.settings.trainable_stages)
+    mean, std = mean_and_std(net, recipe.weights)
+    served = Served(net.to(memory_format=torch.channels_last), mean, std)
+    outputs = {**fit(served, pixels, recipe.settings, folder, past, report), "weights_mb": size}
+    write_json(folder.result, {"outputs": outputs, "mean": mean, "std": std})
+    return outputs
+
+
+def fit(
+    served: Served,
+    pixels: Pixels,
+    settings: TrainSettings,
+    folder: RunFolder,
+    past: dict[str, Any] | None,
+    report: Report,
+) -> Outputs:
+    """Trains the network from its last checkpoint, or from the start, to its last epoch or an early stop."""
+    started = time.monotonic()
+    attempt = folder.begin_attempt()
+    loader = train_loader(pixels, settings)
+    record = Record(folder, attempt, settings.early_stopping_patience, report)
+    if past is not None:
+        record.load_state_dict(past)
+    if len(record.epochs) < settings.epochs and not record.stopped_early:
+        tunes = len(pixels.select("tune")) > 0
+        trainer = _trainer(settings, record, folder, tunes)
+        trainer.fit(
+            Classifier(served, settings, steps=settings.epochs * len(loader)),
+            loader,
+            tune_loader(pixels, settings.batch_size) if tunes else None,
+            ckpt_path=None if past is None else folder.checkpoint,
+            weights_only=True,
+        )
+    return _outputs(
+        record, folder, resumed_from=None if past is None else record.first, seconds=time.monotonic() - started
+    )
+
+
+def _outputs(record: Record, folder: RunFolder, resumed_from: int | None, seconds: float) -> Outputs:
+    if not record.best_epoch:
+        raise StageError("no epoch had a finite loss on the tune samples: lower train.learning_rate")
+    best = record.epochs[record.best_epoch - 1]
+    return {
+        "run": str(folder.path),
+        "epochs": len(record.epochs),
+        "epochs_this_attempt": len(record.epochs) - record.first,
+        "resumed_from": resumed_from,
+        "best_epoch": record.best_epoch,
+        "tune_accuracy": best["tune_accuracy"],
+        "tune_loss": best["tune_loss"],
+        "seconds": seconds,
+    }
+
+
+def _trainer(settings: TrainSettings, record: Record, folder: RunFolder, tunes: bool) -> pl.Trainer:
+    cuda = torch.cuda.is_available()
+    if settings.accelerator == "cuda" and not cuda:
+        raise StageError('train.accelerator = "cuda", but torch finds no GPU here: set "auto" or "cpu"')
+    device = "cuda" if cuda and settings.accelerator != "cpu" else "cpu"
+    if device == "cpu" and settings.precision == "16-mixed":
+        raise StageError('train.precision = "16-mixed" needs a GPU: on a CPU set "32" or "bf16-mixed"')
+    return pl.Trainer(
+        accelerator=device,
+        devices=1,
+        precision=PRECISION[settings.precision],
+        max_epochs=settings.epochs,
+        callbacks=[record],
+        limit_val_batches=None if tunes else 0,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        benchmark=True,
+        default_root_dir=folder.path,
+    )
+
+
+def _recipe(inputs: Mapping[str, Any], pixels: Pixels) -> Recipe:
+    return Recipe(
+        architecture=inputs["architecture"],
+        weights=inputs["weights"],
+        height=int(inputs["height"]),
+        width=int(inputs["width"]),
+        resize=pixels.resize,
+        classes=pixels.classes,
+        snapshot=pixels.snapshot,
+        settings=parse_settings(inputs["settings"]),
+    )
+
+
+def _check(recipe: Recipe, pixels: Pixels) -> None:
+    """Raises StageError where nothing can be learnt from the data, before anything heavy is made."""
+    samples = pixels.select("train")
+    if len(samples) < 2 or len(recipe.classes) < 2:
+        raise StageError(
+            f"training needs two classes and two train samples; the snapshot {recipe.snapshot} has "
+            f"{len(recipe.classes)} and {len(samples)}"
+        )
+    found = tuple(pixels.images[0].shape[1:3])
+    if found != recipe.size:
+        raise StageError(
+            f"the pixels are {found[0]} x {found[1]}, the network's input {recipe.height} x {recipe.width}"
+        )
+
+
+def _start_from(recipe: Recipe, net: nn.Module) -> nn.Module:
+    """The network with the weights that its training starts from."""
+    if recipe.weights == "timm":
+        return create_network(recipe.architecture, len(recipe.classes), recipe.size, pretrained=True)
+    if recipe.weights != "none":
+        load_weights(net, Path(recipe.weights))
+    return net
+
+
+def _unfit(recipe: Recipe, size: float, limit: float) -> Outputs:
+    reason = f"the weights of {recipe.architecture} alone are {size:.1f} MB, above the {limit:g} MB of artifact_max_mb"
+    return {"stop": "unfit", "weights_mb": size, "reason": reason}
+
+
+def _quieten() -> None:
+    """Lightning's advice (more workers, a logger, a summary) would bury the last words of a failed child."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning_fabric")

@@ -1,0 +1,240 @@
+"""config.toml, the environment and --set: defaults, precedence, and what is refused with file, line and key."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.config import Settings, Train, dump, known_keys, leaves, load, parse_overrides
+from daemon.errors import ConfigError
+from daemon.toml_lines import line_of
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+TEXT = (CHECKOUT / "config.toml").read_text(encoding="utf-8")
+# Words of the field, or units that stand in the name: their lines need no comment.
+PLAIN = {
+    "version", "roles.train", "train.epochs", "train.batch_size", "train.learning_rate", "train.weight_decay",
+    "train.label_smoothing", "train.seed", "build.precision", "policies.accuracy.confidence",
+    "policies.retry.max_seconds", "promotion.period_days",
+}  # fmt: skip
+
+
+def write(workspace: Path, old: str, new: str) -> int:
+    """Replaces a text in the workspace's config.toml; the line at which it stands."""
+    file = workspace / "config.toml"
+    text = file.read_text(encoding="utf-8")
+    assert text.count(old) == 1, old
+    file.write_text(text.replace(old, new), encoding="utf-8")
+    return text[: text.index(old)].count("\n") + 1
+
+
+def error_of(workspace: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(workspace, overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_config_toml_holds_every_setting_at_its_default() -> None:
+    written = dict(leaves(tomllib.loads(TEXT)))
+    defaults = dict(leaves(Settings.model_construct().model_dump(mode="json")))
+    assert written.keys() == defaults.keys() == set(known_keys())
+    assert {key: plain(value) for key, value in written.items()} == defaults
+
+
+@pytest.mark.parametrize("key", known_keys())
+def test_config_toml_says_what_each_setting_is(key: str) -> None:
+    number = line_of(TEXT, key)
+    assert number is not None
+    line = TEXT.splitlines()[number - 1]
+    assert key in PLAIN or line.partition("#")[2].strip(), line
+
+
+def test_a_fresh_workspace_is_as_the_defaults(workspace: Path) -> None:
+    config = load(workspace)
+    assert dump(config.settings) == Settings.model_construct().model_dump(mode="json")
+    assert config.state == workspace / "state"
+    assert config.folders == (workspace / "images",)
+    assert config.origin["train.epochs"] == f"config.toml:{line_of(TEXT, 'train.epochs')}"
+
+
+def test_an_empty_file_gives_the_defaults(workspace: Path) -> None:
+    (workspace / "config.toml").write_text("", encoding="utf-8")
+    config = load(workspace)
+    assert dump(config.settings) == Settings.model_construct().model_dump(mode="json")
+    assert config.origin == {}
+
+
+def test_set_goes_before_environment_before_file(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(workspace, "epochs = 20", "epochs = 5")
+    write(workspace, "batch_size = 64", "batch_size = 32")
+    write(workspace, "seed = 0", "seed = 7")
+    monkeypatch.setenv("RELEARN__TRAIN__EPOCHS", "6")
+    monkeypatch.setenv("RELEARN__TRAIN__BATCH_SIZE", "16")
+    config = load(workspace, ["train.epochs=8"])
+    train = config.settings.train
+    assert (train.epochs, train.batch_size, train.seed) == (8, 16, 7)
+    assert config.origin["train.epochs"] == "--set train.epochs"
+    assert config.origin["train.batch_size"] == "RELEARN__TRAIN__BATCH_SIZE"
+    assert config.origin["train.seed"].startswith("config.toml:")
+
+
+def test_lists_and_deep_settings_can_be_overridden(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELEARN__MODEL__ARCHITECTURES", '["resnet10t"]')
+    config = load(workspace, ["train.augment.flip=false", 'watch.folders=["a", "b"]', "policies.cooldown.minutes=0"])
+    assert config.settings.model.architectures == ("resnet10t",)
+    assert config.settings.train.augment.flip is False
+    assert config.settings.train.augment.crop_min == 0.6
+    assert config.folders == (workspace / "a", workspace / "b")
+    assert config.settings.policies.cooldown.minutes == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.epochs=3", {"train": {"epochs": 3}}),
+        ("model.weights=timm", {"model": {"weights": "timm"}}),
+        ('model.weights="timm"', {"model": {"weights": "timm"}}),
+        ("triton.url=host:8001", {"triton": {"url": "host:8001"}}),
+        ("model.weights=a=b", {"model": {"weights": "a=b"}}),
+        ("train.flip=true", {"train": {"flip": True}}),
+    ],
+)
+def test_a_value_of_set_is_toml_or_text(override: str, value: dict[str, Any]) -> None:
+    assert parse_overrides([override]) == value
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "=3", ""])
+def test_a_set_without_key_or_value_is_refused(workspace: Path, override: str) -> None:
+    assert "write it as KEY=VALUE" in error_of(workspace, override)
+
+
+def test_a_set_of_a_value_as_section_is_refused(workspace: Path) -> None:
+    assert "used as a section" in error_of(workspace, "train.epochs=3", "train.epochs.x=4")
+
+
+def test_an_unknown_key_names_file_line_and_the_nearest(workspace: Path) -> None:
+    line = write(workspace, "batch_size = 64", "batchsize = 64")
+    said = error_of(workspace)
+    assert said == (
+        f"{workspace}/config.toml:{line}: unknown setting 'train.batchsize'; did you mean 'train.batch_size'?"
+    )
+
+
+def test_an_unknown_section_names_the_nearest(workspace: Path) -> None:
+    line = write(workspace, "[policies.cooldown]", "[policies.coldown]")
+    said = error_of(workspace)
+    assert f"config.toml:{line}: unknown setting 'policies.coldown'; did you mean 'policies.cooldown'?" in said
+
+
+def test_unknown_overrides_name_themselves(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert error_of(workspace, "train.epoch=3") == (
+        "--set train.epoch: unknown setting 'train.epoch'; did you mean 'train.epochs'?"
+    )
+    monkeypatch.setenv("RELEARN__TRAIN__EPOCHZ", "3")
+    assert error_of(workspace) == (
+        "RELEARN__TRAIN__EPOCHZ: unknown setting 'train.epochz'; did you mean 'train.epochs'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("epochs = 20", 'epochs = "many"', "train.epochs"),
+        ("epochs = 20", "epochs = 2.5", "train.epochs"),
+        ("epochs = 20", "epochs = 0", "train.epochs"),
+        ("flip = true", "flip = 3", "train.augment.flip"),
+        ('scheduler = "onecycle"', 'scheduler = "steps"', "train.scheduler"),
+        ('folders = ["images"]', 'folders = "images"', "watch.folders"),
+        ('folders = ["images"]', "folders = []", "watch.folders"),
+        ("new_samples = 100 ", 'new_samples = "a lot"', "policies.volume.new_samples"),
+        ("attempts = 3 ", "attempts = 0 ", "policies.retry.attempts"),
+        ("error_budget = 0.05", "error_budget = 5", "promotion.error_budget"),
+    ],
+)
+def test_a_wrong_value_names_file_line_and_key(workspace: Path, old: str, new: str, key: str) -> None:
+    line = write(workspace, old, new)
+    said = error_of(workspace)
+    assert said.startswith(f"{workspace}/config.toml:{line}: {key}: ")
+    assert "\n" not in said
+
+
+def test_a_value_in_an_inline_table_names_the_line_of_the_table(workspace: Path) -> None:
+    (workspace / "config.toml").write_text("version = 1\n[train]\naugment = { flip = 3 }\n", encoding="utf-8")
+    assert error_of(workspace).startswith(f"{workspace}/config.toml:3: train.augment.flip: ")
+
+
+def test_every_error_is_said_at_once(workspace: Path) -> None:
+    write(workspace, "epochs = 20", "epochs = 0")
+    write(workspace, "batch_size = 64", "batchsize = 64")
+    assert len(error_of(workspace).splitlines()) == 2
+
+
+def test_a_wrong_override_names_itself_and_not_the_file(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert error_of(workspace, "train.epochs=many").startswith("--set train.epochs: train.epochs: ")
+    assert error_of(workspace, "train=3").startswith("--set train: train: ")
+    assert error_of(workspace, "promotion.margin=2").startswith("--set promotion.margin: promotion.margin: ")
+    assert error_of(workspace, "roles.tune=0.2").startswith("--set roles.tune: roles: ")
+    monkeypatch.setenv("RELEARN__TRAIN__EPOCHS", "many")
+    assert error_of(workspace).startswith("RELEARN__TRAIN__EPOCHS: train.epochs: ")
+
+
+def test_a_list_in_the_environment_must_be_json(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELEARN__WATCH__FOLDERS", "images")
+    assert error_of(workspace).startswith("RELEARN__WATCH__FOLDERS: a list is written as JSON")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["roles.tune=0.2"], "train + tune + judge must be 1, not 1.1"),
+        (["roles.tune=0.2", "roles.judge=0"], "train and judge need a share above 0"),
+        (["roles.train=0", "roles.judge=0.9"], "train and judge need a share above 0"),
+        (['watch.folders=["images", "images/a"]'], "overlap"),
+        (['watch.folders=["images", "images"]'], "overlap"),
+        (["paths.state=images/state"], "lies in the watched folder"),
+        (["triton.repository=images"], "lies in the watched folder"),
+        (['model.architectures=["a", "b", "a"]'], "names a twice"),
+        (["model.architectures=[]"], "at least 1 item"),
+        (["policies.volume.first_classes=1"], "must be at least 2"),
+        (["policies.accuracy.confidence=95"], "must lie between 0 and 1"),
+        (["promotion.confidence=1"], "must lie between 0 and 1"),
+        (["policies.cooldown.minutes=-1"], "must be at least 0"),
+        (["policies.retry.first_seconds=0"], "must be at least 0.01"),
+        (["policies.retry.first_seconds=60", "policies.retry.max_seconds=5"], "must not be below"),
+    ],
+)
+def test_what_cannot_work_is_refused(workspace: Path, overrides: list[str], said: str) -> None:
+    assert said in error_of(workspace, *overrides)
+
+
+def test_files_that_cannot_be_read_are_refused_by_name(workspace: Path) -> None:
+    file = workspace / "config.toml"
+    file.write_text("[train\n", encoding="utf-8")
+    assert error_of(workspace).startswith(f"{file}: not valid TOML: ")
+    file.write_bytes(b"\xff\xfe")
+    assert error_of(workspace).startswith(f"{file}: cannot be read: ")
+    file.unlink()
+    assert f"`relearn init {workspace}` writes one" in error_of(workspace)
+
+
+def test_the_daemon_sends_the_settings_that_training_knows() -> None:
+    """`pipeline` may not be imported by the daemon, so the two describe the settings apart."""
+    if not (CHECKOUT / "pipeline" / "settings.py").exists():
+        pytest.skip("pipeline/settings.py is not written yet")
+    module = importlib.import_module("pipeline.settings")
+    classes = [
+        kind for kind in vars(module).values() if dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__
+    ]
+    (settings,) = [kind for kind in classes if "epochs" in {field.name for field in dataclasses.fields(kind)}]
+    theirs = dict(leaves(dataclasses.asdict(settings())))
+    assert theirs == dict(leaves(Train().model_dump(mode="json")))

@@ -1,0 +1,215 @@
+"""The reading child on good and on odd files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from daemon.decode import read_files
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header promises an image of this size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture(autouse=True)
+def _as_in_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as `main` does: the job's limit counts
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "images"
+    (made / "a").mkdir(parents=True)
+    return made
+
+
+@pytest.fixture
+def job(tmp_path: Path, folder: Path) -> Callable[..., dict[str, Any]]:
+    def of(*paths: str, batch: int = 128, megapixels: float = 100.0) -> dict[str, Any]:
+        return {
+            "token": "t1",
+            "store": str(tmp_path / "store"),
+            "files": [[str(folder), path] for path in paths],
+            "max_pixels": megapixels * 1e6,
+            "batch": batch,
+        }
+
+    return of
+
+
+def told(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {file["path"]: file for files in read_files(job) for file in files}
+
+
+def stored(tmp_path: Path) -> set[str]:
+    return {path.name for path in (tmp_path / "store").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("RGB", "png"), ("L", "png"), ("RGBA", "png"), ("P", "png"), ("1", "png"), ("I;16", "png"), ("RGB", "jpg"),
+     ("CMYK", "jpg"), ("RGB", "webp"), ("RGB", "bmp"), ("RGB", "tif"), ("P", "gif")],
+)  # fmt: skip
+def test_an_image_is_hashed_stored_and_described(
+    job: Callable[..., Any], folder: Path, tmp_path: Path, mode: str, suffix: str
+) -> None:
+    file = folder / "a" / f"x.{suffix}"
+    Image.new(mode, (7, 5)).save(file)
+    said = told(job(f"a/x.{suffix}"))[f"a/x.{suffix}"]
+    content = file.read_bytes()
+    found = file.stat()
+    assert said == {
+        "path": f"a/x.{suffix}",
+        "size": len(content),
+        "mtime_ns": found.st_mtime_ns,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "width": 7,
+        "height": 5,
+        "mode": said["mode"],
+    }
+    assert stored(tmp_path) == {said["sha256"]}
+
+
+ODD: dict[str, tuple[Callable[[Path, bytes], object], str]] = {
+    "truncated.png": (lambda file, image: file.write_bytes(image[: len(image) // 2]), "cannot be decoded: "),
+    "cut-header.png": (lambda file, image: file.write_bytes(image[:20]), "cannot be decoded|no image that can be"),
+    "text.png": (lambda file, image: file.write_text("this is text"), "is no image that can be recognised"),
+    "zeros.jpg": (lambda file, image: file.write_bytes(bytes(5000)), "is no image that can be recognised"),
+    "empty.png": (lambda file, image: file.touch(), "is empty"),
+    "pipe.png": (lambda file, image: os.mkfifo(file), "is no regular file"),
+    "folder.png": (lambda file, image: file.mkdir(), "is no regular file"),
+    "out.png": (lambda file, image: file.symlink_to("/etc/hostname"), "is a link out of the watched folder, to /etc"),
+    "huge.png": (
+        lambda file, image: file.write_bytes(png_that_claims(60_000, 60_000)),
+        r"has 3600 megapixels, more than watch\.max_megapixels = 100",
+    ),
+    "bad-crc.png": (
+        lambda file, image: file.write_bytes(image[:45] + bytes([image[45] ^ 255]) + image[46:]),
+        "cannot be decoded: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_cannot_be_used_is_said_with_its_reason(
+    job: Callable[..., Any], folder: Path, tmp_path: Path, png: Callable[..., Path], name: str
+) -> None:
+    image = png(tmp_path / "image.png", 3, (64, 64)).read_bytes()
+    make, reason = ODD[name]
+    make(folder / "a" / name, image)
+    said = told(job(f"a/{name}"))[f"a/{name}"]
+    assert "sha256" not in said
+    assert any(part in said["reason"].replace("\\", "") for part in reason.replace("\\", "").split("|"))
+    found = (folder / "a" / name).stat()
+    assert (said["size"], said["mtime_ns"]) == (found.st_size, found.st_mtime_ns)
+    assert stored(tmp_path) == set()
+
+
+def test_a_file_that_is_gone_is_said_to_be_gone(job: Callable[..., Any], folder: Path) -> None:
+    (folder / "a" / "file").touch()
+    said = told(job("a/never.png", "b/never.png", "a/file/never.png"))
+    assert all(one == {"path": path, "gone": True} for path, one in said.items())
+
+
+def test_a_link_inside_the_folder_is_read(
+    job: Callable[..., Any], folder: Path, png: Callable[..., Path], tmp_path: Path
+) -> None:
+    png(folder / "a" / "x.png")
+    (folder / "a" / "y.png").symlink_to("x.png")
+    said = told(job("a/x.png", "a/y.png"))
+    assert said["a/x.png"]["sha256"] == said["a/y.png"]["sha256"]
+    assert len(stored(tmp_path)) == 1
+
+
+def test_what_is_still_being_written_is_looked_at_again(
+    job: Callable[..., Any],
+    folder: Path,
+    tmp_path: Path,
+    png: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from daemon import store
+
+    file = png(folder / "a" / "x.png")
+    copy_in = store.copy_in
+
+    def copy_while_written(source: Path, temporary: Path) -> tuple[str, int]:
+        done = copy_in(source, temporary)
+        with file.open("ab") as stream:  # the writer goes on meanwhile
+            stream.write(b"more")
+        return done
+
+    monkeypatch.setattr(store, "copy_in", copy_while_written)
+    assert told(job("a/x.png")) == {"a/x.png": {"path": "a/x.png", "again": True}}
+    assert stored(tmp_path) == set()
+
+
+def test_the_limit_of_megapixels_is_the_settings(
+    job: Callable[..., Any], folder: Path, png: Callable[..., Path]
+) -> None:
+    png(folder / "a" / "x.png", size=(200, 100))
+    assert "more than watch.max_megapixels = 0.01" in told(job("a/x.png", megapixels=0.01))["a/x.png"]["reason"]
+    assert "sha256" in told(job("a/x.png", megapixels=0.02))["a/x.png"]
+
+
+def test_leavings_of_a_killed_child_are_cleared(job: Callable[..., Any], tmp_path: Path) -> None:
+    left = tmp_path / "store" / "incoming" / "7"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a copy")
+    assert told(job()) == {}
+    assert not left.exists()
+
+
+def test_the_child_says_a_batch_at_a_time_what_it_read(
+    job: Callable[..., Any], folder: Path, tmp_path: Path, png: Callable[..., Path]
+) -> None:
+    for index in range(5):
+        png(folder / "a" / f"{index}.png", index)
+    (folder / "a" / "5.png").write_text("text")
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(job(*(f"a/{index}.png" for index in range(6)), batch=2)))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "daemon.decode", str(file)],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["token"], line["stage"], line["event"], len(line["files"])) for line in lines] == [
+        ("t1", "intake", "read", 2)
+    ] * 3
+    assert len(stored(tmp_path)) == 5
+
+
+def test_a_store_that_cannot_be_written_ends_the_child(
+    job: Callable[..., Any], folder: Path, tmp_path: Path, png: Callable[..., Path]
+) -> None:
+    png(folder / "a" / "x.png")
+    (tmp_path / "store").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match="store"):
+        told(job("a/x.png"))

@@ -1,0 +1,149 @@
+"""The journal: its migrations give what schema.py says; a newer one is refused, an older one backed up first."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config as AlembicConfig
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, exc, select, text
+
+from daemon import journal as module
+from daemon import schema
+from daemon.errors import JournalTooNew, NotFound, RelearnError
+from daemon.journal import HEAD, add, change, claim, get, open_journal, revision
+
+MIGRATIONS = Path(module.__file__).parent / "migrations"
+DROP = {"folder": "/images", "state": "reading", "started": 1.0, "added": 0, "gone": 0, "rejected": 0}
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def journal(state: Path) -> Engine:
+    return open_journal(state, migrate=True)
+
+
+def test_the_migrations_give_the_schema(journal: Engine) -> None:
+    with journal.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, schema.metadata) == []
+
+
+def test_head_is_the_newest_migration(state: Path, journal: Engine) -> None:
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+    assert revision(state / "journal.db") == HEAD
+
+
+def test_a_journal_opens_again_as_it_was(state: Path, journal: Engine) -> None:
+    with journal.begin() as connection:
+        drop = add(connection, schema.drops, **DROP)
+    with open_journal(state).connect() as connection:
+        assert get(connection, schema.drops, drop).folder == "/images"
+
+
+def test_wal_foreign_keys_and_full_sync_hold_on_every_connection(journal: Engine) -> None:
+    with journal.connect() as one, journal.connect() as other:
+        for connection in (one, other):
+            said = [connection.execute(text(f"PRAGMA {name}")).scalar() for name in PRAGMAS]
+            assert said == list(PRAGMAS.values())
+
+
+PRAGMAS = {"journal_mode": "wal", "foreign_keys": 1, "synchronous": 2}
+
+
+def test_a_row_that_points_nowhere_is_refused(journal: Engine) -> None:
+    values = {"folder": "/images", "path": "a/b.png", "size": 1, "mtime_ns": 1, "reason": "", "at": 1.0}
+    with pytest.raises(exc.IntegrityError), journal.begin() as connection:
+        add(connection, schema.rejections, drop_id=12345, **values)
+
+
+def test_a_failed_transaction_leaves_nothing(journal: Engine) -> None:
+    def fail() -> None:
+        with journal.begin() as connection:
+            add(connection, schema.drops, **DROP)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    with journal.connect() as connection:
+        assert connection.execute(select(schema.drops)).all() == []
+
+
+def test_commands_read_while_the_daemon_writes(state: Path, journal: Engine) -> None:
+    with journal.begin() as connection:
+        add(connection, schema.drops, **DROP)
+        with open_journal(state).connect() as reader:
+            assert reader.execute(select(schema.drops)).all() == []
+
+
+def test_claim_is_won_once(journal: Engine) -> None:
+    with journal.begin() as connection:
+        drop = add(connection, schema.drops, **DROP)
+        assert claim(connection, schema.drops, drop, "reading", "ready", ended=2.0)
+        assert not claim(connection, schema.drops, drop, "reading", "ready", ended=3.0)
+        row = get(connection, schema.drops, drop)
+        assert (row.state, row.ended) == ("ready", 2.0)
+        change(connection, schema.drops, drop, added=5)
+        assert get(connection, schema.drops, drop).added == 5
+
+
+def test_what_is_missing_is_named(state: Path, tmp_path: Path, journal: Engine) -> None:
+    with journal.connect() as connection, pytest.raises(NotFound, match="no drop 7"):
+        get(connection, schema.drops, 7)
+    with pytest.raises(NotFound, match="there is no journal yet; `relearn run` makes it") as caught:
+        open_journal(tmp_path)
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "journal.db").exists()
+
+
+def stamp(state: Path, version: str) -> None:
+    with closing(sqlite3.connect(state / "journal.db")) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
+
+
+@pytest.mark.parametrize("migrate", [False, True])
+def test_a_newer_journal_is_refused_and_left_alone(state: Path, journal: Engine, migrate: bool) -> None:
+    stamp(state, "9999")
+    with pytest.raises(JournalTooNew, match=r"written by a newer relearnd \(9999\)") as caught:
+        open_journal(state, migrate=migrate)
+    assert caught.value.exit_code == 2
+    assert revision(state / "journal.db") == "9999"
+
+
+def test_an_older_journal_is_brought_up_by_the_daemon_alone(state: Path, journal: Engine) -> None:
+    stamp(state, "0000")
+    with pytest.raises(JournalTooNew, match="`relearn run` brings it up to date"):
+        open_journal(state)
+
+
+def test_before_a_migration_all_is_backed_up(state: Path, journal: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what stands in the write-ahead log alone, as it does after a crash or while another process reads."""
+    with journal.begin() as connection:
+        drop = add(connection, schema.drops, **DROP)
+        monkeypatch.setattr(module, "HEAD", "0002")  # as if this were the next release
+    with journal.connect() as reader:
+        reader.execute(select(schema.drops)).all()
+        assert (state / "journal.db-wal").stat().st_size > 0
+        open_journal(state, migrate=True)
+    with closing(sqlite3.connect(state / "journal.before-0002.db")) as backup:
+        assert backup.execute("SELECT id, folder FROM drops").fetchall() == [(drop, "/images")]
+        assert backup.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+
+
+def test_a_damaged_journal_is_named(state: Path) -> None:
+    (state / "journal.db").write_bytes(b"this is no database, " * 100)
+    with pytest.raises(RelearnError, match=r"journal\.db: cannot be read"):
+        open_journal(state)

@@ -1,0 +1,174 @@
+"""What people ask of the daemon: written as rows, answered once, refused with a reason."""
+
+from __future__ import annotations
+
+import getpass
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, select
+
+from daemon import people, schema
+from daemon.config import Config
+from daemon.constraint_file import take_in
+from daemon.errors import DaemonNotRunning, NotFound
+from daemon.events import Event
+from daemon.journal import add, get
+from daemon.lock import locked
+from daemon.serving import Serving
+
+
+@pytest.fixture
+def serving(config: Config, journal: Engine) -> Serving:
+    """Not started: no Triton is asked."""
+    heard: list[Event] = []
+    with journal.begin() as connection:
+        take_in(connection, config.constraints)
+    return Serving(config, journal, heard.append)
+
+
+def served(journal: Engine, *artifacts: str) -> None:
+    """A target `edge` that has served these artifacts, in this order."""
+    with journal.begin() as connection:
+        evidence = {"findings": [], "evidence": {}, "settings": {}, "policy": 1}
+        decision = add(
+            connection, schema.decisions, at=1.0, target="edge", event="", action="train", reason="", **evidence
+        )
+        add(connection, schema.snapshots, id="s", created=1.0, classes=[], counts={}, left_out={}, file="")
+        about = {"trigger": "data", "state": "done", "requirement": {}, "settings": {}, "started": 1.0}
+        cycle = add(connection, schema.cycles, decision_id=decision, target="edge", **about)
+        for version, name in enumerate(artifacts, start=1):
+            if connection.execute(select(schema.models).where(schema.models.c.id == name)).first() is None:
+                model = {"architecture": "x", "recipe": "", "classes": [], "height": 8, "width": 8, "path": ""}
+                of = {"snapshot_id": "s", "cycle_id": cycle, "train_seconds": 1.0, "created": 1.0}
+                add(connection, schema.models, id=name, **model, **of)
+                built = {"engine": "onnxruntime", "precision": "fp32", "path": "", "artifact_mb": 1.0, "created": 1.0}
+                add(connection, schema.artifacts, id=name, model_id=name, **built)
+            state = "serving" if version == len(artifacts) else "retired"
+            how = {"kind": "promotion", "reason": "", "by": "policy", "started": 1.0, "served": 1.0, "state": state}
+            add(connection, schema.promotions, target="edge", artifact_id=name, version=version, **how)
+
+
+def ask(config: Config, journal: Engine, kind: str, **arguments: object) -> int:
+    return people.ask(journal, config.state, kind, **arguments)
+
+
+def taken(journal: Engine, serving: Serving) -> tuple[list[str], dict[str, str]]:
+    requests: dict[str, str] = {}
+    return list(people.take(journal, serving, requests)), requests
+
+
+def answer(journal: Engine, request: int) -> tuple[str, str]:
+    with journal.connect() as connection:
+        row = get(connection, schema.requests, request)
+    return row.state, row.answer
+
+
+def test_without_a_daemon_the_command_says_so(config: Config, journal: Engine) -> None:
+    with pytest.raises(DaemonNotRunning, match="start it with `relearn run`") as caught:
+        people.ask_and_wait(config, "retrain", target="edge")
+    assert caught.value.exit_code == 1
+    with journal.connect() as connection:
+        assert connection.execute(select(schema.requests)).all() == []  # it does not lie in wait for the next daemon
+
+
+def test_without_a_journal_the_command_says_so(config: Config) -> None:
+    with pytest.raises(NotFound, match="there is no journal yet"):
+        people.ask_and_wait(config, "retrain", target="edge")
+
+
+def test_a_request_wakes_the_daemon_and_says_who_asked(config: Config, journal: Engine, serving: Serving) -> None:
+    request = ask(config, journal, "retrain", target="edge")
+    assert (config.state / "inbox" / "wake").exists()
+    because, requests = taken(journal, serving)
+    assert because == [f"{getpass.getuser()} asked for a training of edge"]
+    assert requests == {"edge": f"{getpass.getuser()} asked for it"}
+    assert answer(journal, request) == ("done", "edge is trained next")
+
+
+def test_a_request_is_taken_once(config: Config, journal: Engine, serving: Serving) -> None:
+    ask(config, journal, "retrain", target="edge")
+    assert len(taken(journal, serving)[0]) == 1
+    assert taken(journal, serving) == ([], {})
+
+
+@pytest.mark.parametrize("kind", ["retrain", "rollback"])
+def test_an_unknown_target_is_refused(config: Config, journal: Engine, serving: Serving, kind: str) -> None:
+    request = ask(config, journal, kind, target="phone")
+    assert taken(journal, serving) == ([], {})
+    assert answer(journal, request) == ("refused", "there is no target 'phone' with a valid constraint file")
+
+
+def test_a_rollback_without_an_earlier_artifact_is_refused(config: Config, journal: Engine, serving: Serving) -> None:
+    served(journal, "one")
+    request = ask(config, journal, "rollback", target="edge", artifact=None)
+    taken(journal, serving)
+    assert answer(journal, request) == ("refused", "edge has served no other artifact before")
+
+
+def test_a_rollback_to_what_is_not_stored_is_refused(config: Config, journal: Engine, serving: Serving) -> None:
+    request = ask(config, journal, "rollback", target="edge", artifact="nonesuch")
+    taken(journal, serving)
+    state, said = answer(journal, request)
+    assert (state, "nonesuch" in said) == ("refused", True)
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "asked", "expected"),
+    [
+        (["one", "two"], None, "one"),
+        (["one", "two", "two"], None, "one"),  # the same again is no earlier one
+        (["one", "two", "three"], "one", "one"),
+        (["one", "two", "one"], None, "two"),
+    ],
+)
+def test_a_rollback_is_a_promotion_under_a_new_version(
+    config: Config, journal: Engine, serving: Serving, artifacts: list[str], asked: str | None, expected: str
+) -> None:
+    served(journal, *artifacts)
+    request = ask(config, journal, "rollback", target="edge", artifact=asked)
+    taken(journal, serving)
+    version = len(artifacts) + 1
+    assert answer(journal, request) == ("done", f"edge goes back to {expected}, as version {version}")
+    with journal.connect() as connection:
+        row = connection.execute(select(schema.promotions).where(schema.promotions.c.state == "switching")).one()
+    assert (row.artifact_id, row.version, row.kind, row.by) == (expected, version, "rollback", getpass.getuser())
+
+
+@pytest.fixture
+def answering(config: Config, journal: Engine, serving: Serving, eventually: Callable[..., None]) -> Iterator[None]:
+    """A daemon's part: the workspace is locked, requests are taken as they come."""
+    done = threading.Event()
+
+    def serve() -> None:
+        eventually(lambda: done.is_set() or taken(journal, serving)[0], seconds=60)
+
+    with locked(config.state):
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        done.set()
+        thread.join()
+
+
+@pytest.mark.usefixtures("answering")
+def test_the_command_waits_for_the_answer(config: Config) -> None:
+    said = people.ask_and_wait(config, "retrain", target="edge")
+    assert (said["state"], said["answer"]) == ("done", "edge is trained next")
+
+
+def test_the_command_does_not_wait_for_ever(config: Config, journal: Engine) -> None:
+    with locked(config.state):
+        said = people.ask_and_wait(config, "retrain", seconds=0.1, target="edge")
+    assert (said["state"], said["answer"]) == ("asked", "the daemon has not answered yet; it will")
+
+
+def test_nothing_is_left_running(config: Config, journal: Engine, tmp_path: Path) -> None:
+    before = threading.active_count()
+    with locked(config.state):
+        people.ask_and_wait(config, "retrain", seconds=0.01, target="edge")
+    for thread in threading.enumerate()[before:]:
+        thread.join(10)
+    assert threading.active_count() <= before

@@ -1,0 +1,182 @@
+"""The lane that reads drops, with real children: what a bad file costs, and what a full disk does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+
+from daemon import schema
+from daemon.config import Config
+from daemon.events import ChildEnded, ChildSpoke, DropSettled, Event
+from daemon.journal import AnyRow
+from daemon.reader import Reader
+from daemon.sources import Sources, running
+
+Png = Callable[..., Path]
+
+
+class Lane:
+    """A reader with its queue, worked until it has nothing left to do."""
+
+    def __init__(self, config: Config, journal: Engine, sources: Sources, queue: SimpleQueue[Event]) -> None:
+        self.config = config
+        self.journal = journal
+        self.queue = queue
+        self.told: list[str] = []
+        self.reader = Reader(config, journal, queue.put, sources, self.told.append)
+        self.limits: dict[int, tuple[int, int]] = {}  # resource -> limit of each child
+        self.children: list[int] = []
+
+    def work(self, *paths: Path) -> None:
+        self.let_settle()
+        if paths:
+            self.reader.waiting.append(DropSettled(self.config.folders[0], frozenset(paths)))
+        else:
+            self.reader.scan()
+        while self.reader.step() or self.reader.busy:
+            self.limit()
+            if self.reader.child:
+                self.handle(self.queue.get(timeout=30))
+
+    def let_settle(self) -> None:
+        """Until no file is so fresh that a scan leaves it for later."""
+        files = [path for path in self.config.folders[0].rglob("*") if path.is_file()]
+        newest = max((path.stat().st_ctime for path in files), default=0.0)
+        while time.time() <= newest + 2 * self.config.settings.watch.settle_seconds:
+            threading.Event().wait(0.01)
+
+    def handle(self, event: Event) -> None:
+        child = self.reader.child
+        if isinstance(event, DropSettled):
+            self.reader.waiting.append(event)
+        elif isinstance(event, ChildSpoke | ChildEnded) and child and event.token == child.token:
+            if isinstance(event, ChildSpoke):
+                self.reader.hear(event.line)
+            else:
+                self.reader.bury(event.status, event.last_words)
+
+    def limit(self) -> None:
+        if self.reader.child and self.reader.child.pid not in self.children:
+            self.children.append(self.reader.child.pid)
+            with contextlib.suppress(ProcessLookupError):
+                for what, limit in self.limits.items():
+                    resource.prlimit(self.reader.child.pid, what, limit)
+
+    def rows(self, table: Any) -> list[AnyRow]:
+        with self.journal.connect() as connection:
+            return list(connection.execute(select(table).where(table.c.gone.is_(None)).order_by(table.c.path)))
+
+
+@pytest.fixture
+def lane(config: Config, journal: Engine) -> Iterator[Lane]:
+    queue: SimpleQueue[Event] = SimpleQueue()
+    with running(Sources(config, queue)) as sources:
+        yield Lane(config, journal, sources, queue)
+
+
+@pytest.fixture
+def images(config: Config) -> Path:
+    return config.folders[0]
+
+
+def slow_bitmap(side: int) -> bytes:
+    """A bitmap of run-length codes of one pixel each, which Pillow decodes in Python: seconds for a small file."""
+    pixels = (b"\x01\x07" * side + b"\0\0") * side + b"\0\1"
+    palette = bytes(4 * 256)
+    start = 14 + 40 + len(palette)
+    header = struct.pack("<2sIHHI", b"BM", start + len(pixels), 0, 0, start)
+    info = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(pixels), 0, 0, 256, 0)
+    return header + info + palette + pixels
+
+
+def test_a_scan_reads_what_is_there(lane: Lane, images: Path, png: Png) -> None:
+    for index in range(5):
+        png(images / "cat" / f"{index}.png", index)
+    lane.work()
+    assert len(lane.rows(schema.occurrences)) == 5
+    assert lane.told == ["drop 1: 5 images, 0 gone, 0 rejected"]
+    assert not lane.reader.busy
+    assert list((lane.config.state / "drops").iterdir()) == []
+    lane.work()
+    assert len(lane.told) == 1  # nothing changed: nothing is to be decided
+
+
+def test_rejected_files_alone_call_for_no_decision(lane: Lane, images: Path) -> None:
+    (images / "cat").mkdir()
+    (images / "cat" / "text.png").write_text("text")
+    lane.work()
+    assert [row.path for row in lane.rows(schema.rejections)] == ["cat/text.png"]
+    assert lane.told == []
+
+
+def test_a_file_that_kills_its_reader_costs_itself_alone(lane: Lane, images: Path, png: Png) -> None:
+    """The kernel ends a child that decodes for longer than a second of processor time (RLIMIT_CPU)."""
+    lane.limits = {resource.RLIMIT_CPU: (1, 2), resource.RLIMIT_CORE: (0, 0)}
+    for index in range(3):
+        png(images / "cat" / f"{index}.png", index)
+        png(images / "zebra" / f"{index}.png", 10 + index)
+    (images / "dog").mkdir()
+    (images / "dog" / "killer.bmp").write_bytes(slow_bitmap(4000))
+    lane.work()
+    assert len(lane.rows(schema.occurrences)) == 6
+    (bad,) = lane.rows(schema.rejections)
+    assert bad.path == "dog/killer.bmp"
+    assert bad.reason.startswith("crashed the process that read it: ")
+    assert len(lane.children) == 3  # the batch, the killer found, the rest
+    assert lane.told == ["drop 1: 6 images, 0 gone, 1 rejected"]
+    lane.work()
+    assert len(lane.children) == 3  # it is not tried again until it changes
+
+
+def test_a_store_that_cannot_be_written_is_no_files_fault(lane: Lane, images: Path, png: Png) -> None:
+    """As with a full disk: writing fails (RLIMIT_FSIZE). The drop is given up, and read when there is room again."""
+    lane.limits = {resource.RLIMIT_FSIZE: (10, 10)}
+    for index in range(3):
+        png(images / "cat" / f"{index}.png", index)
+    lane.work()
+    assert lane.rows(schema.rejections) == lane.rows(schema.occurrences) == []
+    assert lane.told == []
+    lane.limits = {}
+    lane.work()
+    assert len(lane.rows(schema.occurrences)) == 3
+
+
+def test_a_folder_that_is_away_stops_nothing(lane: Lane, images: Path, png: Png) -> None:
+    png(images / "cat" / "1.png", 1)
+    lane.work()
+    images.rename(images.with_name("away"))
+    lane.work()
+    images.with_name("away").rename(images)
+    lane.work()
+    assert len(lane.rows(schema.occurrences)) == 1
+
+
+def test_a_name_that_is_not_utf8_is_rejected_once(lane: Lane, images: Path, png: Png) -> None:
+    png(images / "cat" / os.fsdecode(b"caf\xe9.png"), 1)
+    png(images / "cat" / "2.png", 2)
+    lane.work()
+    lane.work()
+    assert [(row.path, row.reason) for row in lane.rows(schema.rejections)] == [
+        ("cat/caf\\xe9.png", "its name is not UTF-8: rename it")
+    ]
+    assert [row.path for row in lane.rows(schema.occurrences)] == ["cat/2.png"]
+
+
+def test_fresh_files_are_read_once_they_have_settled(lane: Lane, images: Path, png: Png) -> None:
+    png(images / "cat" / "1.png", 1)
+    lane.reader.scan()
+    while not lane.rows(schema.occurrences):
+        if not lane.reader.step():
+            lane.handle(lane.queue.get(timeout=30))
+    assert [row.path for row in lane.rows(schema.occurrences)] == ["cat/1.png"]

@@ -1,0 +1,253 @@
+"""What a cycle does next, as a table of what is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from policies.facts import Candidate, ClassCount, Measurement, Requirement, Verdict
+from policies.next_step import Build, CycleFacts, Finish, Judge, Promote, Prove, Step, Train, known_unfit, next_step
+
+PROOF = (ClassCount("a", 10, 9), ClassCount("b", 10, 9))
+REQUIREMENT = Requirement(
+    target="edge", accelerator="cpu", height=32, width=32, artifact_max_mb=20.0, latency_p95_ms=5.0
+)
+MEASURED = Measurement(
+    device="cpu", batch_size=1, concurrency=1, threads=1, method=1, latency_p50_ms=1.0, latency_p95_ms=2.0,
+    latency_p99_ms=3.0, throughput=500.0, memory_mb=100.0, artifact_mb=10.0, repetitions=100,
+)  # fmt: skip
+SLOW = dataclasses.replace(MEASURED, latency_p95_ms=9.0)
+PROMOTE = Verdict("promote", "the first of its kind")
+KEEP = Verdict("keep", "no better")
+DATA = CycleFacts("data", REQUIREMENT, "new", ("large", "small"), ())
+EDIT = dataclasses.replace(DATA, trigger="constraints")
+
+
+def candidate(name: str, architecture: str = "large", **known: Any) -> Candidate:
+    facts: dict[str, Any] = {
+        "model": f"model of {name}",
+        "snapshot": "new",
+        "classes": ("a", "b"),
+        "artifact_mb": 10.0,
+        "tune_accuracy": 0.9,
+        "measurement": MEASURED,
+        "proof": PROOF,
+    }
+    return Candidate(artifact=name, architecture=architecture, **{**facts, **known})
+
+
+FRESH = candidate("fresh")
+OLD = candidate("old", snapshot="old")
+STORED = candidate("stored", "small", snapshot="old", tune_accuracy=0.8, artifact_mb=1.0)
+SERVED: dict[str, Any] = {"champion": "old", "champion_feasible": True}
+
+
+def facts(base: CycleFacts, *candidates: Candidate, **known: Any) -> CycleFacts:
+    return dataclasses.replace(base, candidates=candidates, **known)
+
+
+@pytest.mark.parametrize(
+    ("known", "step"),
+    [
+        (facts(DATA), Train("large")),
+        (facts(DATA, trained=("large",), unbuilt=("m1",)), Build("m1")),
+        (facts(DATA, FRESH, trained=("large",)), Judge("fresh")),
+        (facts(DATA, FRESH, trained=("large",), verdicts={"fresh": PROMOTE}), Promote("fresh")),
+        (
+            facts(DATA, FRESH, trained=("large",), verdicts={"fresh": PROMOTE}, promoted="fresh"),
+            Finish("promoted", "the first of its kind"),
+        ),
+    ],
+    ids=["train", "build", "judge", "promote", "finish"],
+)
+def test_a_first_training_goes_from_step_to_step(known: CycleFacts, step: Step) -> None:
+    assert next_step(known) == step
+
+
+@pytest.mark.parametrize(
+    ("known", "step"),
+    [
+        (facts(DATA, too_large={"large": "its weights alone are 44 MB"}), Train("small")),
+        (facts(DATA, candidate("big", artifact_mb=44.8), trained=("large",)), Train("small")),
+        (facts(DATA, candidate("slow", measurement=SLOW), trained=("large",)), Train("small")),
+        (facts(DATA, candidate("slow", measurement=SLOW, snapshot="old")), Train("small")),  # known of an older model
+        (
+            facts(DATA, FRESH, trained=("large",), verdicts={"fresh": KEEP}),
+            Train("small"),
+        ),  # too few right, no champion
+    ],
+    ids=["by weights", "by artifact", "by latency", "by an earlier model", "by judge"],
+)
+def test_an_architecture_that_does_not_fit_gives_way_to_the_next(known: CycleFacts, step: Step) -> None:
+    assert next_step(known) == step
+
+
+def test_the_reasons_against_an_architecture_are_told() -> None:
+    known = facts(DATA, candidate("slow", "small", measurement=SLOW), too_large={"large": "44 MB of weights"})
+    assert known_unfit(known) == {
+        "large": "44 MB of weights",
+        "small": "p95 latency 9 ms is above latency_p95_ms 5 by 4",
+    }
+
+
+@pytest.mark.parametrize(
+    ("known", "step"),
+    [
+        (facts(EDIT, OLD, STORED, champion="old"), Judge("stored")),
+        (facts(EDIT, OLD, dataclasses.replace(STORED, proof=None), champion="old"), Prove("stored", measure=False)),
+        (
+            facts(EDIT, OLD, dataclasses.replace(STORED, measurement=None), champion="old"),
+            Prove("stored", measure=True),
+        ),
+        (facts(EDIT, OLD, STORED, champion="old", verdicts={"stored": PROMOTE}), Promote("stored")),
+        (
+            facts(EDIT, OLD, STORED, champion="old", verdicts={"stored": PROMOTE}, promoted="stored"),
+            Finish("promoted", PROMOTE.reason),
+        ),
+    ],
+    ids=["judge", "prove", "measure", "promote", "finish"],
+)
+def test_after_an_edit_a_stored_candidate_that_fits_needs_no_training(known: CycleFacts, step: Step) -> None:
+    assert next_step(known) == step
+
+
+def test_after_an_edit_that_nothing_stored_meets_the_next_architecture_is_trained() -> None:
+    tight = dataclasses.replace(REQUIREMENT, artifact_max_mb=5.0)
+    served = facts(EDIT, OLD, requirement=tight, champion="old", champion_feasible=False)
+    assert next_step(served) == Train("small")
+
+
+def test_after_an_edit_a_champion_that_still_ranks_first_stays() -> None:
+    step = next_step(facts(EDIT, OLD, STORED, **SERVED))
+    assert isinstance(step, Finish)
+    assert (step.outcome, step.reason) == (
+        "kept",
+        "the champion meets the constraints of 2 stored candidates that fit; it ranks first by accuracy on tune",
+    )
+    alone = next_step(facts(EDIT, OLD, **SERVED))
+    assert isinstance(alone, Finish)
+    assert (alone.outcome, "no other stored candidate fits" in alone.reason) == ("kept", True)
+
+
+def test_after_an_edit_a_champion_is_measured_under_the_new_load_first() -> None:
+    old = dataclasses.replace(OLD, measurement=None)
+    assert next_step(facts(EDIT, STORED, old, **SERVED)) == Prove("old", measure=True)
+
+
+def test_after_an_edit_what_is_preferred_now_is_judged() -> None:
+    smaller = dataclasses.replace(REQUIREMENT, prefer="artifact_mb")
+    known = facts(EDIT, OLD, STORED, requirement=smaller, **SERVED)
+    assert next_step(known) == Judge("stored")
+    step = next_step(dataclasses.replace(known, verdicts={"stored": KEEP}))
+    assert isinstance(step, Finish)
+    assert step.outcome == "kept"
+
+
+def test_an_edit_that_the_champion_meets_trains_nothing() -> None:
+    known = facts(EDIT, candidate("big", "small", artifact_mb=44.0, snapshot="old"), OLD, **SERVED)
+    assert isinstance(next_step(known), Finish)
+
+
+@pytest.mark.parametrize("base", [DATA, EDIT])
+def test_when_nothing_fits_the_target_is_violated_and_the_nearest_is_named(base: CycleFacts) -> None:
+    far = candidate("far", "large", artifact_mb=44.8)
+    near = candidate("near", "small", artifact_mb=21.0)
+    step = next_step(facts(base, far, near, trained=("large", "small")))
+    assert isinstance(step, Finish)
+    assert step.outcome == "violated"
+    assert "large: artifact 44.8 MB is above artifact_max_mb 20.0 by 24.8" in step.reason
+    assert "small: artifact 21.0 MB is above artifact_max_mb 20.0 by 1" in step.reason
+    assert "Nearest: near (small)" in step.reason
+
+
+def test_when_nothing_is_accurate_enough_the_target_is_violated() -> None:
+    refused = Verdict("keep", "accuracy 45.00% is below accuracy_min 0.9", feasible=False)
+    known = facts(DATA, FRESH, candidate("other", "small"), trained=("large", "small"))
+    step = next_step(dataclasses.replace(known, verdicts={"fresh": refused, "other": refused}))
+    assert isinstance(step, Finish)
+    assert (step.outcome, "accuracy 45.00%" in step.reason) == ("violated", True)
+
+
+@pytest.mark.parametrize(
+    ("known", "step"),
+    [
+        (facts(DATA, OLD, **SERVED), Train("large")),  # what is stored is of older data
+        (facts(DATA, OLD, FRESH, trained=("large",), **SERVED), Judge("fresh")),
+        (
+            facts(DATA, OLD, FRESH, trained=("large",), verdicts={"fresh": KEEP}, **SERVED),
+            Finish("kept", "no better"),  # one training a drop: the next architecture is not tried
+        ),
+        (
+            facts(DATA, OLD, FRESH, trained=("large",), verdicts={"fresh": Verdict("ask", "who knows")}, **SERVED),
+            Finish("ask", "who knows"),
+        ),
+        (facts(DATA, OLD, FRESH, trained=("large",), verdicts={"fresh": PROMOTE}, **SERVED), Promote("fresh")),
+    ],
+    ids=["train", "judge", "kept", "ask", "promote"],
+)
+def test_new_data_with_a_champion(known: CycleFacts, step: Step) -> None:
+    assert next_step(known) == step
+
+
+def test_a_training_that_gives_what_is_served_is_kept() -> None:
+    step = next_step(facts(DATA, FRESH, trained=("large",), champion="fresh", champion_feasible=True))
+    assert step == Finish("kept", "the training gave the very artifact that is served already")
+
+
+def test_rivals_are_proven_before_anybody_is_judged() -> None:
+    known = facts(DATA, OLD, FRESH, trained=("large",), rivals=("old", "anchor"), **SERVED)
+    assert next_step(known) == Prove("old", measure=False)
+    assert next_step(dataclasses.replace(known, rivals=("anchor",))) == Prove("anchor", measure=False)
+    assert next_step(dataclasses.replace(known, rivals=())) == Judge("fresh")
+
+
+def test_the_winner_on_tune_alone_is_judged_first() -> None:
+    better = candidate("better", tune_accuracy=0.95)
+    known = facts(DATA, FRESH, better, trained=("large",))
+    assert next_step(known) == Judge("better")
+    assert next_step(dataclasses.replace(known, verdicts={"better": KEEP})) == Judge("fresh")
+
+
+@pytest.mark.parametrize(
+    "known",
+    [facts(DATA), facts(DATA, FRESH), facts(EDIT, OLD, **SERVED), facts(DATA, unbuilt=("m1",))],
+)
+def test_used_up_retries_end_the_cycle_with_the_last_words(known: CycleFacts) -> None:
+    failed = dataclasses.replace(known, failed={"train large, stage train": "out of memory"})
+    assert next_step(failed) == Finish("failed", "train large, stage train: out of memory")
+
+
+def test_steps_are_told_apart_by_their_keys() -> None:
+    steps = [Train("x"), Build("x"), Prove("x", measure=True), Judge("x"), Promote("x")]
+    assert [step.key for step in steps] == ["train x", "build x", "prove x", "judge x", "promote x"]
+
+
+def test_every_first_cycle_comes_to_an_end() -> None:
+    """Whatever comes of it: each step's result is fed back until the cycle finishes."""
+    for fits in (True, False):
+        for verdict in (PROMOTE, KEEP):
+            outcome, steps = walk(fits, verdict)
+            assert outcome == ("promoted" if fits and verdict is PROMOTE else "violated")
+            assert steps < 15
+
+
+def walk(fits: bool, verdict: Verdict) -> tuple[str, int]:
+    known = DATA
+    for steps in range(100):
+        match next_step(known):
+            case Train(architecture=name):
+                known = dataclasses.replace(known, trained=(*known.trained, name), unbuilt=(f"model {name}",))
+            case Build(model=model):
+                made = candidate(model, model.removeprefix("model "), measurement=MEASURED if fits else SLOW)
+                known = dataclasses.replace(known, unbuilt=(), candidates=(*known.candidates, made))
+            case Judge(artifact=artifact):
+                known = dataclasses.replace(known, verdicts={**known.verdicts, artifact: verdict})
+            case Promote(artifact=artifact):
+                known = dataclasses.replace(known, promoted=artifact)
+            case Finish(outcome=outcome):
+                return outcome, steps
+            case other:
+                pytest.fail(f"unexpected {other}")
+    return "never", 100
