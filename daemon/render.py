@@ -14,6 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 View = Mapping[str, Any]
+# What a child may say with its progress, in the order in which it is shown.
+PROGRESS: dict[str, Callable[[float], str]] = {
+    "loss": lambda value: f"loss {value:.3f}",
+    "tune_accuracy": lambda value: f"{percent(value)} right on tune",
+    "images_per_second": lambda value: f"{value:,.0f} images/s",
+    "seconds_left": lambda value: f"{duration(value)} left",
+}
 OUTCOME_STYLE = {"promoted": "green", "kept": "cyan", "failed": "red", "violated": "yellow", "ask": "magenta"}
 
 
@@ -56,11 +63,11 @@ def _candidate(view: View) -> str:
 def working(view: View | None) -> RenderableType:
     if view is None:
         return Text("idle: waits for images, an edit or a timer")
-    line = f"cycle c{view['cycle']} for {view['target']}: {view.get('step') or ''} {view['stage'] or ''}"
+    what = f"{view.get('step') or ''} {view['stage'] or ''}".strip() or "between two steps"
+    line = f"cycle c{view['cycle']} for {view['target']}: {what}"
     if said := view["progress"]:
-        figures = {key: value for key, value in said.items() if key not in ("done", "total", "unit")}
         line += f", {said['unit']} {said['done']:.4g} of {said['total']:.4g}"
-        line += "".join(f", {key} {value:.4g}" for key, value in figures.items() if isinstance(value, int | float))
+        line += "".join(f", {word(said[key])}" for key, word in PROGRESS.items() if said.get(key) is not None)
     if words := view.get("last_words"):
         line += f" ({words.strip().splitlines()[-1]})"
     return Text(line, "bold cyan")
@@ -186,6 +193,13 @@ def _row(table: Table, *cells: str | Text, style: str = "") -> None:
 
 def clock(seconds: float | None) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S") if seconds else ""
+
+
+def duration(seconds: float) -> str:
+    """As a person says it: 8 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def percent(value: float | None) -> str:

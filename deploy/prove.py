@@ -98,7 +98,7 @@ def accuracy(
     named = [classes[i] for i in found.argmax(axis=1)]
     labels = [pixels.classes[i] for i in pixels.labels[samples]]
     right = sum(a == b for a, b in zip(named, labels, strict=True))
-    return right / len(samples)
+    return float(right / len(samples))
 
 
 def write_answers(

@@ -31,7 +31,7 @@ def _first_training(evidence: Evidence, settings: VolumeSettings) -> Finding:
     short = sorted(name for name, n in evidence.counts.items() if n < each)
     if len(ready) >= needed:
         counts = ", ".join(f"{name} {evidence.counts[name]:,}" for name in ready)
-        return Finding("volume", True, f"{len(ready)} of {needed} classes have {each} samples: {counts}")
+        return Finding("volume", True, f"{len(ready)} classes have {each} samples, it takes {needed}: {counts}")
     missing = [f"class {name} has {evidence.counts[name]} of {each}" for name in short]
     unseen = needed - len(ready) - len(short)
     if unseen > 0:

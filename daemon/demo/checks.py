@@ -101,7 +101,7 @@ def went_on(workspace: Workspace) -> Found:
     stage = next(s for s in cycle["stages"] if s["name"] == "train")
     outcomes = [attempt["outcome"] for attempt in stage["attempts"]]
     require(outcomes == ["lost", "done"], f"the training had one lost and one finished attempt, not {outcomes}")
-    history = json.loads((Path(stage["outputs"]["run"]) / "history.json").read_text(encoding="utf-8"))
+    history = json.loads((Path(stage["outputs"]["run"]) / "history.json").read_text(encoding="utf-8"))["epochs"]
     epochs = [row["epoch"] for row in history]
     by_attempt = {
         str(n): [r["epoch"] for r in history if r["attempt"] == n] for n in sorted({r["attempt"] for r in history})

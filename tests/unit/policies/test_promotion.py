@@ -98,7 +98,7 @@ CASES: list[tuple[str, dict[str, Any], str, bool, str]] = [
     ("slightly worse", {"tallies": halves(1_000, 12, 8)}, "keep", False, "brings neither"),
     ("slightly worse, new class", {"tallies": halves(1_000, 12, 8), "challenger": LEARNED}, "promote", False, "c (1"),
     ("worse", {"tallies": halves(1_000, 40, 15), "challenger": LEARNED}, "keep", False, "the estimate itself is below"),
-    ("too few to tell", {"tallies": halves(60, 1, 2), "challenger": LEARNED}, "keep", False, "judge samples would show"),
+    ("too few to tell", {"tallies": halves(60, 1, 2), "challenger": LEARNED}, "keep", False, "samples would show"),
     ("no samples", {"tallies": [], "challenger": model("new", tune=0.99)}, "keep", False, "nothing can be compared"),
     (
         "new class below the floor",

@@ -31,8 +31,8 @@ SERVING = dataclasses.replace(
         ({}, False, "0 of 2 classes have 20 samples; 2 more classes with 20 samples each"),
         ({"a": 31}, False, "1 of 2 classes have 20 samples; 1 more class with 20 samples each"),
         ({"a": 31, "b": 12}, False, "class b has 12 of 20"),
-        ({"a": 31, "b": 20}, True, "2 of 2 classes have 20 samples: a 31, b 20"),
-        ({"a": 31, "b": 20, "c": 3}, True, "2 of 2 classes have 20 samples: a 31, b 20"),
+        ({"a": 31, "b": 20}, True, "2 classes have 20 samples, it takes 2: a 31, b 20"),
+        ({"a": 31, "b": 20, "c": 3}, True, "2 classes have 20 samples, it takes 2: a 31, b 20"),
     ],
 )
 def test_volume_waits_for_the_first_training(counts: dict[str, int], fired: bool, said: str) -> None:
