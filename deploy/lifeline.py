@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,11 +22,13 @@ _LAUNCHER = (
 def die_with_parent() -> None:
     """Asks the kernel to kill this process when its parent ends; exits at once if that has happened already.
 
-    A parent that is gone before the request leaves this process to init or to a subreaper, so the first look
-    at the parent can only tell the case of init; `tether` tells them all.
+    An orphan belongs to process 1, which in a container may be the parent itself: whether anyone still holds the
+    other end of stdout tells the two apart.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    if os.getppid() == 1:
+    listened = select.poll()
+    listened.register(sys.stdout, select.POLLERR)
+    if os.getppid() == 1 and listened.poll(0):
         sys.exit(1)
 
 

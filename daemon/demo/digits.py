@@ -62,10 +62,13 @@ def cut() -> Waves:
     held: list[Digit] = []
     for name in (*FIRST, *LATER):
         digits = by_class[name]
-        held += digits[:HELD_BACK]
-        early = HELD_BACK + IN_FIRST_WAVE if name in FIRST else HELD_BACK
-        first += digits[HELD_BACK:early]
-        second += digits[early:]
+        # The data set stands in the order of its writers: each must be on both sides.
+        apart = {len(digits) * n // HELD_BACK for n in range(HELD_BACK)}
+        held += [digit for n, digit in enumerate(digits) if n in apart]
+        dropped = [digit for n, digit in enumerate(digits) if n not in apart]
+        early = IN_FIRST_WAVE if name in FIRST else 0
+        first += dropped[:early]
+        second += dropped[early:]
     return Waves(tuple(first), tuple(second), tuple(held))
 
 

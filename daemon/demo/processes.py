@@ -23,7 +23,7 @@ from deploy.triton import Triton
 TARGET = "digits"
 ROOMY_MB = 10.0  # of an artifact: both networks fit
 TIGHT_MB = 1.0  # only the second fits
-ARCHITECTURES = ("test_resnet", "test_efficientnet")
+ARCHITECTURES = ("test_resnet", "test_convnext")  # the second is half as large and half as fast
 
 CONFIG = """\
 # The demonstration's settings; all others are at their defaults (see config.toml of the checkout).
@@ -70,6 +70,9 @@ width = {size}
 latency_p95_ms = 20.0
 artifact_max_mb = {artifact_max_mb}
 accuracy_min = 0.80
+
+[prefer]
+maximize = "throughput"
 """
 
 
