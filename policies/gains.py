@@ -101,10 +101,15 @@ def weigh(
     if mine is None or theirs is None:
         return Gains(learned)
     name, unit = requirement.prefer, _UNITS[requirement.prefer]
-    said = f"{name} {mine:.4g} {unit} instead of {theirs:.4g}"
+    said = f"{name} {figure(mine)} {unit} instead of {figure(theirs)}"
     if _beats(name, mine, theirs):
         return Gains(learned, said)
     return Gains(learned, given_up=said if _beats(name, theirs, mine) else "")
+
+
+def figure(value: float) -> str:
+    """Three digits that count, and never an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _more_accurate(challenger: Candidate, champion: Candidate, tally: ClassTally) -> str:

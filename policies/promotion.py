@@ -145,9 +145,9 @@ def _blind(tests: Sequence[ClassTest], newcomers: Sequence[NewClass]) -> str:
     if smallest:
         (least, _), (most, name) = smallest[0], smallest[-1]
         span = (
-            f"{least * 100:.1f} points" if least == most else f"{least * 100:.1f} to {most * 100:.1f} points ({name})"
+            f"{least * 100:.0f} points" if least == most else f"{least * 100:.0f} to {most * 100:.0f} points (class {name})"
         )
-        said.append(f"a fall of one class by less than {span} could not be told")
+        said.append(f"a fall of one class would show only from {span} on")
     if pooled := [name for t in tests for name in t.pool]:
         said.append(f"too small to test apart: {_names(pooled)}")
     if untold := [f"{n.name} ({n.samples} of {FEW} samples)" for n in newcomers if not n.told]:

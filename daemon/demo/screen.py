@@ -37,8 +37,10 @@ class Screen:
 
     def done(self, name: str, found: Mapping[str, Any]) -> None:
         self._end_status()
-        said = {k: v for k, v in found.items() if k not in ("event", "what", "row", "seconds")}
-        self.console.print(Text.assemble(("✓ ", "green"), (name, "bold"), f" in {found['seconds']} s {said or ''}"))
+        self.console.print(Text.assemble(("✓ ", "green"), (name, "bold"), f" in {found['seconds']} s"))
+        for key, value in found.items():
+            if key not in ("event", "what", "row", "seconds"):
+                self.console.print(Text(f"  {key.replace('_', ' ')}: {plain(value)}"))
         if row := found.get("row"):
             self.console.print(Text(f"  decision  {row['decision']}\n  verdict   {row['verdict']}"))
 
@@ -63,17 +65,15 @@ class Screen:
         self.console.print(Text(f"  accuracy through Triton on {len(pairs)} held-back digits: {share:.1%}", "bold"))
 
     def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        table = Table("event", "decision", "candidate", "accuracy", "p95 ms", "constraints", "version", show_lines=True)
+        table = Table("event", "decision, and what the verdict said", "promoted", show_lines=True)
         for row in rows:
-            table.add_row(
-                row["event"],
-                f"{row['decision']}\n→ {row['verdict']}",
-                row["candidate"],
-                f"{row['accuracy']:.1%}",
-                f"{row['p95_ms']:.2f}",
-                "\n".join(row["constraints"]),
-                str(row["version"]),
-            )
+            promoted = [
+                f"version {row['version']}: {row['candidate']}",
+                f"accuracy {row['accuracy']:.1%} on judge",
+                f"p95 {row['p95_ms']:.2f} ms",
+                *row["constraints"],
+            ]
+            table.add_row(row["event"], f"{row['decision']}\n→ {row['verdict']}", "\n".join(promoted))
         self.console.print(table)
 
     def summary(self, facts: Facts) -> None:
@@ -81,7 +81,7 @@ class Screen:
             self.console.print(Text(f"failed: {facts.failed}", "red"))
         else:
             self.console.print(
-                Text(f"every step did what it should, in {facts.seconds:.0f} s: {facts.client}", "green")
+                Text(f"every step did what it should, in {facts.seconds:.0f} s; {plain(facts.client)}", "green")
             )
 
     def keep(self, workspace: Workspace) -> None:
@@ -98,3 +98,10 @@ class Screen:
         if self.status:
             self.status.stop()
             self.status = None
+
+
+def plain(value: Any) -> str:
+    """Facts as a person reads them."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(key).replace('_', ' ')} {plain(item)}" for key, item in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
