@@ -53,10 +53,14 @@ def init(folder: Annotated[Path, typer.Argument(help="The new workspace.")]) -> 
     """Writes a workspace: a commented config.toml, a first constraint file, the watched folder."""
     if (folder / "config.toml").exists():
         raise UsageError(f"{folder}: is a workspace already; nothing was changed")
-    for name in ("images", "constraints", "triton"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    shutil.copy(CHECKOUT / "constraints" / "edge.toml", folder / "constraints" / "edge.toml")
-    shutil.copy(CHECKOUT / "config.toml", folder / "config.toml")
+    try:
+        for name in ("images", "constraints", "triton"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        if not any((folder / "constraints").iterdir()):
+            shutil.copy(CHECKOUT / "constraints" / "edge.toml", folder / "constraints" / "edge.toml")
+        shutil.copy(CHECKOUT / "config.toml", folder / "config.toml")
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be made a workspace: {error}") from None
     console.print(
         f"{folder} is ready.\n"
         f"  1. edit {folder}/constraints/edge.toml: what the Triton model `edge` must fulfil\n"
@@ -230,7 +234,7 @@ def ask(config: Config, kind: str, as_json: bool, **arguments: Any) -> None:
 
     answer = people.ask_and_wait(config, kind, **arguments)
     show(answer, render.answer, as_json)
-    if answer["state"] != "done":
+    if answer["state"] not in ("done", "owed"):
         raise typer.Exit(1)
 
 

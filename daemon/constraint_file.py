@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from sqlalchemy import Connection, func, null, select
 
 from daemon.errors import ConfigError
@@ -18,6 +18,7 @@ from policies.constraints import contradictions
 from policies.facts import Requirement, to_dict
 from policies.suggest import nearest
 
+SERVED = ("cpu",)  # accelerators that an engine of deploy/engines/ runs on
 TARGET_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 
 
@@ -27,6 +28,13 @@ class _Section(BaseModel):
 
 class _Accelerator(_Section):
     kind: str = "cpu"
+
+    @field_validator("kind")
+    @classmethod
+    def _must_be_served(cls, kind: str) -> str:
+        if kind not in SERVED:
+            raise ValueError(f"engines are built for {', '.join(SERVED)} alone so far; write one of these")
+        return kind
 
 
 class _Input(_Section):

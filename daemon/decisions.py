@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 
-from daemon import evidence, schema, snapshot, targets
+from daemon import evidence, people, schema, snapshot, targets
 from daemon.config import Config, dump
 from daemon.journal import add, now
 from policies.combine import decide
@@ -26,19 +26,16 @@ class Decided:
     until: float | None = None
 
 
-def decide_all(journal: Engine, config: Config, because: str, *, device: str, requests: dict[str, str]) -> Decided:
-    """Decides for each target in turn, until one asks for a cycle: the others are decided when it has ended.
-
-    `requests`: target -> who asked for a training of it, and why.
-    """
+def decide_all(journal: Engine, config: Config, because: str, *, device: str) -> Decided:
+    """Decides for each target in turn, until one asks for a cycle: the others are decided when it has ended."""
     until: list[float] = []
     with journal.begin() as connection:
         for target, requirement in targets.requirements(connection).items():
-            found = evidence.gather(
-                connection, config, requirement, device=device, requested=requests.pop(target, None)
-            )
+            requested = people.owed(connection, target)
+            found = evidence.gather(connection, config, requirement, device=device, requested=requested)
             decision = decide(found, config.settings.policies)
             row = write(connection, config, target, because, decision, found)
+            people.settle(connection, target)
             log.info("%s: %s: %s", target, decision.action, decision.reason)
             if decision.until is not None:
                 until.append(decision.until)

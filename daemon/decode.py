@@ -42,25 +42,22 @@ def read_files(job: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _read(folder: Path, path: str, incoming: Path, copies: dict[Path, str], max_pixels: float) -> dict[str, Any]:
-    file = folder / path
+    file, temporary = folder / path, incoming / str(len(copies))
     try:
         before = file.stat()
-        if reason := _refuse(file, folder, before):
-            return _rejected(path, before, reason)
-        temporary = incoming / str(len(copies))
+        _refuse(file, folder, before)
         sha256, size = store.copy_in(file, temporary)
         after = file.stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            temporary.unlink()
+            return {"path": path, "again": True}  # it is still being written
+        width, height, mode = _decode(temporary, max_pixels)
     except (FileNotFoundError, NotADirectoryError):
         return {"path": path, "gone": True}
     except PermissionError as error:
         return _rejected(path, None, f"may not be read: {error.strerror}")
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        temporary.unlink()
-        return {"path": path, "again": True}  # it is still being written
-    try:
-        width, height, mode = _decode(temporary, max_pixels)
-    except _Unusable as error:
-        temporary.unlink()
+    except (_Unusable, store.SourceUnreadable) as error:
+        temporary.unlink(missing_ok=True)
         return _rejected(path, before, str(error))
     copies[temporary] = sha256
     return {
@@ -79,14 +76,13 @@ class _Unusable(Exception):
     pass
 
 
-def _refuse(file: Path, folder: Path, found: os.stat_result) -> str | None:
+def _refuse(file: Path, folder: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        return "is no regular file (a device, pipe or socket is never opened)"
+        raise _Unusable("is no regular file (a device, pipe or socket is never opened)")
     if found.st_size == 0:
-        return "is empty"
+        raise _Unusable("is empty")
     if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
-        return f"is a link out of the watched folder, to {file.resolve()}"
-    return None
+        raise _Unusable(f"is a link out of the watched folder, to {file.resolve()}")
 
 
 def _decode(file: Path, max_pixels: float) -> tuple[int, int, str]:

@@ -25,6 +25,7 @@ from daemon.schema import drops, groups, labels, occurrences, rejections, sample
 from policies.facts import Role
 
 Stat = tuple[int, int]  # size, mtime in nanoseconds
+UNREADABLE: Stat = (-1, -1)  # of a file that may not be read: a change of its mode changes neither size nor mtime
 BATCH = 128  # files that are made durable with one sync
 
 
@@ -42,16 +43,21 @@ def compare(connection: Connection, folder: Path, paths: Iterable[Path] | None, 
     """Compares the folder (or just these paths in it) with the journal.
 
     A folder that is missing or entirely empty while samples of it are known is taken to be away (unmounted), not
-    emptied: raises FileNotFoundError.
+    emptied: raises FileNotFoundError. What is below a folder that cannot be listed stays as it is known.
     """
     known = dict(_known(connection, folder, paths))
-    present = dict(_present(folder, paths))
+    away: list[str] = []
+    present = dict(_present(folder, paths, away))
     if paths is None and known and not present:
         raise FileNotFoundError(f"{folder}: is empty or away; the {len(known)} files known of it stay as they are")
-    difference = Difference(gone=sorted(known.keys() - set(map(_text, present))))
+    missing = known.keys() - set(map(_text, present))
+    hidden = tuple(f"{_text(path)}/" for path in away)
+    difference = Difference(gone=sorted(path for path in missing if not f"{path}/".startswith(hidden)))
     settled_before = time.time() - settle_seconds
     for path, (found, changed) in sorted(present.items()):
-        if known.get(_text(path)) == found:
+        if known.get(_text(path)) == found or (
+            known.get(_text(path)) == UNREADABLE and not os.access(folder / path, os.R_OK)
+        ):
             continue
         if path != _text(path):
             difference.unnamable.append(path)
@@ -84,29 +90,37 @@ def _text(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _present(folder: Path, paths: Iterable[Path] | None) -> Iterator[tuple[str, tuple[Stat, float]]]:
+def _present(folder: Path, paths: Iterable[Path] | None, away: list[str]) -> Iterator[tuple[str, tuple[Stat, float]]]:
+    """Each file with its size and times; what is there but cannot be looked at is added to `away`."""
     prefix = len(str(folder)) + 1
     for start in [folder] if paths is None else paths:
         if any(part.startswith(".") for part in start.relative_to(folder).parts):
             continue
-        for entry in _walk(start):
+        for entry in _walk(start, away, prefix):
             try:
                 found = Path(entry).stat()
+            except FileNotFoundError:
+                continue
             except OSError:
+                away.append(entry[prefix:])
                 continue
             yield entry[prefix:], ((found.st_size, found.st_mtime_ns), found.st_ctime)
 
 
-def _walk(start: Path) -> Iterator[str]:
+def _walk(start: Path, away: list[str], prefix: int) -> Iterator[str]:
     if not start.is_dir():
         if os.path.lexists(start):
             yield str(start)
         return
     stack = [str(start)]
     while stack:
+        at = stack.pop()
         try:
-            entries = list(os.scandir(stack.pop()))
+            entries = list(os.scandir(at))
+        except FileNotFoundError:
+            continue
         except OSError:
+            away.append(at[prefix:])
             continue
         for entry in entries:
             if entry.name.startswith("."):

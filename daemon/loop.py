@@ -47,7 +47,6 @@ class Daemon:
         self.journal = open_journal(config.state, migrate=True)
         self.queue: SimpleQueue[Event] = SimpleQueue()
         self.because: list[str] = []  # what the next decision answers
-        self.requests: dict[str, str] = {}  # target -> who asked for a training
         put, tell = self.queue.put, self.because.append
         self.sources = Sources(config, self.queue)
         self.serving = Serving(config, self.journal, put)
@@ -106,6 +105,8 @@ class Daemon:
                 self.serving.tend()
             case "timeout":
                 self.worker.stop_overdue()
+            case "reading":
+                self.reader.stop_overdue()
             case "look again":
                 self.because.append("the wait is over")
             case "retry":
@@ -134,9 +135,7 @@ class Daemon:
         if not self.because or self.reader.busy or self.observer.busy or self.worker.busy:
             return False
         because, self.because[:] = "; ".join(self.because), []
-        decided = decisions.decide_all(
-            self.journal, self.config, because, device=self.serving.device, requests=self.requests
-        )
+        decided = decisions.decide_all(self.journal, self.config, because, device=self.serving.device)
         if decided.until is not None:
             self.sources.fire_at(decided.until, "look again")
         if decided.cycle is not None:
@@ -158,7 +157,7 @@ class Daemon:
 
     def answer_people(self) -> None:
         """Takes what people asked for on the command line."""
-        for what in people.take(self.journal, self.serving, self.requests):
+        for what in people.take(self.journal, self.serving):
             self.because.append(what)
 
     def end_children(self) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 
 from daemon import schema, targets
 from daemon.config import Config
-from daemon.errors import DaemonNotRunning, NotFound, RelearnError
-from daemon.journal import AnyRow, add, change, claim, get, now, open_journal
+from daemon.errors import DaemonNotRunning, NotFound, RelearnError, UsageError
+from daemon.journal import AnyRow, add, claim, get, now, open_journal
 from daemon.lock import is_running
 from daemon.serving import Serving
 
@@ -39,50 +39,70 @@ def ask(journal: Engine, state: Path, kind: str, **arguments: Any) -> int:
     return request
 
 
-def take(journal: Engine, serving: Serving, requests: dict[str, str]) -> Iterator[str]:
-    """Takes each open request; yields what a decision is owed to."""
+def take(journal: Engine, serving: Serving) -> Iterator[str]:
+    """Does what each open request asks, in one transaction with its answer; yields what a decision is owed to."""
     with journal.connect() as connection:
         asked = list(connection.execute(select(schema.requests).where(schema.requests.c.state == "asked")))
     for request in asked:
         with journal.begin() as connection:
-            if not claim(connection, schema.requests, request.id, "asked", "taken"):
-                continue
-        try:
-            answer, because = _do(journal, serving, requests, request)
-            state = "done"
-        except RelearnError as error:
-            answer, because, state = str(error), None, "refused"
-        with journal.begin() as connection:
-            change(connection, schema.requests, request.id, state=state, answer=answer)
-        if because:
-            yield because
+            try:
+                state, answer = _do(connection, serving, request)
+            except RelearnError as error:
+                state, answer = "refused", str(error)
+            claim(connection, schema.requests, request.id, "asked", state, answer=answer)
+        serving.tend()
+        if state == "owed":
+            yield f"{request.by} asked for a training of {request.arguments['target']}"
 
 
-def _do(journal: Engine, serving: Serving, requests: dict[str, str], request: AnyRow) -> tuple[str, str | None]:
+def _do(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
     target = request.arguments["target"]
-    with journal.begin() as connection:
-        if target not in targets.requirements(connection):
-            raise NotFound(f"there is no target {target!r} with a valid constraint file")
-        if request.kind == "retrain":
-            requests[target] = f"{request.by} asked for it"
-            return f"{target} is trained next", f"{request.by} asked for a training of {target}"
-        artifact = request.arguments.get("artifact") or previous(journal, target)
-        promotion = serving.request(connection, target, artifact, kind="rollback", by=request.by, cycle=None)
-    serving.tend()
-    return f"{target} goes back to {artifact}, as version {promotion.version}", None
+    requirement = targets.requirements(connection).get(target)
+    if requirement is None:
+        raise NotFound(f"there is no target {target!r} with a valid constraint file")
+    if request.kind == "retrain":
+        return "owed", f"{target} is trained next"
+    artifact = request.arguments.get("artifact") or previous(connection, target)
+    model = get(connection, schema.models, get(connection, schema.artifacts, artifact).model_id)
+    if (model.height, model.width) != (requirement.height, requirement.width):
+        raise UsageError(
+            f"{artifact} takes images of {model.height} x {model.width}, the clients of {target} send "
+            f"{requirement.height} x {requirement.width}"
+        )
+    promotion = serving.request(connection, target, artifact, kind="rollback", by=request.by, cycle=None)
+    return "done", f"{target} goes back to {artifact}, as version {promotion.version}"
 
 
-def previous(journal: Engine, target: str) -> str:
+def owed(connection: Connection, target: str) -> str | None:
+    """Who asked for a training of this target that no decision has answered yet; the decision settles it.
+
+    A row, so that a daemon that is killed in between still owes it.
+    """
+    open_ = _owed(connection, target)
+    return ", ".join(sorted({f"{row.by} asked for it" for row in open_})) or None
+
+
+def settle(connection: Connection, target: str) -> None:
+    """The trainings that people asked for are decided on."""
+    for row in _owed(connection, target):
+        claim(connection, schema.requests, row.id, "owed", "done")
+
+
+def _owed(connection: Connection, target: str) -> list[AnyRow]:
+    rows = connection.execute(select(schema.requests).where(schema.requests.c.state == "owed"))
+    return [row for row in rows if row.arguments["target"] == target]
+
+
+def previous(connection: Connection, target: str) -> str:
     """The artifact that the target served before its champion. Raises NotFound."""
     table = schema.promotions
-    with journal.connect() as connection:
-        served = list(
-            connection.execute(
-                select(table.c.artifact_id)
-                .where(table.c.target == target, table.c.served.is_not(None))
-                .order_by(table.c.version.desc())
-            ).scalars()
-        )
+    served = list(
+        connection.execute(
+            select(table.c.artifact_id)
+            .where(table.c.target == target, table.c.served.is_not(None))
+            .order_by(table.c.version.desc())
+        ).scalars()
+    )
     earlier = [artifact for artifact in served[1:] if artifact != served[0]]
     if not earlier:
         raise NotFound(f"{target} has served no other artifact before")
@@ -116,7 +136,7 @@ def ask_and_wait(config: Config, kind: str, seconds: float = 60.0, **arguments: 
             woken.clear()
             with journal.connect() as connection:
                 row = get(connection, schema.requests, request)
-            if row.state in ("done", "refused"):
+            if row.state != "asked":
                 return {"request": request, "state": row.state, "answer": row.answer}
             woken.wait(min(left, LOOK_AGAIN_SECONDS))
     finally:

@@ -14,11 +14,12 @@ from daemon.children import Child
 from daemon.config import Config
 from daemon.events import DropSettled, Event
 from daemon.intake import Drop, compare, write_job
-from daemon.journal import get
+from daemon.journal import get, now
 from daemon.schema import drops
 from daemon.sources import Sources
 
 log = logging.getLogger("relearn")
+PATIENCE_SECONDS = 600.0  # for one batch of files; a decoder or a file system that hangs longer is given up
 
 
 class Reader:
@@ -41,6 +42,7 @@ class Reader:
         self.drop: Drop | None = None
         self.child: Child | None = None
         self.crashes = 0
+        self.heard = 0.0  # when the child last said something, or began
 
     @property
     def busy(self) -> bool:
@@ -72,7 +74,7 @@ class Reader:
 
     def hear(self, line: dict[str, Any]) -> None:
         assert self.drop is not None
-        self.crashes = 0
+        self.crashes, self.heard = 0, now()
         self.drop.take(line["files"])
         done = self.drop.total - len(self.drop.unread)
         log.debug("drop %d: %d of %d files read", self.drop.id, done, self.drop.total)
@@ -98,6 +100,18 @@ class Reader:
         job = self.config.state / "drops" / f"{self.drop.id}.json"
         write_job(job, self.drop.job(token))
         self.child = Child(token, "daemon.decode", [str(job)], self.put)
+        self.heard = now()
+        self.sources.fire_at(self.heard + PATIENCE_SECONDS, "reading")
+
+    def stop_overdue(self) -> None:
+        """Stops a child that has said nothing for too long: a file that hangs it is found as one that crashes it."""
+        if self.child is None:
+            return
+        if now() - self.heard >= PATIENCE_SECONDS:
+            log.warning("the reader has said nothing for %.0f s: it is stopped", PATIENCE_SECONDS)
+            self.child.stop(grace_seconds=5.0)
+        else:
+            self.sources.fire_at(self.heard + PATIENCE_SECONDS, "reading")
 
     def _finish(self) -> None:
         drop, self.drop = self.drop, None

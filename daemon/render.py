@@ -183,7 +183,7 @@ def checked(view: View) -> RenderableType:
 
 
 def answer(view: View) -> RenderableType:
-    return Text(view["answer"] or view["state"], "green" if view["state"] == "done" else "red")
+    return Text(view["answer"] or view["state"], "green" if view["state"] in ("done", "owed") else "red")
 
 
 def _row(table: Table, *cells: str | Text, style: str = "") -> None:

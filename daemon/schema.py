@@ -318,6 +318,6 @@ requests = Table(  # what people ask of a running daemon from the command line
     Column("arguments", JSON, nullable=False),
     Column("by", String, nullable=False),
     Column("at", Float, nullable=False),
-    Column("state", String, nullable=False, index=True),  # asked, taken, done, refused
+    Column("state", String, nullable=False, index=True),  # asked, owed (a training to be decided on), done, refused
     Column("answer", String),
 )

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -24,18 +25,30 @@ def place(store: Path, sha256: str) -> Path:
 def copy_in(source: Path, temporary: Path) -> tuple[str, int]:
     """Copies a file and returns the SHA-256 (hex) and the size of what was copied: the copy is what was hashed.
 
-    Not durable until `settle` has synced it and given it its name.
+    Not durable until `settle` has synced it and given it its name. Raises SourceUnreadable where the source is at
+    fault (a damaged disk), OSError where the store is (a full one).
     """
     with source.open("rb") as original, temporary.open("w+b") as copy:
         try:
             fcntl.ioctl(copy.fileno(), _FICLONE, original.fileno())
         except OSError:
-            while chunk := original.read(1 << 20):
+            while chunk := _read(original):
                 copy.write(chunk)
             copy.flush()
         copy.seek(0)
         digest = hashlib.file_digest(copy, "sha256").hexdigest()
         return digest, copy.tell()
+
+
+class SourceUnreadable(Exception):
+    """The file that is to be copied gives an error when read; nothing is wrong with the store."""
+
+
+def _read(original: BinaryIO) -> bytes:
+    try:
+        return original.read(1 << 20)
+    except OSError as error:
+        raise SourceUnreadable(f"cannot be read: {error.strerror}") from error
 
 
 def settle(store: Path, copies: dict[Path, str]) -> None:

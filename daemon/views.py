@@ -300,7 +300,7 @@ def explain(connection: Connection, name: str) -> View:
     kind, number = name[:1].lower(), name[1:]
     if name.isdigit():
         kind, number = "d", name
-    if not number.isdigit() or kind not in "dcv":
+    if not (number.isascii() and number.isdigit()) or len(number) > 18 or kind not in "dcv":
         raise NotFound(f"{name!r}: name a decision (d3), a cycle (c3) or a verdict (v3)")
     if kind == "c":
         view = _cycle(connection, get(connection, schema.cycles, int(number)))

@@ -148,8 +148,10 @@ def _next_candidate(facts: CycleFacts) -> Step | None:
 def _champion_first(facts: CycleFacts, fitting: int) -> str:
     if facts.trigger == "data":
         return "the training gave the very artifact that is served already"
-    others = f"of {fitting} stored candidates that fit" if fitting > 1 else "and no other stored candidate fits"
-    return f"the champion meets the constraints {others}; it ranks first by {facts.requirement.prefer} on tune"
+    if fitting == 1:
+        return "the champion meets the constraints, and no other stored candidate does"
+    best = "accuracy on tune" if facts.requirement.prefer == "accuracy" else facts.requirement.prefer
+    return f"of {fitting} stored candidates that meet the constraints, the champion has the best {best}"
 
 
 def _next_training(facts: CycleFacts) -> Step:

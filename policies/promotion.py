@@ -144,10 +144,8 @@ def _blind(tests: Sequence[ClassTest], newcomers: Sequence[NewClass]) -> str:
     smallest = sorted((t.smallest, t.tally.name) for t in tests if t.smallest is not None)
     if smallest:
         (least, _), (most, name) = smallest[0], smallest[-1]
-        span = (
-            f"{least * 100:.0f} points" if least == most else f"{least * 100:.0f} to {most * 100:.0f} points (class {name})"
-        )
-        said.append(f"a fall of one class would show only from {span} on")
+        span = f"{least * 100:.0f}" if least == most else f"{least * 100:.0f} (class {name}: {most * 100:.0f})"
+        said.append(f"a fall of one class would show only from {span} points on")
     if pooled := [name for t in tests for name in t.pool]:
         said.append(f"too small to test apart: {_names(pooled)}")
     if untold := [f"{n.name} ({n.samples} of {FEW} samples)" for n in newcomers if not n.told]:

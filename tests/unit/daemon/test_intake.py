@@ -280,3 +280,36 @@ def test_a_drop_that_was_cut_off_is_closed(config: Config, journal: Engine, imag
     close_interrupted(journal)
     (row,) = rows(journal, schema.drops)
     assert (row.state, row.ended is None) == ("ready", False)
+
+
+def test_what_is_below_a_folder_that_cannot_be_listed_stays(
+    look: Callable[..., Difference], read_in: ReadIn, images: Path, png: Png, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    png(images / "cat" / "1.png", 1)
+    png(images / "dog" / "1.png", 2)
+    png(images / "dog" / "2.png", 3)
+    read_in()
+    scandir = os.scandir
+
+    def refuse(at: str) -> Any:
+        if at == str(images / "cat"):
+            raise PermissionError(13, "Permission denied", at)
+        return scandir(at)
+
+    (images / "dog" / "1.png").unlink()
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert look() == Difference(gone=["dog/1.png"])
+
+
+def test_a_file_that_may_not_be_read_is_rejected_once_and_read_when_it_may(
+    look: Callable[..., Difference], journal: Engine, config: Config, images: Path, png: Png,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    png(images / "cat" / "1.png", 1)
+    drop = Drop(config, journal, images, Difference(read=["cat/1.png"]))
+    drop.take([{"path": "cat/1.png", "size": -1, "mtime_ns": -1, "reason": "may not be read: Permission denied"}])
+    drop.finish()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert look() == Difference()
+    monkeypatch.undo()
+    assert look() == Difference(read=["cat/1.png"])

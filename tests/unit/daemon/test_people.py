@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, update
 
 from daemon import people, schema
 from daemon.config import Config
@@ -41,7 +41,7 @@ def served(journal: Engine, *artifacts: str) -> None:
         cycle = add(connection, schema.cycles, decision_id=decision, target="edge", **about)
         for version, name in enumerate(artifacts, start=1):
             if connection.execute(select(schema.models).where(schema.models.c.id == name)).first() is None:
-                model = {"architecture": "x", "recipe": "", "classes": [], "height": 8, "width": 8, "path": ""}
+                model = {"architecture": "x", "recipe": "", "classes": [], "height": 224, "width": 224, "path": ""}
                 of = {"snapshot_id": "s", "cycle_id": cycle, "train_seconds": 1.0, "created": 1.0}
                 add(connection, schema.models, id=name, **model, **of)
                 built = {"engine": "onnxruntime", "precision": "fp32", "path": "", "artifact_mb": 1.0, "created": 1.0}
@@ -55,9 +55,13 @@ def ask(config: Config, journal: Engine, kind: str, **arguments: object) -> int:
     return people.ask(journal, config.state, kind, **arguments)
 
 
-def taken(journal: Engine, serving: Serving) -> tuple[list[str], dict[str, str]]:
-    requests: dict[str, str] = {}
-    return list(people.take(journal, serving, requests)), requests
+def taken(journal: Engine, serving: Serving) -> list[str]:
+    return list(people.take(journal, serving))
+
+
+def owed(journal: Engine, target: str = "edge") -> str | None:
+    with journal.connect() as connection:
+        return people.owed(connection, target)
 
 
 def answer(journal: Engine, request: int) -> tuple[str, str]:
@@ -82,22 +86,30 @@ def test_without_a_journal_the_command_says_so(config: Config) -> None:
 def test_a_request_wakes_the_daemon_and_says_who_asked(config: Config, journal: Engine, serving: Serving) -> None:
     request = ask(config, journal, "retrain", target="edge")
     assert (config.state / "inbox" / "wake").exists()
-    because, requests = taken(journal, serving)
-    assert because == [f"{getpass.getuser()} asked for a training of edge"]
-    assert requests == {"edge": f"{getpass.getuser()} asked for it"}
-    assert answer(journal, request) == ("done", "edge is trained next")
+    assert taken(journal, serving) == [f"{getpass.getuser()} asked for a training of edge"]
+    assert answer(journal, request) == ("owed", "edge is trained next")
+
+
+def test_a_training_is_owed_until_it_is_decided_on(config: Config, journal: Engine, serving: Serving) -> None:
+    request = ask(config, journal, "retrain", target="edge")
+    assert owed(journal) is None
+    taken(journal, serving)
+    assert (owed(journal), owed(journal, "phone")) == (f"{getpass.getuser()} asked for it", None)
+    with journal.begin() as connection:
+        people.settle(connection, "edge")
+    assert (owed(journal), answer(journal, request)[0]) == (None, "done")
 
 
 def test_a_request_is_taken_once(config: Config, journal: Engine, serving: Serving) -> None:
     ask(config, journal, "retrain", target="edge")
-    assert len(taken(journal, serving)[0]) == 1
-    assert taken(journal, serving) == ([], {})
+    assert len(taken(journal, serving)) == 1
+    assert taken(journal, serving) == []
 
 
 @pytest.mark.parametrize("kind", ["retrain", "rollback"])
 def test_an_unknown_target_is_refused(config: Config, journal: Engine, serving: Serving, kind: str) -> None:
     request = ask(config, journal, kind, target="phone")
-    assert taken(journal, serving) == ([], {})
+    assert taken(journal, serving) == []
     assert answer(journal, request) == ("refused", "there is no target 'phone' with a valid constraint file")
 
 
@@ -113,6 +125,18 @@ def test_a_rollback_to_what_is_not_stored_is_refused(config: Config, journal: En
     taken(journal, serving)
     state, said = answer(journal, request)
     assert (state, "nonesuch" in said) == ("refused", True)
+
+
+def test_a_rollback_to_another_input_size_is_refused(config: Config, journal: Engine, serving: Serving) -> None:
+    served(journal, "one", "two")
+    with journal.begin() as connection:
+        connection.execute(update(schema.models).where(schema.models.c.id == "one").values(height=96))
+    request = ask(config, journal, "rollback", target="edge", artifact="one")
+    taken(journal, serving)
+    assert answer(journal, request) == (
+        "refused",
+        "one takes images of 96 x 224, the clients of edge send 224 x 224",
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,7 +167,7 @@ def answering(config: Config, journal: Engine, serving: Serving, eventually: Cal
     done = threading.Event()
 
     def serve() -> None:
-        eventually(lambda: done.is_set() or taken(journal, serving)[0], seconds=60)
+        eventually(lambda: done.is_set() or taken(journal, serving), seconds=60)
 
     with locked(config.state):
         thread = threading.Thread(target=serve)
@@ -156,7 +180,7 @@ def answering(config: Config, journal: Engine, serving: Serving, eventually: Cal
 @pytest.mark.usefixtures("answering")
 def test_the_command_waits_for_the_answer(config: Config) -> None:
     said = people.ask_and_wait(config, "retrain", target="edge")
-    assert (said["state"], said["answer"]) == ("done", "edge is trained next")
+    assert (said["state"], said["answer"]) == ("owed", "edge is trained next")
 
 
 def test_the_command_does_not_wait_for_ever(config: Config, journal: Engine) -> None:

@@ -180,3 +180,22 @@ def test_fresh_files_are_read_once_they_have_settled(lane: Lane, images: Path, p
         if not lane.reader.step():
             lane.handle(lane.queue.get(timeout=30))
     assert [row.path for row in lane.rows(schema.occurrences)] == ["cat/1.png"]
+
+
+def test_a_reader_that_hangs_is_stopped(lane: Lane, images: Path, png: Png, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a network file system that no longer answers: here a decoder that is busy for seconds."""
+    (images / "dog").mkdir()
+    (images / "dog" / "slow.bmp").write_bytes(slow_bitmap(6000))
+    lane.let_settle()
+    lane.reader.scan()
+    lane.reader.step()
+    hanging = lane.reader.child
+    lane.reader.stop_overdue()
+    assert hanging is not None and not hanging.wait(0.05)  # within its time it is left alone
+    monkeypatch.setattr("daemon.reader.PATIENCE_SECONDS", 0.0)
+    lane.reader.stop_overdue()
+    while not lane.reader.crashes:
+        lane.handle(lane.queue.get(timeout=30))
+    assert hanging.wait(0)
+    if lane.reader.child:
+        lane.reader.child.kill()

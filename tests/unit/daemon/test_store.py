@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from daemon import store
-from daemon.store import copy_in, place, settle
+from daemon.store import SourceUnreadable, copy_in, place, settle
 
 
 @pytest.fixture
@@ -108,3 +108,8 @@ def test_a_reflink_is_used_where_the_file_system_has_it(keep: Path, tmp_path: Pa
 def test_nothing_to_settle_is_no_error(keep: Path) -> None:
     settle(keep, {})
     assert list((keep / "incoming").iterdir()) == []
+
+
+def test_a_source_that_cannot_be_read_is_told_apart_from_a_full_store(keep: Path) -> None:
+    with pytest.raises(SourceUnreadable, match="cannot be read: Input/output error"):
+        copy_in(Path("/proc/self/mem"), keep / "incoming" / "0")  # its first page is mapped nowhere

@@ -124,11 +124,11 @@ def test_after_an_edit_a_champion_that_still_ranks_first_stays() -> None:
     assert isinstance(step, Finish)
     assert (step.outcome, step.reason) == (
         "kept",
-        "the champion meets the constraints of 2 stored candidates that fit; it ranks first by accuracy on tune",
+        "of 2 stored candidates that meet the constraints, the champion has the best accuracy on tune",
     )
     alone = next_step(facts(EDIT, OLD, **SERVED))
     assert isinstance(alone, Finish)
-    assert (alone.outcome, "no other stored candidate fits" in alone.reason) == ("kept", True)
+    assert (alone.outcome, "no other stored candidate does" in alone.reason) == ("kept", True)
 
 
 def test_after_an_edit_a_champion_is_measured_under_the_new_load_first() -> None:
