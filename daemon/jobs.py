@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +68,7 @@ class Ground:
             self.requirement.width,
             self.settings["input"],
             self.settings["model"]["weights"],
+            hash_weights(self.settings["model"]["weights"]),
             self.settings["train"],
         ]
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
@@ -76,6 +78,22 @@ class Ground:
         folder = self.state / "cycles" / str(self.cycle) / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def hash_weights(weights: str) -> str:
+    """Of a local file of weights, so that another one under its name is another recipe; "" for none."""
+    try:
+        found = Path(weights).stat()
+    except OSError:
+        return ""
+    return _hash(weights, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _hash(file: str, size: int, mtime_ns: int) -> str:
+    """Asked at each step of a cycle, read once as long as the file stays as it is."""
+    with Path(file).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def plan(step: Train | Build | Prove, ground: Ground, connection: Connection) -> list[StagePlan]:

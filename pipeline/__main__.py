@@ -30,13 +30,21 @@ def find_stage(name: str, threads: int, preload: bool) -> Stage:
     return stage
 
 
+def read_job(file: Path) -> Job:
+    """Exits with a word on what is wrong with the file where it holds no job."""
+    try:
+        return from_dict(Job, json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        sys.exit(f"{file} holds no job: {type(error).__name__}: {error}")
+
+
 def main() -> int:
     die_with_parent()
     # Whatever is written is written aside and renamed, so leaving at once loses no more than the running epoch.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     protocol = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # what libraries print is no line of the protocol
-    job = from_dict(Job, json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    job = read_job(Path(sys.argv[1]))
     preload = any(order.name == "train" for order in job.stages)
     stages = {name: find_stage(name, job.threads, preload) for name in STAGES}
     return 0 if run_stages(job, stages, lambda line: print(line, file=protocol)) else 1

@@ -31,14 +31,15 @@ class Images(Dataset[Batch]):
 class Batches(Sampler[Indices]):
     """Sample numbers, a batch at a time; the order depends on seed and epoch alone, on nothing drawn before.
 
-    The batches of an epoch differ in size by one at most: no sample is left out, and none is alone in a last
-    batch, which batch normalisation could not take.
+    The batches of an epoch differ in size by one at most: no sample is left out, and none is alone in a batch,
+    which batch normalisation could not take (unless batches of one are asked for).
     """
 
     def __init__(self, samples: Indices, labels: Indices, settings: TrainSettings) -> None:
         self.samples, self.labels = samples, labels
         self.seed, self.balanced = settings.seed, settings.sampling == "balanced"
-        self.count = -(-len(samples) // settings.batch_size)
+        full = -(-len(samples) // settings.batch_size)
+        self.count = max(1, min(full, len(samples) // 2)) if settings.batch_size > 1 else full
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

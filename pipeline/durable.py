@@ -69,7 +69,10 @@ def settle(folder: Path, path: Path) -> None:
     for file in folder.iterdir():
         sync(file)
     sync(folder)
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if path.exists():
-        shutil.rmtree(path)
+        path.rename(old)  # so that a kill leaves the one or the other under the name, or none, but no half of one
     folder.rename(path)
     sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)

@@ -41,7 +41,7 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
     images = examples(read_pixels(Path(earlier["pixels"]["pixels"])))
     compare(served, folder / GRAPH, images, int(inputs["threads"]))
     shutil.copyfile(run_folder.weights, folder / WEIGHTS)
-    for file in (run_folder.evaluation, run_folder.tune, run_folder.history):
+    for file in run_folder.told:
         shutil.copyfile(file, folder / file.name)
     about = manifest(folder, recipe, run_folder, opset)
     write_json(folder / "manifest.json", about)
@@ -147,6 +147,7 @@ def manifest(folder: Path, recipe: Recipe, run_folder: RunFolder, opset: int) ->
         "recipe": {**recipe.plain()["settings"], "weights": recipe.weights},
         "weights": weights,
         "graph": {**graph, "opset": opset},
+        "beside": [_describe(folder / file.name) for file in run_folder.told],
         "tune_accuracy": read_json(run_folder.evaluation)["accuracy"],
         "epochs": len(history["epochs"]),
         "train_seconds": sum(epoch["seconds"] for epoch in history["epochs"]),

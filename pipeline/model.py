@@ -55,8 +55,8 @@ def create_network(architecture: str, classes: int, size: Size, pretrained: bool
     if not timm.is_model(architecture):
         check_name("the architecture", architecture, timm.list_models())
         raise StageError(f"the architecture {architecture!r} is not known")
-    net = _create(architecture, classes, size, pretrained)
     try:
+        net = _create(architecture, classes, size, pretrained)
         with torch.inference_mode():
             answer = net.eval()(torch.zeros(1, 3, *size))
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -148,7 +148,12 @@ def freeze(net: nn.Module, trainable_stages: int) -> None:
     if not hasattr(net, "group_matcher"):
         raise StageError("timm names no stages of this network: set train.trainable_stages = -1")
     matcher: Any = net.group_matcher
-    groups = group_parameters(net, matcher(coarse=True))
+    try:
+        groups = group_parameters(net, matcher(coarse=True))
+    except AssertionError as error:
+        raise StageError(
+            f"timm does not group the stages of this network ({error}): set train.trainable_stages = -1"
+        ) from error
     kept = {name for key in sorted(groups)[-1 - trainable_stages :] for name in groups[key]}
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name in kept)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.durable import read_json, write_json
 from pipeline.pixels import decode_all
-from policies.job import Outputs, Report
+from policies.job import Outputs, Report, StageError
 
 
 def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], report: Report) -> Outputs:
@@ -21,7 +21,11 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
     samples, threads = list(inputs["samples"]), int(inputs["threads"])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model / about["graph"]["file"], options, providers=["CPUExecutionProvider"])
+    graph = model / about["graph"]["file"]
+    try:
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has a class of its own for each kind of damage
+        raise StageError(f"{graph} cannot be loaded: {error}") from error
     predicted: list[int] = []
     confidence: list[float] = []
     for images in decode_all(Path(inputs["store"]), samples, size, about["resize"], threads):

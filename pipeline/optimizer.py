@@ -66,6 +66,8 @@ def learning_rate_factor(step: int, steps: int, scheduler: str, warmup_share: fl
     "onecycle": half a cosine up from 1/25, half a cosine down to nothing (Smith 2018, as in fastai and torch; the
     momentum is left alone). "cosine": linear up, half a cosine down. "constant": linear up, then level.
     """
+    if steps == 1:
+        return 1.0  # the only step is the highest
     if scheduler == "onecycle":
         top = steps * warmup_share - 1  # the step with the highest rate
         if top > 0 and step <= top:
@@ -74,7 +76,7 @@ def learning_rate_factor(step: int, steps: int, scheduler: str, warmup_share: fl
     warmup = round(steps * warmup_share)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return 1.0 if scheduler == "constant" else 1 - _half_cosine((step - warmup) / (steps - warmup))
+    return 1.0 if scheduler == "constant" else 1 - _half_cosine((step - warmup) / max(1, steps - warmup))
 
 
 def create_schedule(

@@ -95,7 +95,7 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
     folder = Path(inputs["cache"]) / f"{size[0]}x{size[1]}-{resize}"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        shards = _read_shards(folder)
+        shards = _read_shards(folder, size)
         new = _missing(snapshot, shards)
         if new:
             shards[max(shards, default=-1) + 1] = new
@@ -126,10 +126,18 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _read_shards(folder: Path) -> dict[int, list[str]]:
-    """The samples (hex) of each whole shard, in the order of its rows."""
-    numbers = sorted(int(file.stem) for file in folder.glob("*.json") if file.with_suffix(".npy").exists())
-    return {number: read_json(folder / f"{number}.json")["shas"] for number in numbers}
+def _read_shards(folder: Path, size: Size) -> dict[int, list[str]]:
+    """The samples (hex) of each whole shard, in the order of its rows; a damaged one is decoded anew."""
+    found = {int(file.stem): read_json(file)["shas"] for file in folder.glob("*.json")}
+    return {number: shas for number, shas in sorted(found.items()) if _is_whole(folder, number, len(shas), size)}
+
+
+def _is_whole(folder: Path, number: int, rows: int, size: Size) -> bool:
+    try:
+        images = np.load(folder / f"{number}.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return False
+    return bool(images.shape == (rows, *size, 3) and images.dtype == np.uint8)
 
 
 def _missing(snapshot: Snapshot, shards: Mapping[int, Sequence[str]]) -> list[str]:

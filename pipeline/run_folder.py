@@ -33,6 +33,7 @@ class Recipe:
     classes: tuple[str, ...]
     snapshot: str
     settings: TrainSettings
+    weights_sha256: str = ""  # of a local file
 
     @property
     def size(self) -> Size:
@@ -55,10 +56,16 @@ class RunFolder:
         self.evaluation = path / "evaluation.json"
         self.tune = path / "tune.npz"
 
+    @property
+    def told(self) -> tuple[Path, ...]:
+        """What a finished training tells of itself, besides its weights; the model folder has copies."""
+        return self.evaluation, self.tune, self.history
+
     def begin(self, recipe: Recipe) -> str | None:
         """Makes the folder ready; what it holds of another recipe is removed, and said."""
         said = None
-        if self.recipe.exists() and read_json(self.recipe) != recipe.plain():
+        held = read_json(self.recipe) if self.recipe.exists() else None
+        if held != recipe.plain() and self.path.exists() and any(self.path.iterdir()):
             said = f"{self.path} holds a training of another recipe: starting anew"
             self.clear()
         self.path.mkdir(parents=True, exist_ok=True)

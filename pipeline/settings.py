@@ -58,7 +58,10 @@ def parse_settings(plain: Mapping[str, Any]) -> TrainSettings:
 
     Raises StageError for an unknown key or value, naming the nearest known one.
     """
-    augment = _build(AugmentSettings, plain.get("augment", {}), "train.augment")
+    changes = plain.get("augment", {})
+    if not isinstance(changes, Mapping):
+        raise StageError(f"train.augment must be a table, not {changes!r}")
+    augment = _build(AugmentSettings, changes, "train.augment")
     settings: TrainSettings = _build(TrainSettings, {**plain, "augment": augment}, "train")
     check_name("train.scheduler", settings.scheduler, SCHEDULERS)
     check_name("train.sampling", settings.sampling, SAMPLINGS)
@@ -87,4 +90,13 @@ def _build(kind: type[Any], plain: Mapping[str, Any], where: str) -> Any:
     for key in plain:
         if key not in known:
             check_name(f"the setting {where}.{key}: its key", key, known)
-    return kind(**plain)
+    built = kind(**plain)
+    default = kind()
+    for key in plain:
+        value, wanted = getattr(built, key), type(getattr(default, key))
+        fits = isinstance(value, (int, float) if wanted is float else wanted) and (
+            wanted is bool or not isinstance(value, bool)
+        )
+        if not fits:
+            raise StageError(f"{where}.{key} must be of type {wanted.__name__}, not {value!r}")
+    return built

@@ -16,7 +16,7 @@ from torch import nn
 
 from pipeline.classifier import Classifier
 from pipeline.data import train_loader, tune_loader
-from pipeline.durable import read_json, write_json
+from pipeline.durable import hash_file, read_json, write_json
 from pipeline.model import Served, create_network, freeze, load_weights, mean_and_std, weights_mb
 from pipeline.pixels import Pixels, read_pixels
 from pipeline.record import Record, read_checkpoint
@@ -32,9 +32,9 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
     torch.set_num_threads(int(inputs["threads"]))
     _quieten()
     pixels = read_pixels(Path(earlier["pixels"]["pixels"]))
-    recipe = _recipe(inputs, pixels)
-    _check(recipe, pixels)
     folder = RunFolder(Path(inputs["run"]))
+    recipe = _recipe(inputs, pixels, folder)
+    _check(recipe, pixels)
     if said := folder.begin(recipe):
         print(said, file=sys.stderr)
     if folder.result.exists():
@@ -71,6 +71,7 @@ def fit(
     record = Record(folder, attempt, settings.early_stopping_patience, report)
     if past is not None:
         record.load_state_dict(past)
+        folder.write_history(attempt, record.epochs)  # a kill may have come between checkpoint and history
     if len(record.epochs) < settings.epochs and not record.stopped_early:
         tunes = len(pixels.select("tune")) > 0
         trainer = _trainer(settings, record, folder, tunes)
@@ -127,7 +128,7 @@ def _trainer(settings: TrainSettings, record: Record, folder: RunFolder, tunes: 
     )
 
 
-def _recipe(inputs: Mapping[str, Any], pixels: Pixels) -> Recipe:
+def _recipe(inputs: Mapping[str, Any], pixels: Pixels, folder: RunFolder) -> Recipe:
     return Recipe(
         architecture=inputs["architecture"],
         weights=inputs["weights"],
@@ -137,7 +138,17 @@ def _recipe(inputs: Mapping[str, Any], pixels: Pixels) -> Recipe:
         classes=pixels.classes,
         snapshot=pixels.snapshot,
         settings=parse_settings(inputs["settings"]),
+        weights_sha256=_hash_weights(inputs["weights"], folder),
     )
+
+
+def _hash_weights(weights: str, folder: RunFolder) -> str:
+    """Of a local file, so that another one under its name is another recipe; one that has gone is as it was."""
+    if weights in ("none", "timm"):
+        return ""
+    if Path(weights).is_file():
+        return hash_file(Path(weights))
+    return str(read_json(folder.recipe).get("weights_sha256", "")) if folder.recipe.exists() else ""
 
 
 def _check(recipe: Recipe, pixels: Pixels) -> None:
