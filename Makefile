@@ -1,8 +1,7 @@
 # make setup, make test, make demo, make check, make bench NAME=…   Each sets up what it needs.
 PYTHON ?= python3
-# Triton's own environment needs numpy below 2, which has wheels up to Python 3.12.
-TRITON_PYTHON ?= $(shell for p in $(PYTHON) python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+# Of the packaged Triton's own environment; with 3.11 and 3.12 it needs that Python's shared library.
+TRITON_PYTHON ?= $(PYTHON)
 UV = .venv/bin/uv
 export PYTHONPATH := $(CURDIR)
 
@@ -19,8 +18,6 @@ setup: .venv/ready .venv-triton/ready
 	@touch $@
 
 .venv-triton/ready: deploy/triton_server/requirements.lock .venv/ready
-	@test -n "$(TRITON_PYTHON)" || \
-		{ echo "the packaged Triton needs Python 3.11 or 3.12 beside this one: make TRITON_PYTHON=…"; exit 2; }
 	@test -x .venv-triton/bin/python || $(TRITON_PYTHON) -m venv .venv-triton
 	$(UV) pip sync --quiet --python .venv-triton/bin/python deploy/triton_server/requirements.lock
 	@touch $@
@@ -47,7 +44,7 @@ bench: setup
 lock: setup
 	$(UV) pip compile pyproject.toml --all-extras --universal --generate-hashes --no-header --quiet \
 		--python-version 3.11 --output-file requirements.lock
-	$(UV) pip compile deploy/triton_server/requirements.in --universal --generate-hashes --no-header --quiet \
+	$(UV) pip compile deploy/triton_server/requirements.in --override deploy/triton_server/overrides.txt --universal --generate-hashes --no-header --quiet \
 		--python-version 3.11 --output-file deploy/triton_server/requirements.lock
 
 clean:

@@ -73,6 +73,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def verify(folder: Path) -> dict[str, Any]:
     """The manifest, once every file that it names has the SHA-256 that it names (ArtifactError otherwise)."""
     manifest = read_manifest(folder)
+    if "files" not in manifest:
+        raise ArtifactError(f"{folder / MANIFEST} lists no files: the folder is no artifact")
     for name, entry in manifest["files"].items():
         check_file(folder / name, entry["sha256"])
     return manifest
@@ -96,7 +98,7 @@ def read_golden(folder: Path) -> tuple[Images, Probabilities]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return arrays["images"], arrays["probabilities"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ArtifactError(f"{path} cannot be read ({error}); make the folder again") from error
 
 

@@ -43,6 +43,8 @@ def verify_model(model: Path) -> dict[str, Any]:
     """The manifest of a model folder, once its weights and graph have the SHA-256 that it names."""
     manifest = artifact.read_manifest(model)
     for part in ("weights", "graph"):
+        if part not in manifest:
+            raise artifact.ArtifactError(f"{model / artifact.MANIFEST} names no {part}: the folder is no model")
         artifact.check_file(model / manifest[part]["file"], manifest[part]["sha256"])
     return manifest
 
@@ -57,6 +59,8 @@ def build(
 ) -> Path:
     """Makes the folder under a temporary name and renames it: what lies under its own name is complete."""
     artifacts.mkdir(parents=True, exist_ok=True)
+    for left in artifacts.glob(".build-*"):  # of a build that was killed
+        durable.remove_tree(left)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=artifacts) as temporary:
         work = Path(temporary) / "artifact"
         work.mkdir()

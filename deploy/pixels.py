@@ -59,7 +59,7 @@ def read_pixels(index: Path) -> Pixels:
             row=arrays["row"],
             images=images,
         )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StageError(
             f"the decoded images of {index} cannot be read ({error}); run the pixels stage again"
         ) from error

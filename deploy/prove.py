@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,10 @@ def answer(
     """Probabilities float32 (n, classes) for these samples."""
     found = [np.empty((0, classes), np.float32)]
     for images in pixels.batches(samples, BATCH):
-        found.append(runner(images))
+        try:
+            found.append(runner(images))
+        except ValueError as error:
+            raise StageError(f"proving failed: {error}") from error
         advance(len(images))
     return np.concatenate(found)
 
@@ -119,7 +123,7 @@ def compare(recorded: str, samples: list[str], found: NDArray[np.float32]) -> di
     try:
         with np.load(recorded, allow_pickle=False) as arrays:
             shas, theirs = arrays["sha"], arrays["probabilities"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StageError(f"{recorded} cannot be read ({error}); export the model again") from error
     places = {sha.tobytes().hex(): i for i, sha in enumerate(shas)}
     pairs = [(places[sha], i) for i, sha in enumerate(samples) if sha in places]

@@ -66,13 +66,16 @@ def find_installation(environment: Path | None = None) -> Installation:
     if facts["wheel"] is None:
         raise ServerError(f"{folder} lacks nvidia-pytriton; install deploy/triton_server/requirements.lock there")
     wheel = Path(facts["wheel"])
-    libpython = find_libpython(facts["minor"], facts["libdir"], facts["multiarch"])
-    return Installation(folder, facts["minor"], wheel, wheel.parent / "nvidia_pytriton.libs", libpython)
+    libraries = wheel.parent / "nvidia_pytriton.libs"
+    libpython = find_libpython(facts["minor"], facts["libdir"], facts["multiarch"], libraries)
+    return Installation(folder, facts["minor"], wheel, libraries, libpython)
 
 
-def find_libpython(minor: str, libdir: str | None, multiarch: str | None) -> Path:
+def find_libpython(minor: str, libdir: str | None, multiarch: str | None, libraries: Path) -> Path:
     """The folder with the shared library of that Python, which Triton's backend process is linked against."""
     name = f"libpython{minor}.so.1.0"
+    if any(libraries.glob(f"libpython3-*.{minor.removeprefix('3.')}.so.1.0")):  # the wheel brings it, renamed
+        return libraries
     folders = [
         libdir,
         f"/usr/lib/{multiarch}" if multiarch else None,
@@ -95,7 +98,7 @@ def assemble_backend(installation: Installation, cache: Path) -> Path:
     packaged = installation.wheel / "tritonserver"
     stub = packaged / "python_backend_stubs" / installation.minor / "triton_python_backend_stub"
     if not stub.exists():
-        raise ServerError(f"nvidia-pytriton has no backend for Python {installation.minor}: take 3.11 or 3.12")
+        raise ServerError(f"nvidia-pytriton has no backend for Python {installation.minor}: take 3.11 to 3.13")
     backends = cache / f"triton-backends-{installation.minor}-{stub.stat().st_mtime_ns}"
     if backends.exists():
         return backends
@@ -108,6 +111,17 @@ def assemble_backend(installation: Installation, cache: Path) -> Path:
     except OSError:  # another process was first
         durable.remove_tree(work)
     return backends
+
+
+def refuse_taken(*ports: int) -> None:
+    """Raises ServerError where a port is taken: whoever has it would answer for the server that is to start."""
+    for port in ports:
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError as error:
+            raise ServerError(
+                f"127.0.0.1:{port} is taken ({os.strerror(error.errno or 0)}): is a Triton running already?"
+            ) from error
 
 
 def free_ports(count: int) -> list[int]:
@@ -148,6 +162,7 @@ class Server:
         self.grpc_port, self.http_port, self.metrics_port = ports or tuple(free_ports(3))
         self.address = f"127.0.0.1:{self.grpc_port}"
         self.log = log or cache / "tritonserver.log"
+        refuse_taken(self.grpc_port, self.http_port, self.metrics_port)
         self._log_file: IO[bytes] = self.log.open("ab")
         self._regions = name_regions(repository)
         clean_regions(self._regions)  # of a server that was killed

@@ -90,7 +90,7 @@ def verify(switch: Switch, triton: Triton) -> str:
     """The new version answers as recorded, under its own number, with its own labels."""
     fault = find_fault(switch, triton)
     if fault:
-        triton.load(switch.target)  # a Triton that was restarted meanwhile came back empty
+        reload(switch, triton)  # a Triton that was restarted meanwhile came back empty
         fault = find_fault(switch, triton)
     if fault:
         raise SwitchFailed(f"verify: {fault}")
@@ -108,15 +108,19 @@ def retire(switch: Switch, triton: Triton) -> str:
 def undo(switch: Switch, triton: Triton) -> str:
     """After a failed step: the version before, as it was, on disk and in Triton. May be repeated.
 
-    Raises TritonUnavailable where Triton is away: the disk is restored by then; call it again later.
+    Where that version was damaged meanwhile, it is left to `mend`, which makes it again. Raises TritonUnavailable
+    where Triton is away: the disk is restored by then; call it again later.
     """
-    repository.remove_candidate(switch.repository, switch.target)
-    repository.restore(switch.repository, switch.target, switch.before)
-    if switch.before is None:
-        triton.unload(switch.target)
-        return f"{switch.target} serves nothing, as before"
-    triton.load(switch.target)
-    repository.clear(switch.repository, switch.target, switch.before)
+    drop_candidate(switch, triton)
+    try:
+        repository.restore(switch.repository, switch.target, switch.before)
+        if switch.before is None:
+            triton.unload(switch.target)
+            return f"{switch.target} serves nothing, as before"
+        triton.load(switch.target)
+        repository.clear(switch.repository, switch.target, switch.before)
+    except (TritonRefused, artifact.ArtifactError) as error:
+        return f"version {switch.before} cannot be put back as it is and has to be mended: {error}"
     return f"version {switch.before} serves {switch.target}, as before"
 
 
@@ -147,13 +151,19 @@ def mend(switch: Switch, triton: Triton) -> str | None:
         if is_damaged(switch):
             stage_folder(switch, again=True)
             repository.put(switch.repository, switch.target, switch.version, None)
-        triton.load(switch.target)
+        reload(switch, triton)
     except (TritonRefused, artifact.ArtifactError) as error:
         raise SwitchFailed(f"mending {switch.target} failed: {error}; before: {fault}") from error
     still = find_fault(switch, triton)
     if still:
         raise SwitchFailed(f"{switch.target} cannot be mended: {still}")
     return f"{switch.target} version {switch.version} was loaded again: {fault}"
+
+
+def reload(switch: Switch, triton: Triton) -> None:
+    """A load that Triton cannot take for done: it leaves a version alone whose files are older than its last load."""
+    repository.touch(switch.repository, switch.target, switch.version)
+    triton.load(switch.target)
 
 
 def stage_folder(switch: Switch, again: bool = False) -> Path:

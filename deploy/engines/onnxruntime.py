@@ -38,7 +38,10 @@ def load(artifact: Path, threads: int) -> Callable[[NDArray[np.uint8]], NDArray[
     session = _open(artifact / GRAPH, threads)
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        answers: NDArray[np.float32] = session.run([OUTPUT], {INPUT: images})[0]
+        try:
+            answers: NDArray[np.float32] = session.run([OUTPUT], {INPUT: images})[0]
+        except Exception as error:  # its exception classes share no base of their own
+            raise ValueError(f"ONNX Runtime cannot run the graph on {images.dtype} {images.shape}: {error}") from error
         return answers
 
     return run
