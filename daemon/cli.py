@@ -42,7 +42,7 @@ HERE = Path()
 def main() -> None:
     """Runs a command; what a person can mend is said in one message, without a traceback."""
     try:
-        app()
+        app(prog_name="relearn")
     except RelearnError as error:
         errors.print(f"relearn: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)

@@ -66,7 +66,7 @@ class Cycle:
         classes = champion.classes if champion and self.row.trigger == "constraints" else self._classes()
         proven = set(self._proven(connection))
         candidates = tuple(
-            dataclasses.replace(c, proof=judge.counts(connection, c.artifact)) if c.artifact in proven else c
+            dataclasses.replace(c, proof=judge.counts(connection, c.artifact, c.classes)) if c.artifact in proven else c
             for c in targets.candidates(connection, requirement, classes, self.device)
         )
         said = {row.artifact_id: from_dict(Verdict, row.verdict) for row in self._verdicts(connection)}
@@ -85,7 +85,7 @@ class Cycle:
                 connection,
                 requirement,
                 champion,
-                judge.counts(connection, champion.artifact),
+                judge.counts(connection, champion.artifact, champion.classes),
                 device=self.device,
                 confidence=self.config.settings.promotion.confidence,
             ),
@@ -189,6 +189,7 @@ class Cycle:
 
     def _start(self, step: Train | Build | Prove) -> None:
         with self.journal.begin() as connection:
+            _skip_waiting(connection, self.id, unless=step.key)
             plans = jobs.plan(step, self.ground, connection)
             rows = [self._stage(connection, step, plan) for plan in plans]
             if plans[0].name == "pixels" and self.ground.pixels_index.exists() and rows[0].state != "done":
@@ -208,6 +209,9 @@ class Cycle:
         table = schema.stages
         mine = (table.c.cycle_id == self.id, table.c.step == step.key, table.c.name == plan.name)
         row = connection.execute(select(table).where(*mine)).first()
+        if row is not None and row.state == "skipped":
+            change(connection, table, row.id, state="waiting")
+            row = get(connection, table, row.id)
         if row is None:
             values = {
                 "cycle_id": self.id,
@@ -322,6 +326,7 @@ class Cycle:
             self.close(connection, "failed" if outcome == "failed" else "done", outcome, reason)
 
     def close(self, connection: Connection, state: str, outcome: str, reason: str) -> None:
+        _skip_waiting(connection, self.id)
         claim(
             connection,
             schema.cycles,
@@ -344,6 +349,13 @@ def _last_words(connection: Connection, stage: int) -> str:
         select(table.c.last_words).where(table.c.stage_id == stage).order_by(table.c.id.desc())
     ).scalar()
     return words or ""
+
+
+def _skip_waiting(connection: Connection, cycle: int, unless: str = "") -> None:
+    """What a step that was left (for a better one, or at the end) had still planned is not done by it any more."""
+    stages = schema.stages
+    others = (stages.c.cycle_id == cycle, stages.c.step != unless, stages.c.state == "waiting")
+    connection.execute(update(stages).where(*others).values(state="skipped"))
 
 
 def _lose_attempts(connection: Connection, cycle: int, outcome: str = "lost") -> None:

@@ -134,7 +134,7 @@ def _proof(connection: Connection, config: Config, champion: targets.Champion) -
     if id_ is None:
         return ()
     _, rows = snapshot.read(config.state / "snapshots" / f"{id_}.snapshot")
-    return targets.judge_set(connection, rows).counts(connection, champion.artifact)
+    return targets.judge_set(connection, rows).counts(connection, champion.artifact, champion.classes)
 
 
 def _new_answers(

@@ -177,7 +177,7 @@ stages = Table(
     Column("cycle_id", ForeignKey("cycles.id"), nullable=False, index=True),
     Column("step", String, nullable=False),  # the step that it belongs to: "train test_resnet", "deploy 1f…"
     Column("name", String, nullable=False),
-    Column("state", String, nullable=False),  # waiting, running, done, failed
+    Column("state", String, nullable=False),  # waiting, running, done, failed, skipped
     Column("attempts", Integer, nullable=False, default=0),
     Column("outputs", JSON),
     Column("started", Float),

@@ -172,9 +172,14 @@ class JudgeSet:
     def covered(self, connection: Connection, artifact: str) -> bool:
         return len(self.answers(connection, artifact)) == len(self.truth)
 
-    def counts(self, connection: Connection, artifact: str) -> tuple[ClassCount, ...]:
-        """Samples and right answers of each class, over those that were answered."""
-        answered = self.answers(connection, artifact)
+    def counts(self, connection: Connection, artifact: str, classes: Iterable[str]) -> tuple[ClassCount, ...]:
+        """Samples and right answers of each of these classes, over those that were answered.
+
+        An artifact is counted on the classes that it knows: one that lacks a new class is no worse on the others
+        for that, and lets the challenger that knows it gain by it (policies/gains.py).
+        """
+        known = set(classes)
+        answered = {s: name for s, name in self.answers(connection, artifact).items() if self.truth[s] in known}
         samples = Counter(self.truth[sample] for sample in answered)
         correct = Counter(name for sample, name in answered.items() if self.truth[sample] == name)
         return tuple(ClassCount(name, number, correct[name]) for name, number in sorted(samples.items()))

@@ -89,7 +89,7 @@ def _rival(
     candidate = artifact and targets.stored(connection, requirement, artifact, device)
     if not candidate:
         return None
-    return dataclasses.replace(candidate, proof=judge.counts(connection, candidate.artifact))
+    return dataclasses.replace(candidate, proof=judge.counts(connection, candidate.artifact, candidate.classes))
 
 
 def _tallies(

@@ -95,7 +95,7 @@ def model(connection: Connection, artifact: str) -> View:
         "cycle": trained.cycle_id,
         "train_seconds": trained.train_seconds,
         "tune_accuracy": proof.tune_accuracy if proof else trained.tune_accuracy,
-        "judge_accuracy": judge_accuracy(connection, artifact),
+        "judge_accuracy": judge_accuracy(connection, artifact, trained.classes),
         "parity": proof.parity if proof else None,
         "measurement": figures,
         "created": stored.created,
@@ -103,13 +103,13 @@ def model(connection: Connection, artifact: str) -> View:
     }
 
 
-def judge_accuracy(connection: Connection, artifact: str) -> float | None:
-    """Share of right answers on the judge samples that the artifact was asked about, by their labels now."""
+def judge_accuracy(connection: Connection, artifact: str, classes: list[str]) -> float | None:
+    """Share of right answers on the judge samples, of the classes it knows, that the artifact was asked about."""
     answers, occurrences = schema.answers, schema.occurrences
     rows = connection.execute(
         select(answers.c.predicted, occurrences.c.class_name)
         .join(occurrences, occurrences.c.sample_id == answers.c.sample_id)
-        .where(answers.c.artifact_id == artifact, occurrences.c.gone.is_(None))
+        .where(answers.c.artifact_id == artifact, occurrences.c.gone.is_(None), occurrences.c.class_name.in_(classes))
     ).all()
     return sum(predicted == name for predicted, name in rows) / len(rows) if rows else None
 

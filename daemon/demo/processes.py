@@ -23,7 +23,7 @@ from deploy.triton import Triton
 TARGET = "digits"
 ROOMY_MB = 10.0  # of an artifact: both networks fit
 TIGHT_MB = 1.0  # only the second fits
-ARCHITECTURES = ("test_resnet", "test_convnext")  # the second is half as large and half as fast
+ARCHITECTURES = ("test_resnet", "test_nfnet")  # the second is half as large, and a third as fast
 
 CONFIG = """\
 # The demonstration's settings; all others are at their defaults (see config.toml of the checkout).
