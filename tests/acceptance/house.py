@@ -90,6 +90,12 @@ class House(Workspace):
         with closing(sqlite3.connect(self.config.state / "journal.db", timeout=30)) as journal:
             return journal.execute(query).fetchall()
 
+    def reached(self, query: str) -> bool:
+        """Whether a query that counts finds something; not as long as the journal is still being made."""
+        file = self.config.state / "journal.db"
+        tables = "select 1 from sqlite_master where name = 'promotions'"
+        return file.exists() and bool(self.sql(tables)) and bool(self.sql(query)[0][0])
+
     def stop(self) -> None:
         for client in self.clients:
             client.stop()

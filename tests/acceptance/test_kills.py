@@ -73,19 +73,10 @@ def kill_when(house: House, moment: str, reached: str) -> None:
     """Starts the daemon where none runs, and ends it by SIGKILL once the journal says that the moment has come."""
     if house.daemon is None or house.daemon.poll() is not None:
         house.start_daemon()
-    house.until(lambda: journalled(house, reached), moment, pause=0.001)
+    house.until(lambda: house.reached(reached), moment, pause=0.001)
     house.kill_daemon()
     assert house.sql("pragma integrity_check") == [("ok",)]
     assert house.sql("pragma foreign_key_check") == []
-
-
-def journalled(house: House, query: str) -> bool:
-    file = house.config.state / "journal.db"
-    return (
-        file.exists()
-        and house.sql("select 1 from sqlite_master where name = 'promotions'") != []
-        and (house.sql(query)[0][0] > 0)
-    )
 
 
 def each_thing_is_done_once(house: House) -> None:
