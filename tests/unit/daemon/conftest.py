@@ -1,17 +1,24 @@
-"""A workspace's configuration and journal, and drops read without a loop."""
+"""A workspace's configuration and journal, drops read without a loop, a history to start from, children to run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Table, event, insert, select, update
 
-from daemon.config import Config, load
+from daemon import children, schema, snapshot
+from daemon.config import Config, dump, load
 from daemon.decode import read_files
 from daemon.intake import Drop, compare
-from daemon.journal import open_journal
+from daemon.journal import AnyRow, add, open_journal
+from policies.facts import Requirement, to_dict
 
 ReadIn = Callable[..., Drop | None]
 
@@ -22,9 +29,21 @@ def config(workspace: Path) -> Config:
     return load(workspace, ["watch.settle_seconds=0.01"])
 
 
+@pytest.fixture(scope="session")
+def new_journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A journal as the migrations make it, made once."""
+    folder = tmp_path_factory.mktemp("journal")
+    open_journal(folder, migrate=True).dispose()
+    return folder / "journal.db"
+
+
 @pytest.fixture
-def journal(config: Config) -> Engine:
-    return open_journal(config.state, migrate=True)
+def journal(config: Config, new_journal: Path) -> Iterator[Engine]:
+    shutil.copy(new_journal, config.state)
+    engine = open_journal(config.state)
+    event.listen(engine, "connect", lambda opened, _record: opened.execute("PRAGMA synchronous=OFF"))  # no power is cut
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture
@@ -44,3 +63,319 @@ def read_in(config: Config, journal: Engine) -> ReadIn:
         return drop
 
     return read
+
+
+@pytest.fixture
+def world(config: Config, journal: Engine) -> World:
+    return World(config, journal)
+
+
+class World:
+    """Rows as a history would have left them, so that a test starts where it has something to say.
+
+    Snapshots are taken by the daemon's own code; nothing here is read from or written to anything but the journal.
+    """
+
+    def __init__(self, config: Config, journal: Engine) -> None:
+        self.config = config
+        self.journal = journal
+        self.device = "this machine"
+
+    def rows(self, table: Table, **where: Any) -> list[AnyRow]:
+        with self.journal.connect() as connection:
+            found = select(table).where(*(table.c[name] == value for name, value in where.items()))
+            return list(connection.execute(found.order_by(*table.primary_key)))
+
+    def row(self, table: Table, **where: Any) -> AnyRow:
+        (found,) = self.rows(table, **where)
+        return found
+
+    def samples(self, name: str | None, role: str, number: int = 1, mark: str = "") -> list[int]:
+        """So many new samples of a class (None: unlabelled) and role, each with one occurrence; their ids."""
+        ids = []
+        with self.journal.begin() as connection:
+            drop = add(connection, schema.drops, folder="images", state="ready", started=1.0)
+            for index in range(number):
+                sha = hashlib.sha256(f"{name} {role} {index} {mark}".encode()).digest()
+                group = name and add(connection, schema.groups, key=sha.hex(), role=role, given=1.0)
+                looks = {"bytes": 9, "width": 8, "height": 8, "mode": "RGB", "first_seen": 1.0}
+                ids.append(add(connection, schema.samples, sha256=sha, group_id=group, **looks))
+                place = {"folder": "images", "path": f"{name}/{sha.hex()}", "class_name": name, "drop_id": drop}
+                found = {"size": 9, "mtime_ns": 1, "first_seen": 1.0}
+                add(connection, schema.occurrences, sample_id=ids[-1], **place, **found)
+        return ids
+
+    def relabel(self, sample: int, name: str) -> None:
+        with self.journal.begin() as connection:
+            where = schema.occurrences.c.sample_id == sample
+            connection.execute(update(schema.occurrences).where(where).values(class_name=name))
+
+    def appear(self, sample: int, name: str) -> None:
+        """One more file with this sample's content, in the folder of this class."""
+        with self.journal.begin() as connection:
+            drop = add(connection, schema.drops, folder="images", state="ready", started=1.0)
+            place = {"folder": "images", "path": f"{name}/{drop} again", "class_name": name, "drop_id": drop}
+            add(
+                connection, schema.occurrences, sample_id=sample, size=9, mtime_ns=1, first_seen=1.0, gone=None, **place
+            )
+
+    def vanish(self, *ids: int) -> None:
+        with self.journal.begin() as connection:
+            where = schema.occurrences.c.sample_id.in_(ids)
+            connection.execute(update(schema.occurrences).where(where).values(gone=2.0))
+
+    def requirement(self, target: str = "edge", **limits: Any) -> Requirement:
+        return Requirement(**{**REQUIRED, "target": target, **limits})
+
+    def require(self, target: str = "edge", at: float = 1.0, **limits: Any) -> Requirement:
+        """A constraint file with this requirement was taken in."""
+        requirement = self.requirement(target, **limits)
+        with self.journal.begin() as connection:
+            written = {"at": at, "text": str(limits), "requirement": to_dict(requirement)}
+            add(connection, schema.constraint_files, target=target, **written)
+        return requirement
+
+    def cycle(self, target: str = "edge", known: Sequence[str] = (), **columns: Any) -> int:
+        """A cycle on a snapshot of all that is usable now."""
+        with self.journal.begin() as connection:
+            taken = snapshot.take(connection, self.config.state / "snapshots", known=known, at_least=1)
+            said = {"at": 1.0, "event": "", "action": "train", "reason": "because"}
+            stored = {"findings": [], "evidence": {}, "settings": {}, "policy": 1}
+            decision = add(connection, schema.decisions, target=target, **said, **stored)
+            return add(
+                connection,
+                schema.cycles,
+                **{
+                    "decision_id": decision,
+                    "target": target,
+                    "trigger": "data",
+                    "state": "running",
+                    "snapshot_id": taken.id,
+                    "requirement": to_dict(self.requirement(target)),
+                    "settings": dump(self.config.settings),
+                    "started": 1.0,
+                    **columns,
+                },
+            )
+
+    def model(self, name: str, cycle: int, classes: Sequence[str] = ("cat", "dog"), **columns: Any) -> str:
+        of = self.row(schema.cycles, id=cycle)
+        about = {"architecture": "net", "recipe": "", "height": 32, "width": 32, "path": "/nowhere"}
+        with self.journal.begin() as connection:
+            trained = {"tune_accuracy": 0.9, "train_seconds": 1.0, "created": 1.0, "snapshot_id": of.snapshot_id}
+            values = {**about, **trained, "cycle_id": cycle, "classes": list(classes), **columns}
+            add(connection, schema.models, id=name, **values)
+        return name
+
+    def artifact(
+        self, name: str, cycle: int, classes: Sequence[str] = ("cat", "dog"), megabytes: float = 1.0, **columns: Any
+    ) -> str:
+        """A model with its artifact of the same name, not measured and not proven."""
+        self.model(name, cycle, classes, **columns)
+        with self.journal.begin() as connection:
+            built = {"engine": "onnxruntime", "precision": "fp32", "path": f"/nowhere/{name}"}
+            add(connection, schema.artifacts, id=name, model_id=name, artifact_mb=megabytes, created=1.0, **built)
+        return name
+
+    def measure(self, artifact: str, **figures: Any) -> None:
+        measured = {**MEASURED, "device": self.device, **figures}
+        with self.journal.begin() as connection:
+            add(connection, schema.measurements, artifact_id=artifact, architecture="net", figures=measured, at=1.0)
+
+    def prove(
+        self, artifact: str, cycle: int, wrong: Collection[int] = (), only: Collection[int] | None = None
+    ) -> None:
+        """The artifact answers the judge samples that there are (or `only` these), all but some of them rightly."""
+        of = self.row(schema.cycles, id=cycle)
+        said = self.truth() if only is None else {sample: self.truth()[sample] for sample in only}
+        with self.journal.begin() as connection:
+            values = {"snapshot_id": of.snapshot_id, "cycle_id": cycle, "tune_accuracy": None, "at": 1.0}
+            add(connection, schema.proofs, artifact_id=artifact, **values)
+        self.answer("answers", artifact, {s: "elephant" if s in wrong else name for s, name in said.items()})
+
+    def truth(self, *roles: str) -> dict[int, str]:
+        """The class of each sample of these roles (judge), by its id."""
+        with self.journal.connect() as connection:
+            found, _ = snapshot.usable(connection)
+        return {row.sample: row.name for row in found if row.role in (roles or ("judge",))}
+
+    def answer(self, table: str, artifact: str, predicted: Mapping[int, str]) -> None:
+        with self.journal.begin() as connection:
+            for sample, name in predicted.items():
+                said = {"artifact_id": artifact, "sample_id": sample, "predicted": name, "confidence": 0.9, "at": 1.0}
+                connection.execute(insert(schema.metadata.tables[table]).values(**said))
+
+    def promote(self, artifact: str, version: int = 1, target: str = "edge", **columns: Any) -> int:
+        """The artifact serves the target, as far as the journal knows."""
+        how = {"kind": "promotion", "state": "serving", "step": "retire", "reason": "it is good", "by": "policy"}
+        when = {"started": 1.0, "served": 1.0}
+        with self.journal.begin() as connection:
+            values = {**how, **when, "target": target, "version": version, **columns}
+            return add(connection, schema.promotions, artifact_id=artifact, **values)
+
+    def champion(self, name: str = "old", version: int = 1, target: str = "edge", **measured: Any) -> int:
+        """A champion, trained on all that is usable, measured and all right on judge; the cycle that it came of."""
+        ended = {"state": "done", "outcome": "promoted", "reason": "it is good", "ended": 2.0}
+        cycle = self.cycle(target, **ended)
+        classes = sorted(set(self.truth("train", "tune", "judge").values()))
+        self.artifact(name, cycle, classes)
+        self.measure(name, **measured)
+        self.prove(name, cycle)
+        self.promote(name, version, target, cycle_id=cycle)
+        return cycle
+
+
+REQUIRED: dict[str, Any] = {
+    "target": "edge", "accelerator": "cpu", "height": 32, "width": 32, "artifact_max_mb": 20.0, "latency_p95_ms": 5.0,
+}  # fmt: skip
+MEASURED: dict[str, Any] = {
+    "batch_size": 1, "concurrency": 1, "threads": 1, "method": 1, "latency_p50_ms": 1.0, "latency_p95_ms": 2.0,
+    "latency_p99_ms": 3.0, "throughput": 500.0, "memory_mb": 100.0, "artifact_mb": 1.0, "repetitions": 9,
+}  # fmt: skip
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """What runs in place of `python -m pipeline` and `python -m deploy` from now on."""
+    folder = tmp_path / "stand-in"
+    folder.mkdir()
+    for package in ("pipeline", "deploy"):
+        (folder / f"{package}.py").write_text(STAND_IN)
+    monkeypatch.setattr(children, "CHECKOUT", f"{folder}:{children.CHECKOUT}")  # found before the packages
+    return StandIn(folder)
+
+
+class StandIn:
+    """The children of a cycle: real processes that speak the protocol, and compute nothing.
+
+    They stand in for pipeline and deploy, so that the daemon's side alone is tried. What each stage does at its
+    first, second, … run (and ever after) is set by `behave`: "ok", "fail", "die", "die without a word", "vanish" (it
+    ends with status 0) or "hang". The stages "start" and "afterwards" stand for the time before and after all others.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.outputs: dict[str, dict[str, Any]] = {}
+        self.behave()
+
+    def behave(self, **stages: list[str]) -> None:
+        (self.folder / "behaviour.json").write_text(json.dumps(stages))
+
+    def say(self, stage: str, **outputs: Any) -> None:
+        """What a stage answers, beside or in place of what it answers by itself."""
+        self.outputs[stage] = outputs
+        (self.folder / "outputs.json").write_text(json.dumps(self.outputs))
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """Each run of a stage: its "stage", "package", "pid", "inputs" and "earlier"."""
+        file = self.folder / "runs"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    @property
+    def order(self) -> list[list[str]]:
+        """The stages that were run, child by child."""
+        return [[run["stage"] for run in runs] for _, runs in groupby(self.runs, key=lambda run: run["pid"])]
+
+
+STAND_IN = '''"""Stands in for a package's child: it speaks the protocol, and computes nothing."""
+import json, os, signal, struct, sys, time
+from pathlib import Path
+
+from policies.facts import Job, from_dict
+from policies.job import StageError, run_stages
+
+HERE = Path(__file__).parent
+MEASURED = dict(
+    device="this machine", batch_size=1, concurrency=1, threads=1, method=1, latency_p50_ms=1.0, latency_p95_ms=2.0,
+    latency_p99_ms=3.0, throughput=500.0, memory_mb=100.0, artifact_mb=1.0, repetitions=9,
+)
+job = from_dict(Job, json.loads(Path(sys.argv[1]).read_text()))
+
+
+def due(stage):
+    ever = HERE / f"{stage}.count"
+    number = int(ever.read_text()) if ever.exists() else 0
+    ever.write_text(str(number + 1))
+    acts = json.loads((HERE / "behaviour.json").read_text()).get(stage, [])
+    return acts[min(number, len(acts) - 1)] if acts else "ok"
+
+
+def act(stage, what):
+    if what == "fail":
+        raise StageError(f"{stage} is not possible today")
+    if what == "die":
+        print("Traceback: the seventh layer", file=sys.stderr, flush=True)
+        os._exit(7)
+    if what == "die without a word":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "vanish":
+        os._exit(0)
+    while what == "hang":
+        time.sleep(1)
+
+
+def judged(index):
+    file = index.parents[2] / "snapshots" / f"{index.stem}.snapshot"
+    header, _, body = file.read_bytes().partition(b"\\n")
+    classes = json.loads(header)["classes"]
+    return [(sha.hex(), classes[label]) for sha, label, role in struct.iter_unpack("<32sHB", body) if role == 2]
+
+
+def answer(stage, inputs, earlier):
+    if stage == "pixels":
+        size = f"{inputs['height']}x{inputs['width']}-{inputs['resize']}"
+        index = Path(inputs["cache"]) / size / f"{Path(inputs['snapshot']).stem}.npz"
+        index.parent.mkdir(parents=True, exist_ok=True)
+        index.touch()
+        return {"pixels": str(index)}
+    if stage == "train":
+        return {"run": inputs["run"], "architecture": inputs["architecture"]}
+    if stage == "export":
+        snapshot = Path(earlier["pixels"]["pixels"]).stem
+        name = f"{earlier['train']['architecture']}-{snapshot}"
+        path = Path(inputs["models"]) / name
+        path.mkdir(parents=True, exist_ok=True)
+        with (path.parents[1] / "snapshots" / f"{snapshot}.snapshot").open("rb") as file:
+            classes = json.loads(file.readline())["classes"]
+        return {"model": name, "path": str(path), "classes": classes, "tune_accuracy": 0.875}
+    if stage == "build":
+        name = f"built-{Path(inputs['model']).name}"
+        return {"artifact": name, "path": str(Path(inputs["artifacts"]) / name), "artifact_mb": 1.5}
+    if stage == "prove":
+        said = judged(Path(inputs["pixels"]))
+        answers = {"samples": [s for s, _ in said], "predicted": [n for _, n in said], "confidence": [0.9] * len(said)}
+        Path(inputs["answers"]).write_text(json.dumps(answers))
+        artifact = Path(inputs["artifact"] or earlier["build"]["path"]).name
+        return {"artifact": artifact, "answers": inputs["answers"], "tune_accuracy": 0.75, "parity": None}
+    if stage == "measure":
+        return {**MEASURED, "artifact": Path(inputs["artifact"] or earlier["build"]["path"]).name}
+    if stage == "observe":
+        count = len(inputs["samples"])
+        answers = {"samples": inputs["samples"], "predicted": [0] * count, "confidence": [0.9] * count}
+        Path(inputs["answers"]).write_text(json.dumps(answers))
+        return {"answers": inputs["answers"], "n": count}
+    return {}
+
+
+def find(stage):
+    def run(inputs, earlier, report):
+        ran = dict(stage=stage, package=job.package, pid=os.getpid(), inputs=inputs, earlier=earlier, token=job.token)
+        with (HERE / "runs").open("a") as file:
+            file.write(json.dumps(ran) + "\\n")
+        what = due(stage)
+        report(1, 2, "part", loss=0.5)
+        act(stage, what)
+        file = HERE / "outputs.json"
+        more = json.loads(file.read_text()).get(stage, {}) if file.exists() else {}
+        return {**answer(stage, inputs, earlier), **more}
+
+    return run
+
+
+act("start", due("start"))
+stages = {order.name: find(order.name) for order in job.stages}
+well = run_stages(job, stages, lambda line: print(line, flush=True))
+act("afterwards", due("afterwards"))
+sys.exit(0 if well else 1)
+'''

@@ -1,0 +1,276 @@
+"""What is gathered of a target for the policies: counted from the journal, never guessed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from daemon import evidence, schema
+from daemon.config import Config
+from policies.evidence import Evidence
+from policies.facts import ClassCount, from_dict, to_dict
+
+World = Any  # tests/unit/daemon/conftest.py
+
+
+@pytest.fixture
+def gather(config: Config, journal: Engine, world: World) -> Any:
+    def gathered(requested: str | None = None, **limits: Any) -> Evidence:
+        with journal.connect() as connection:
+            asked = world.requirement(**limits)
+            return evidence.gather(connection, config, asked, device=world.device, requested=requested)
+
+    return gathered
+
+
+def unobserved(world: World) -> Any:
+    with world.journal.connect() as connection:
+        return evidence.unobserved(connection, world.config, "edge")
+
+
+def data(world: World) -> None:
+    for role, number in (("train", 4), ("tune", 2), ("judge", 3)):
+        world.samples("cat", role, number)
+        world.samples("dog", role, number)
+
+
+def test_of_an_empty_workspace_nothing_is_known(gather: Any) -> None:
+    found = gather("ann asked for it")
+    assert found.now > 1_700_000_000
+    assert found == Evidence(now=found.now, target="edge", requested="ann asked for it")
+
+
+def test_before_the_first_training_all_is_new(gather: Any, world: World) -> None:
+    data(world)
+    world.samples(None, "", 5)
+    found = gather()
+    assert found.counts == found.new_by_class == {"cat": 9, "dog": 9}
+    assert (found.champion, found.champion_classes, found.feasible, found.trained_on) == (False, (), None, 0)
+
+
+def test_after_a_training_what_came_since_is_new(gather: Any, world: World) -> None:
+    data(world)
+    world.champion()
+    assert gather().new_by_class == {}
+    world.samples("cat", "train", 2, mark="later")
+    world.samples("newt", "judge", 1)
+    found = gather()
+    assert found.counts == {"cat": 11, "dog": 9, "newt": 1}
+    assert (found.new_by_class, found.trained_on, found.gone) == ({"cat": 2, "newt": 1}, 18, 0)
+    assert (found.champion, found.champion_classes, found.feasible) == (True, ("cat", "dog"), True)
+
+
+def test_a_sample_that_changed_its_class_is_new(gather: Any, world: World) -> None:
+    data(world)
+    (cat,) = world.samples("cat", "train", 1, mark="odd")
+    world.champion()
+    world.relabel(cat, "dog")
+    found = gather()
+    assert (found.new_by_class, found.gone, found.counts) == ({"dog": 1}, 0, {"cat": 9, "dog": 10})
+
+
+def test_samples_without_a_file_are_gone(gather: Any, world: World) -> None:
+    data(world)
+    cats = world.samples("cat", "train", 3, mark="odd")
+    world.champion()
+    world.vanish(*cats[:2])
+    found = gather()
+    assert (found.gone, found.counts["cat"], found.trained_on) == (2, 10, 21)
+
+
+def test_a_sample_in_two_classes_is_used_nowhere(gather: Any, world: World) -> None:
+    data(world)
+    (cat,) = world.samples("cat", "train", 1, mark="odd")
+    world.champion()
+    world.samples("dog", "train", 1, mark="new")
+    world.appear(cat, "dog")
+    found = gather()
+    assert (found.counts, found.new_by_class, found.gone) == ({"cat": 9, "dog": 10}, {"dog": 1}, 1)
+    assert unobserved(world)[1] == [world.rows(schema.samples)[-1].sha256]
+
+
+def test_a_second_file_of_the_same_content_is_no_second_sample(gather: Any, world: World) -> None:
+    data(world)
+    (cat,) = world.samples("cat", "train", 1, mark="odd")
+    world.appear(cat, "cat")
+    assert gather().counts == {"cat": 10, "dog": 9}
+
+
+@pytest.mark.parametrize(
+    ("state", "trigger", "trains", "new"),
+    [
+        ("done", "data", True, 0),
+        ("done", "data", False, 0),  # whatever the verdict was
+        ("done", "constraints", True, 0),  # an edit set off a training
+        ("done", "constraints", False, 1),  # what is stored was judged: no sample was trained on
+        ("failed", "data", True, 1),
+        ("interrupted", "data", True, 1),
+        ("running", "data", True, 1),
+    ],
+)
+def test_since_which_cycle_samples_are_new(
+    gather: Any, world: World, state: str, trigger: str, trains: bool, new: int
+) -> None:
+    data(world)
+    world.champion()
+    world.samples("cat", "train", 1, mark="later")
+    cycle = world.cycle(state=state, trigger=trigger)
+    if trains:
+        world.model("m", cycle)
+    assert sum(gather().new_by_class.values()) == new
+
+
+def test_another_target_has_its_own_history(gather: Any, world: World) -> None:
+    data(world)
+    world.champion("theirs", target="other")
+    found = gather()
+    assert (found.champion, found.trained_on, found.last_cycle_ended) == (False, 0, None)
+
+
+# --- the champion's answers -----------------------------------------------------------------------------------------
+
+
+def test_the_champion_s_answers_to_new_samples_count_by_class(gather: Any, world: World) -> None:
+    data(world)
+    world.champion()
+    cats = world.samples("cat", "train", 3, mark="later")
+    dogs = world.samples("dog", "tune", 2, mark="later")
+    world.answer("observations", "old", dict.fromkeys(cats, "cat") | {cats[0]: "dog", dogs[0]: "dog"})
+    assert gather().new_answers == (ClassCount("cat", 3, 2), ClassCount("dog", 1, 1))
+    world.relabel(cats[0], "dog")  # the label is what is true now
+    assert gather().new_answers == (ClassCount("cat", 2, 2), ClassCount("dog", 2, 2))
+
+
+def test_answers_to_what_is_no_longer_new_do_not_count(gather: Any, world: World) -> None:
+    data(world)
+    world.champion()
+    cats = world.samples("cat", "train", 3, mark="later")
+    world.answer("observations", "old", dict.fromkeys(cats, "cat"))
+    world.cycle(state="done", outcome="kept", reason="", ended=9.0)
+    assert gather().new_answers == ()
+
+
+def test_the_proof_is_the_champion_s_on_judge(gather: Any, world: World) -> None:
+    data(world)
+    cycle = world.champion("first")
+    world.artifact("second", cycle)
+    judge = world.truth()
+    cat = next(sample for sample, name in judge.items() if name == "cat")
+    world.prove("second", cycle, wrong=[cat])
+    world.promote("second", 2)
+    found = gather()
+    assert found.judge == (ClassCount("cat", 3, 2), ClassCount("dog", 3, 3))
+    assert found.new_answers == ()
+
+
+def test_a_champion_too_slow_for_what_is_asked_now_is_infeasible(gather: Any, world: World) -> None:
+    data(world)
+    world.champion()
+    assert gather().feasible is True
+    assert gather(latency_p95_ms=1.0).feasible is False
+
+
+def test_a_champion_without_a_proof_has_none(gather: Any, world: World) -> None:
+    data(world)
+    world.artifact("old", world.cycle(state="done"))
+    world.promote("old")
+    assert gather().judge == ()
+
+
+def test_the_champion_is_asked_about_new_samples_that_it_could_know(world: World) -> None:
+    """Labelled, new, of train and tune, of a class that it knows, and not answered yet."""
+    data(world)
+    assert unobserved(world) is None
+    world.champion()
+    assert unobserved(world)[1] == []
+    train = world.samples("cat", "train", 2, mark="later")
+    tune = world.samples("dog", "tune", 1, mark="later")
+    world.samples("cat", "judge", 2, mark="later")
+    world.samples("newt", "train", 2)
+    world.samples(None, "", 2)
+    champion, shas = unobserved(world)
+    hashes = {row.id: row.sha256 for row in world.rows(schema.samples)}
+    assert champion.artifact == "old"
+    assert set(shas) == {hashes[id_] for id_ in [*train, *tune]}
+    world.answer("observations", "old", {train[0]: "cat", tune[0]: "dog"})
+    assert unobserved(world)[1] == [hashes[train[1]]]
+    world.vanish(train[1])
+    assert unobserved(world)[1] == []
+
+
+# --- history --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        ([], (None, 0, None, "")),
+        ([("done", 5.0)], (5.0, 0, None, "")),
+        ([("failed", 5.0)], (5.0, 1, 5.0, "because 5")),
+        ([("done", 3.0), ("failed", 4.0), ("failed", 5.0)], (5.0, 2, 5.0, "because 5")),
+        ([("failed", 4.0), ("done", 5.0)], (5.0, 0, None, "")),
+        ([("failed", 4.0), ("interrupted", 5.0)], (4.0, 1, 4.0, "because 4")),  # an edit is no success
+        ([("failed", 4.0), ("running", None)], (4.0, 1, 4.0, "because 4")),
+    ],
+)
+def test_failures_in_a_row_are_counted(
+    gather: Any, world: World, history: list[tuple[str, float | None]], expected: tuple[Any, ...]
+) -> None:
+    for state, ended in history:
+        world.cycle(state=state, ended=ended, reason=f"because {ended:g}" if ended else None)
+    found = gather()
+    assert (found.last_cycle_ended, found.failures, found.last_failure, found.failure_reason) == expected
+
+
+# --- constraints ----------------------------------------------------------------------------------------------------
+
+
+def answered(world: World, state: str, **limits: Any) -> None:
+    world.cycle(state=state, requirement=to_dict(world.requirement(**limits)), ended=1.0, reason="")
+
+
+@pytest.mark.parametrize(
+    ("history", "changed"),
+    [
+        ([], False),  # nothing was ever judged: the first training will see them
+        ([("done", 20.0)], False),
+        ([("done", 10.0)], True),
+        ([("done", 10.0), ("interrupted", 20.0)], True),
+        ([("done", 20.0), ("done", 10.0)], True),
+        ([("done", 10.0), ("done", 20.0)], False),
+        ([("interrupted", 10.0)], False),
+        pytest.param(
+            [("done", 10.0), ("failed", 20.0)],
+            True,
+            marks=pytest.mark.xfail(strict=True, reason="a cycle that failed counts as one that judged by the edit"),
+        ),
+    ],
+)
+def test_whether_the_constraints_changed_since_they_were_judged_by(
+    gather: Any, world: World, history: list[tuple[str, float]], changed: bool
+) -> None:
+    for state, limit in history:
+        answered(world, state, artifact_max_mb=limit)
+    assert gather(artifact_max_mb=20.0).constraints_changed is changed
+
+
+def test_the_last_valid_edit_is_the_one_that_counts(gather: Any, world: World) -> None:
+    world.require(at=5.0)
+    world.require(at=7.0, artifact_max_mb=1.0)
+    world.require("other", at=9.0)
+    with world.journal.begin() as connection:
+        connection.execute(schema.constraint_files.insert().values(target="edge", at=8.0, text="?", error="bad"))
+    assert gather().constraints_changed_at == 7.0
+
+
+def test_the_evidence_goes_through_the_journal_unchanged(gather: Any, world: World) -> None:
+    data(world)
+    world.require()
+    world.champion()
+    cats = world.samples("cat", "train", 3, mark="later")
+    world.answer("observations", "old", dict.fromkeys(cats, "cat"))
+    found = gather("ann", accuracy_min=0.5)
+    assert from_dict(Evidence, json.loads(json.dumps(to_dict(found)))) == found

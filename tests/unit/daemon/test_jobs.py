@@ -1,0 +1,318 @@
+"""What the stages of a step are asked to do, what a training depends on, and how answers become rows."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from daemon import jobs, schema
+from daemon.config import Config, dump
+from daemon.errors import NotFound
+from daemon.jobs import Ground, StagePlan
+from daemon.journal import add, get
+from policies.facts import Measurement, from_dict
+from policies.next_step import Build, Prove, Train
+
+World = Any  # tests/unit/daemon/conftest.py
+
+
+@pytest.fixture
+def ground(config: Config, world: World) -> Ground:
+    """What a first cycle stands on."""
+    world.samples("cat", "train", 2)
+    world.samples("cat", "judge", 2)
+    id_ = world.cycle()
+    row = world.row(schema.cycles)
+    return Ground(id_, config.state, dump(config.settings), world.requirement(), row.snapshot_id)
+
+
+def plan(journal: Engine, ground: Ground, step: Train | Build | Prove) -> dict[str, StagePlan]:
+    with journal.connect() as connection:
+        return {stage.name: stage for stage in jobs.plan(step, ground, connection)}
+
+
+def packages(stages: dict[str, StagePlan]) -> dict[str, str]:
+    return {name: stage.package for name, stage in stages.items()}
+
+
+def test_a_training(journal: Engine, ground: Ground) -> None:
+    stages = plan(journal, ground, Train("resnet18"))
+    assert packages(stages) == dict.fromkeys(["pixels", "train", "evaluate", "export"], "pipeline")
+    assert stages["pixels"].inputs == {
+        "snapshot": str(ground.state / "snapshots" / f"{ground.snapshot}.snapshot"),
+        "store": str(ground.state / "store"),
+        "cache": str(ground.state / "pixels"),
+        "height": 32,
+        "width": 32,
+        "resize": "stretch",
+    }
+    assert stages["train"].inputs == {
+        "run": str(ground.state / "runs" / ground.recipe("resnet18")),
+        "architecture": "resnet18",
+        "weights": "none",
+        "height": 32,
+        "width": 32,
+        "settings": ground.settings["train"],
+        "max_artifact_mb": 20.0,
+    }
+    assert stages["export"].inputs == {"models": str(ground.state / "models")}
+
+
+def test_a_build_is_proven_and_measured_at_once(journal: Engine, ground: Ground, world: World) -> None:
+    world.model("m", ground.cycle, path="/models/m")
+    stages = plan(journal, ground, Build("m"))
+    assert packages(stages) == {"pixels": "pipeline", "build": "deploy", "prove": "deploy", "measure": "deploy"}
+    assert stages["build"].inputs == {
+        "model": "/models/m",
+        "artifacts": str(ground.state / "artifacts"),
+        "engine": "onnxruntime",
+        "precision": "fp32",
+        "pixels": str(ground.pixels_index),
+    }
+    assert stages["prove"].inputs["artifact"] is None  # that of the build
+    assert stages["prove"].inputs["answers"] == str(ground.work("answers") / "m.json")
+    required = {"batch_size": 1, "concurrency": 1, "threads": 1, "seconds_max": 3.0}
+    assert stages["measure"].inputs == {"artifact": None, **required}
+
+
+@pytest.mark.parametrize(("measure", "names"), [(False, ["pixels", "prove"]), (True, ["pixels", "prove", "measure"])])
+def test_a_stored_artifact_is_proven(
+    journal: Engine, ground: Ground, world: World, measure: bool, names: list[str]
+) -> None:
+    world.artifact("a", ground.cycle)
+    stages = plan(journal, ground, Prove("a", measure))
+    assert list(stages) == names
+    assert {stage.inputs["artifact"] for name, stage in stages.items() if name != "pixels"} == {"/nowhere/a"}
+    assert stages["prove"].inputs["answers"].endswith("/answers/a.json")
+
+
+def test_parity_is_asked_where_the_model_brings_its_answers(
+    journal: Engine, ground: Ground, world: World, tmp_path: Path
+) -> None:
+    world.model("m", ground.cycle, path=str(tmp_path))
+    assert plan(journal, ground, Build("m"))["prove"].inputs["tune"] is None
+    (tmp_path / "tune.npz").touch()
+    assert plan(journal, ground, Build("m"))["prove"].inputs["tune"] == str(tmp_path / "tune.npz")
+
+
+def test_measuring_is_under_the_load_that_is_required(journal: Engine, ground: Ground, world: World) -> None:
+    world.artifact("a", ground.cycle)
+    loaded = dataclasses.replace(ground, requirement=world.requirement(batch_size=4, concurrency=2))
+    inputs = plan(journal, loaded, Prove("a", measure=True))["measure"].inputs
+    assert (inputs["batch_size"], inputs["concurrency"]) == (4, 2)
+
+
+@pytest.mark.parametrize("step", [Build("nonesuch"), Prove("nonesuch", measure=False)])
+def test_what_is_not_stored_is_not_planned(journal: Engine, ground: Ground, step: Build | Prove) -> None:
+    with pytest.raises(NotFound, match="nonesuch"):
+        plan(journal, ground, step)
+
+
+# --- recipe -------------------------------------------------------------------------------------------------------
+
+
+def changed(ground: Ground, key: str, value: Any) -> Ground:
+    settings = copy.deepcopy(dict(ground.settings))
+    *sections, last = key.split(".")
+    place = settings
+    for section in sections:
+        place = place[section]
+    assert place[last] != value
+    place[last] = value
+    return dataclasses.replace(ground, settings=settings)
+
+
+TRAIN = {
+    "epochs": 21, "batch_size": 65, "optimizer": "sgd", "learning_rate": 0.5, "weight_decay": 0.5, "momentum": 0.5,
+    "scheduler": "cosine", "warmup_share": 0.5, "head_learning_rate_factor": 2.0, "trainable_stages": 1,
+    "freeze_batch_norm": True, "label_smoothing": 0.5, "sampling": "balanced", "early_stopping_patience": 3, "seed": 1,
+    "precision": "bf16-mixed", "accelerator": "cpu", "augment.crop_min": 0.5, "augment.flip": False,
+    "augment.rotate_degrees": 1.0, "augment.brightness": 0.5, "augment.contrast": 0.5,
+}  # fmt: skip
+MATTERS = {f"train.{key}": value for key, value in TRAIN.items()} | {"input.resize": "crop", "model.weights": "timm"}
+DOES_NOT = {
+    "model.architectures": ["resnet18"], "compute.threads": 3, "compute.nice": 1, "triton.instances": 9,
+    "promotion.margin": 0.5, "policies.cooldown.minutes": 1.0, "build.engine": "other", "measure.seconds_max": 9.0,
+    "log.level": "debug", "roles.judge": 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), MATTERS.items())
+def test_a_recipe_is_another_where_a_setting_of_the_training_is(ground: Ground, key: str, value: Any) -> None:
+    assert changed(ground, key, value).recipe("resnet18") != ground.recipe("resnet18")
+
+
+def test_every_setting_of_the_training_is_tried_above(ground: Ground) -> None:
+    flat = {f"augment.{key}" for key in ground.settings["train"]["augment"]} | set(ground.settings["train"])
+    assert flat - {"augment"} == set(TRAIN)
+
+
+@pytest.mark.parametrize(("key", "value"), DOES_NOT.items())
+def test_a_recipe_is_the_same_where_a_setting_of_something_else_is_changed(
+    ground: Ground, key: str, value: Any
+) -> None:
+    assert changed(ground, key, value).recipe("resnet18") == ground.recipe("resnet18")
+
+
+@pytest.mark.parametrize(
+    ("limits", "same"),
+    [
+        ({"height": 64}, False),
+        ({"width": 64}, False),
+        ({"latency_p95_ms": 1.0}, True),
+        ({"artifact_max_mb": 1.0}, True),
+        ({"accuracy_min": 0.9}, True),
+        ({"batch_size": 4}, True),
+        ({"target": "other"}, True),  # two targets of one input size share their trainings
+    ],
+)
+def test_a_recipe_depends_on_the_input_size_alone_of_what_is_required(
+    ground: Ground, limits: dict[str, Any], same: bool
+) -> None:
+    other = dataclasses.replace(ground, requirement=dataclasses.replace(ground.requirement, **limits))
+    assert (other.recipe("resnet18") == ground.recipe("resnet18")) is same
+
+
+def test_a_recipe_is_of_one_architecture_and_snapshot(ground: Ground) -> None:
+    other = dataclasses.replace(ground, snapshot="another")
+    again = dataclasses.replace(ground, cycle=99, state=Path("/elsewhere"))
+    assert len({ground.recipe("a"), ground.recipe("b"), other.recipe("a")}) == 3
+    assert again.recipe("a") == ground.recipe("a")
+
+
+def test_a_recipe_is_another_where_the_weights_file_was_replaced(ground: Ground, tmp_path: Path) -> None:
+    weights = tmp_path / "mine.safetensors"
+    weights.write_bytes(b"one")
+    given = changed(ground, "model.weights", str(weights))
+    before = given.recipe("resnet18")
+    weights.write_bytes(b"another")
+    assert given.recipe("resnet18") != before
+
+
+# --- record -------------------------------------------------------------------------------------------------------
+
+
+def record(journal: Engine, ground: Ground, step: str, name: str, **outputs: Any) -> None:
+    """A stage of this step has ended with these outputs; its one attempt took seven seconds."""
+    with journal.begin() as connection:
+        about = {"step": step, "name": name, "state": "running", "attempts": 1}
+        stage = add(connection, schema.stages, cycle_id=ground.cycle, **about)
+        times = {"token": "t", "started": 10.0, "ended": 17.0, "outcome": "done"}
+        add(connection, schema.attempts, stage_id=stage, number=1, **times)
+        jobs.record(connection, ground, get(connection, schema.stages, stage), outputs)
+
+
+def test_a_training_that_goes_on_to_its_export_makes_a_model(journal: Engine, ground: Ground, world: World) -> None:
+    record(journal, ground, "train net", "train", run="/runs/1")
+    record(journal, ground, "train net", "evaluate", accuracy=0.5)
+    assert world.rows(schema.models) == []
+    exported = {"model": "m", "path": "/models/m", "classes": ["cat"], "tune_accuracy": 0.5}
+    record(journal, ground, "train net", "export", **exported)
+    model = world.row(schema.models)
+    assert (model.id, model.architecture, model.path, model.classes) == ("m", "net", "/models/m", ["cat"])
+    assert (model.snapshot_id, model.cycle_id, model.recipe) == (ground.snapshot, ground.cycle, ground.recipe("net"))
+    assert (model.height, model.width, model.tune_accuracy, model.train_seconds) == (32, 32, 0.5, 7.0)
+
+
+def test_what_was_recorded_once_is_not_recorded_twice(journal: Engine, ground: Ground, world: World) -> None:
+    for number in (1, 2):
+        exported = {"model": "m", "path": f"/models/{number}", "classes": ["cat"], "tune_accuracy": 0.5}
+        record(journal, ground, f"train net{number}", "export", **exported)
+    world.model("n", ground.cycle)
+    for number, model in enumerate(("m", "n"), start=1):
+        built = {"artifact": "a", "path": f"/artifacts/{number}", "artifact_mb": 1.0}
+        record(journal, ground, f"build {model}", "build", **built)
+    assert world.row(schema.models, id="m").path == "/models/1"
+    assert world.row(schema.artifacts).path == "/artifacts/1"
+
+
+def test_a_build_makes_an_artifact(journal: Engine, ground: Ground, world: World) -> None:
+    world.model("m", ground.cycle)
+    record(journal, ground, "build m", "build", artifact="a", path="/artifacts/a", artifact_mb=2.5)
+    artifact = world.row(schema.artifacts)
+    assert (artifact.id, artifact.model_id, artifact.path, artifact.artifact_mb) == ("a", "m", "/artifacts/a", 2.5)
+    assert (artifact.engine, artifact.precision, artifact.device) == ("onnxruntime", "fp32", None)
+
+
+def answers(file: Path, said: dict[bytes, str]) -> str:
+    told = {
+        "samples": [sha.hex() for sha in said],
+        "predicted": list(said.values()),
+        "confidence": [0.75] * len(said),
+    }
+    file.write_text(json.dumps(told))
+    return str(file)
+
+
+def test_a_proof_is_a_row_with_its_answers(journal: Engine, ground: Ground, world: World, tmp_path: Path) -> None:
+    world.artifact("a", ground.cycle)
+    shas = {row.id: row.sha256 for row in world.rows(schema.samples)}
+    first, second = world.truth()
+    proven = {"artifact": "a", "tune_accuracy": 0.8, "parity": {"agreement": 1.0}}
+    said = {shas[first]: "cat", shas[second]: "dog", b"unknown" * 4: "cat"}
+    record(journal, ground, "prove a", "prove", answers=answers(tmp_path / "1", said), **proven)
+    proof = world.row(schema.proofs)
+    assert (proof.snapshot_id, proof.cycle_id, proof.tune_accuracy) == (ground.snapshot, ground.cycle, 0.8)
+    assert proof.parity == {"agreement": 1.0}
+    rows = {row.sample_id: (row.predicted, row.confidence) for row in world.rows(schema.answers)}
+    assert rows == {first: ("cat", 0.75), second: ("dog", 0.75)}
+    again = answers(tmp_path / "2", {shas[second]: "cat"})
+    record(journal, ground, "prove a again", "prove", answers=again, **proven)
+    assert {row.sample_id: row.predicted for row in world.rows(schema.answers)} == {first: "cat", second: "cat"}
+    assert len(world.rows(schema.proofs)) == 2
+
+
+def test_many_answers_are_all_recorded(journal: Engine, ground: Ground, world: World) -> None:
+    world.artifact("a", ground.cycle)
+    ids = world.samples("cat", "judge", 1203, mark="many")
+    shas = {row.id: row.sha256 for row in world.rows(schema.samples)}
+    said = {"samples": [shas[id_].hex() for id_ in ids], "predicted": ["cat"] * 1203, "confidence": [1.0] * 1203}
+    with journal.begin() as connection:
+        jobs.record_answers(connection, "observations", "a", said)
+    assert [row.sample_id for row in world.rows(schema.observations)] == ids
+
+
+def test_a_measurement_reads_back_as_it_was_said(journal: Engine, ground: Ground, world: World) -> None:
+    world.artifact("a", ground.cycle, architecture="net")
+    world.measure("a")
+    figures = world.row(schema.measurements).figures
+    record(journal, ground, "prove a", "measure", artifact="a", **figures)
+    row = world.rows(schema.measurements)[1]
+    assert (row.artifact_id, row.architecture, row.figures) == ("a", "net", figures)
+    assert from_dict(Measurement, row.figures).latency_p95_ms == 2.0
+
+
+def test_a_training_that_stopped_early_makes_a_size_and_no_model(journal: Engine, ground: Ground, world: World) -> None:
+    record(journal, ground, "train vit_b", "train", stop="unfit", weights_mb=344.0, reason="too large")
+    row = world.row(schema.measurements)
+    assert (row.artifact_id, row.architecture, row.figures) == (None, "vit_b", {"weights_mb": 344.0})
+    assert world.rows(schema.models) == []
+
+
+def test_pixels_make_no_row(journal: Engine, ground: Ground, world: World) -> None:
+    record(journal, ground, "train net", "pixels", pixels="/pixels")
+    assert world.rows(schema.models) == world.rows(schema.measurements) == []
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_child_computes_with_the_threads_it_is_given() -> None:
+    found = jobs.environment(3)
+    assert {found[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} == {"3"}
+    assert found["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_training_leaves_a_core_to_those_who_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores: set[int] = set(range(8))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: cores)
+    assert (jobs.training_threads(0), jobs.training_threads(5)) == (7, 5)
+    cores = {0}
+    assert jobs.training_threads(0) == 1

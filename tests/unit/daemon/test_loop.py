@@ -1,0 +1,458 @@
+"""The daemon's loop: which lane an event goes to, when it decides, that it stops; no Triton is asked.
+
+Where a cycle runs, its children stand in for pipeline and deploy, so that the daemon's side alone is tried.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from daemon import loop, people, schema
+from daemon.config import Config, load
+from daemon.errors import ConfigError, WorkspaceBusy
+from daemon.events import (
+    ChildEnded,
+    ChildSpoke,
+    ConstraintsTouched,
+    DropSettled,
+    PersonAsked,
+    SourceFailed,
+    Stop,
+    SwitchEnded,
+    TimerFired,
+)
+from daemon.journal import claim
+from daemon.lock import is_running, locked
+from daemon.loop import Daemon
+
+World = Any  # tests/unit/daemon/conftest.py
+StandIn = Any
+Png = Callable[..., Path]
+
+
+@pytest.fixture
+def config(workspace: Path) -> Config:
+    (workspace / "state").mkdir()
+    overrides = ["watch.settle_seconds=0.01", "triton.url=127.0.0.1:9", "policies.cooldown.minutes=0"]
+    return load(workspace, overrides)
+
+
+@pytest.fixture
+def daemon(world: World, stand_in: StandIn) -> Iterator[Daemon]:
+    """A daemon whose events the test hands over; its timers go off at no time of their own."""
+    daemon = begin(world)
+    yield daemon
+    end(daemon)
+
+
+def begin(world: World) -> Daemon:
+    daemon = Daemon(world.config)
+    daemon.serving.device = world.device
+    daemon.sources.scheduler.start(paused=True)
+    return daemon
+
+
+def end(daemon: Daemon) -> None:
+    daemon.sources.scheduler.remove_all_jobs()  # one that falls due while it stops would be missed
+    daemon.sources.scheduler.shutdown(wait=False)
+    for child in (daemon.reader.child, daemon.worker.child, daemon.observer.child, *daemon.worker.leaving.values()):
+        if child:
+            child.kill()
+            child.wait(30)
+
+
+def enough(world: World) -> None:
+    for name in ("cat", "dog"):
+        world.samples(name, "train", 18)
+        world.samples(name, "judge", 2)
+
+
+def work(daemon: Daemon, until: Callable[[], object] = lambda: False) -> None:
+    """As the loop does it, until nothing is under way or a condition holds."""
+    daemon.work()
+    while not until() and (daemon.reader.child or daemon.worker.busy or daemon.observer.child):
+        if daemon.worker.cycle and not daemon.worker.child:
+            return  # it waits for Triton, or for a retry
+        daemon.handle(daemon.queue.get(timeout=60))
+        daemon.work()
+
+
+def decided(world: World) -> list[tuple[str, str, str]]:
+    return [(row.target, row.event, row.action) for row in world.rows(schema.decisions)]
+
+
+# --- from event to lane ---------------------------------------------------------------------------------------------
+
+
+def test_a_drop_goes_to_the_reader(daemon: Daemon, config: Config, world: World, png: Png) -> None:
+    world.require()
+    file = png(config.folders[0] / "cat" / "1.png")
+    daemon.handle(DropSettled(config.folders[0], frozenset({file})))
+    work(daemon)
+    assert [row.path for row in world.rows(schema.occurrences)] == ["cat/1.png"]
+    assert decided(world) == [("edge", "drop 1: 1 images, 0 gone, 0 rejected", "nothing")]
+
+
+def test_a_scan_finds_what_notification_missed(
+    daemon: Daemon, config: Config, world: World, png: Png, eventually: Callable[..., None]
+) -> None:
+    file = png(config.folders[0] / "cat" / "1.png")
+    eventually(lambda: time.time() > file.stat().st_ctime + 0.05)  # it is no longer too fresh for a scan
+    daemon.handle(TimerFired("rescan"))
+    work(daemon)
+    assert [row.path for row in world.rows(schema.occurrences)] == ["cat/1.png"]
+
+
+@pytest.mark.parametrize("timer", ["rescan", "triton", "timeout", "retry", "reading", "unheard of"])
+def test_no_timer_calls_for_a_decision_by_itself(daemon: Daemon, world: World, timer: str) -> None:
+    world.require()
+    daemon.handle(TimerFired(timer))
+    work(daemon)
+    assert decided(world) == []
+
+
+def test_a_wait_that_is_over_is_decided_on(daemon: Daemon, world: World) -> None:
+    world.require()
+    daemon.handle(TimerFired("look again"))
+    work(daemon)
+    assert decided(world) == [("edge", "the wait is over", "nothing")]
+
+
+def test_the_causes_of_one_decision_are_told_together(daemon: Daemon, world: World) -> None:
+    world.require()
+    daemon.because += ["drop 1", "constraints of edge changed"]
+    daemon.work()
+    daemon.work()
+    assert [event for _, event, _ in decided(world)] == ["drop 1; constraints of edge changed"]
+
+
+def test_a_source_that_failed_is_told_and_stops_nothing(daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
+    daemon.handle(SourceFailed("/images: cannot be watched"))
+    assert "/images: cannot be watched" in caplog.text
+
+
+def test_what_people_ask_is_answered(daemon: Daemon, config: Config, world: World) -> None:
+    world.require()
+    enough(world)
+    people.ask(world.journal, config.state, "retrain", target="edge")
+    daemon.handle(PersonAsked())
+    daemon.work()
+    row = world.row(schema.decisions)
+    assert (row.action, row.reason.startswith("requested: ")) == ("train", True)
+    assert daemon.worker.busy
+
+
+def test_a_training_that_was_promised_is_owed_by_the_next_daemon_too(
+    daemon: Daemon, config: Config, world: World
+) -> None:
+    world.require()
+    enough(world)
+    people.ask(world.journal, config.state, "retrain", target="edge")
+    daemon.handle(PersonAsked())  # and killed before it decides
+    later = begin(world)
+    try:
+        later.because.append("the daemon started")
+        later.work()
+        assert world.row(schema.decisions).reason.startswith("requested: ")
+    finally:
+        end(later)
+
+
+def test_a_switch_that_ended_goes_to_the_worker(daemon: Daemon, world: World, caplog: pytest.LogCaptureFixture) -> None:
+    enough(world)
+    world.champion()
+    daemon.handle(SwitchEnded(world.row(schema.promotions).id, "probe: other answers"))
+    assert "edge: version 1 is not served: probe: other answers" in caplog.text
+
+
+# --- children -------------------------------------------------------------------------------------------------------
+
+
+def training(daemon: Daemon, world: World, stand_in: StandIn) -> None:
+    """A cycle is in the midst of its training."""
+    stand_in.behave(train=["hang", "ok"])
+    if not world.rows(schema.constraint_files):
+        world.require()
+    enough(world)
+    daemon.because.append("drop 1")
+    work(daemon, lambda: any(row.name == "train" and row.state == "running" for row in world.rows(schema.stages)))
+    assert daemon.worker.child is not None
+
+
+def test_a_child_of_the_past_is_not_listened_to(daemon: Daemon, world: World, stand_in: StandIn) -> None:
+    """A late line with another token changes nothing, and neither does a late end."""
+    training(daemon, world, stand_in)
+    before = [tuple(row) for table in (schema.stages, schema.attempts) for row in world.rows(table)]
+    child = daemon.worker.child
+    for token in ("c1.s1.a99", "c99.s1.a1", "drop1.3.0", "observe.old.ab.3"):
+        daemon.handle(ChildSpoke(token, {"token": token, "stage": "train", "event": "finished", "outputs": {}}))
+        daemon.handle(ChildEnded(token, 1, "late"))
+    assert [tuple(row) for table in (schema.stages, schema.attempts) for row in world.rows(table)] == before
+    assert daemon.worker.child is child
+
+
+def test_what_comes_while_a_cycle_runs_is_decided_when_it_has_ended(
+    daemon: Daemon, world: World, stand_in: StandIn, config: Config, png: Png
+) -> None:
+    training(daemon, world, stand_in)
+    file = png(config.folders[0] / "cat" / "1.png")
+    daemon.handle(DropSettled(config.folders[0], frozenset({file})))
+    work(daemon, lambda: daemon.because)
+    assert len(decided(world)) == 1
+    assert daemon.worker.cycle is not None
+    snapshot = daemon.worker.cycle.ground.snapshot
+    assert world.row(schema.cycles).snapshot_id == snapshot
+    assert daemon.worker.child is not None
+    daemon.worker.child.kill()  # it is tried again, and goes on
+    while daemon.worker.child:
+        daemon.handle(daemon.queue.get(timeout=60))
+    assert len(decided(world)) == 1
+
+
+def test_a_cycle_that_failed_leaves_the_daemon_waiting(
+    daemon: Daemon, world: World, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three attempts, each after its wait; then a decision that waits, and nothing before its moment."""
+    clock = [1_800_000_000.0]
+    for module in ("cycle", "worker", "evidence", "decisions"):
+        monkeypatch.setattr(f"daemon.{module}.now", lambda: clock[0])
+    stand_in.behave(train=["fail"])
+    world.require()
+    enough(world)
+    daemon.because.append("drop 1")
+    for wait in (5.0, 10.0):
+        work(daemon)
+        clock[0] += wait
+        daemon.handle(TimerFired("retry"))
+    work(daemon)
+    assert world.row(schema.cycles).state == "failed"
+    assert [action for *_, action in decided(world)] == ["train", "wait"]
+    until = world.rows(schema.decisions)[-1].until
+    assert until == clock[0] + 20.0
+    job = daemon.sources.scheduler.get_job("look again")
+    assert job.next_run_time.timestamp() == until
+    runs = len(stand_in.runs)
+    for _ in range(3):
+        daemon.work()
+    assert (len(stand_in.runs), len(decided(world)), daemon.worker.busy) == (runs, 2, False)
+    clock[0] = until
+    daemon.handle(TimerFired("look again"))
+    daemon.work()
+    assert len(world.rows(schema.cycles)) == 2
+
+
+def serve(daemon: Daemon, world: World) -> None:
+    """Triton has what was promoted."""
+    promotion = world.row(schema.promotions)
+    with world.journal.begin() as connection:
+        assert claim(connection, schema.promotions, promotion.id, "switching", "serving", served=3.0)
+    daemon.handle(SwitchEnded(promotion.id, None))
+
+
+def test_from_a_drop_to_what_is_served(daemon: Daemon, world: World) -> None:
+    world.require()
+    enough(world)
+    daemon.because.append("drop 1")
+    work(daemon)
+    serve(daemon, world)
+    work(daemon)
+    assert world.row(schema.cycles).outcome == "promoted"
+    assert decided(world) == [("edge", "drop 1", "train"), ("edge", "cycle 1 ended: promoted", "nothing")]
+
+
+def test_the_champion_is_asked_about_a_drop_before_it_is_decided_on(
+    daemon: Daemon, world: World, stand_in: StandIn, config: Config, png: Png
+) -> None:
+    world.require()
+    enough(world)
+    world.champion()
+    files = frozenset(png(config.folders[0] / "cat" / f"{index}.png", index) for index in range(8))
+    daemon.handle(DropSettled(config.folders[0], files))
+    work(daemon)
+    asked = world.rows(schema.observations)
+    assert len(asked) == sum(run["stage"] == "observe" for run in stand_in.runs) * len(asked) > 0
+    row = world.rows(schema.decisions)[-1]
+    assert row.event.startswith("drop ")
+    assert row.evidence["new_answers"] == [{"name": "cat", "samples": len(asked), "correct": len(asked)}]
+
+
+# --- constraints ----------------------------------------------------------------------------------------------------
+
+
+def edit(config: Config, old: str, new: str) -> None:
+    file = config.constraints / "edge.toml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def test_an_edit_interrupts_its_target_s_cycle(daemon: Daemon, world: World, stand_in: StandIn, config: Config) -> None:
+    daemon.read_constraints()
+    training(daemon, world, stand_in)
+    edit(config, "artifact_max_mb = 50", "artifact_max_mb = 49")
+    daemon.handle(ConstraintsTouched())
+    assert world.row(schema.cycles).state == "interrupted"
+    daemon.work()
+    assert len(world.rows(schema.cycles)) == 1  # the child is not gone yet
+    while daemon.worker.leaving:
+        daemon.handle(daemon.queue.get(timeout=60))
+    daemon.work()
+    row = world.rows(schema.cycles)[-1]
+    assert (row.state, row.requirement["artifact_max_mb"]) == ("running", 49)
+    assert world.rows(schema.decisions)[-1].event == "constraints of edge changed"
+
+
+@pytest.mark.parametrize("change", ["invalid", "another target"])
+def test_what_is_not_the_target_s_valid_edit_interrupts_nothing(
+    daemon: Daemon, world: World, stand_in: StandIn, config: Config, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon.read_constraints()
+    training(daemon, world, stand_in)
+    if change == "invalid":
+        edit(config, "artifact_max_mb", "artefact_max_mb")
+    else:
+        text = (config.constraints / "edge.toml").read_text()
+        (config.constraints / "phone.toml").write_text(text)
+    daemon.handle(ConstraintsTouched())
+    daemon.work()
+    assert world.row(schema.cycles).state == "running"
+    assert daemon.worker.child is not None
+    assert ("the last valid constraints of edge stand" in caplog.text) == (change == "invalid")
+
+
+@pytest.mark.xfail(strict=True, reason="any new text of a valid file interrupts, though it asks for the same")
+@pytest.mark.parametrize("change", ["a comment", "broken and mended"])
+def test_an_edit_that_asks_for_the_same_interrupts_nothing(
+    daemon: Daemon, world: World, stand_in: StandIn, config: Config, change: str
+) -> None:
+    daemon.read_constraints()
+    training(daemon, world, stand_in)
+    before = (config.constraints / "edge.toml").read_text()
+    if change == "a comment":
+        edit(config, "version = 1", "version = 1  # of ours")
+    else:
+        edit(config, "artifact_max_mb", "artefact_max_mb")
+        daemon.handle(ConstraintsTouched())
+        (config.constraints / "edge.toml").write_text(before)
+    daemon.handle(ConstraintsTouched())
+    assert world.row(schema.cycles).state == "running"
+
+
+def test_a_removed_constraint_file_ends_its_target_s_cycle(
+    daemon: Daemon, world: World, stand_in: StandIn, config: Config
+) -> None:
+    daemon.read_constraints()
+    training(daemon, world, stand_in)
+    (config.constraints / "edge.toml").unlink()
+    daemon.handle(ConstraintsTouched())
+    row = world.row(schema.cycles)
+    assert (row.state, row.reason) == ("interrupted", "constraints of edge removed")
+
+
+# --- start and stop -------------------------------------------------------------------------------------------------
+
+
+def test_a_start_finds_what_changed_while_nobody_looked(daemon: Daemon, config: Config, world: World) -> None:
+    daemon.read_constraints()
+    daemon.because.clear()
+    enough(world)
+    running = world.cycle()
+    with world.journal.begin() as connection:
+        connection.execute(schema.drops.update().values(state="reading"))
+    people.ask(world.journal, config.state, "retrain", target="phone")
+    daemon.recover()
+    assert daemon.worker.cycle is not None
+    assert daemon.worker.cycle.id == running
+    assert {row.state for row in world.rows(schema.drops)} == {"ready"}
+    assert [row.target for row in world.rows(schema.constraint_files)] == ["edge"]
+    assert [settled.paths for settled in daemon.reader.waiting] == [None]
+    assert daemon.because == ["the daemon started"]
+    assert world.row(schema.requests).state == "refused"
+
+
+def test_an_edit_made_while_no_daemon_ran_interrupts_what_was_unfinished(daemon: Daemon, world: World) -> None:
+    enough(world)
+    world.require(artifact_max_mb=1.0)
+    world.cycle()
+    daemon.recover()
+    assert world.row(schema.cycles).state == "interrupted"
+    assert daemon.worker.cycle is None
+
+
+def test_a_daemon_stops_when_it_is_told_to_and_its_children_with_it(
+    world: World, stand_in: StandIn, eventually: Callable[..., None]
+) -> None:
+    """The whole daemon in a thread: what is unfinished goes on at the next start."""
+    stand_in.behave(train=["hang"])
+    enough(world)
+    daemon = Daemon(world.config)
+    thread = threading.Thread(target=daemon.run)
+    thread.start()
+    try:
+        eventually(lambda: any(run["stage"] == "train" for run in stand_in.runs), seconds=60)
+        child = daemon.worker.child
+        assert child is not None
+    finally:
+        daemon.queue.put(Stop())
+        thread.join(60)
+    assert not thread.is_alive()
+    assert child.wait(0)
+    assert world.row(schema.cycles).state == "running"
+    later = begin(world)
+    try:
+        later.worker.recover()
+        assert later.worker.cycle is not None
+        assert [row.outcome for row in world.rows(schema.attempts)] == ["done", "lost"]
+    finally:
+        end(later)
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    """The signals' handlers, put back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers", "stand_in")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it(
+    world: World, caplog: pytest.LogCaptureFixture, number: int, eventually: Callable[..., None]
+) -> None:
+    caplog.set_level("INFO", "relearn")
+
+    def send() -> None:
+        eventually(lambda: world.rows(schema.decisions))
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    loop.run(world.config)
+    sender.join()
+    assert "stopped; the next start goes on from here" in caplog.text
+    assert not is_running(world.config.state)
+
+
+@pytest.mark.parametrize("missing", ["images", "constraints"])
+def test_it_does_not_start_without_its_folders(config: Config, missing: str) -> None:
+    (config.folders[0] if missing == "images" else config.constraints).rename(config.workspace / "away")
+    with pytest.raises(ConfigError, match=f"{missing}: is watched and does not exist"):
+        loop.run(config)
+
+
+def test_it_does_not_start_beside_another(world: World) -> None:
+    with locked(world.config.state), pytest.raises(WorkspaceBusy):
+        loop.run(world.config)
+    with world.journal.connect() as connection:
+        assert connection.execute(select(schema.decisions)).all() == []

@@ -1,0 +1,85 @@
+"""The facts go through JSON and come back as they were, also where another version wrote them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from policies.evidence import Evidence
+from policies.facts import (
+    Candidate,
+    ClassCount,
+    ClassTally,
+    Measurement,
+    Requirement,
+    Shortfall,
+    Verdict,
+    from_dict,
+    to_dict,
+)
+from policies.settings import PoliciesSettings, PromotionSettings, RetrySettings
+
+MEASURED = Measurement("cpu, 2 cores", 1, 2, 1, 1, 1.0, 2.0, 3.0, 500.0, 100.0, 9.5, 1000, None)
+FACTS: list[Any] = [
+    Requirement("edge", "cpu", 32, 48, latency_p95_ms=5.0, recall_min={"a b": 0.9}, prefer="throughput"),
+    MEASURED,
+    dataclasses.replace(MEASURED, gpu_memory_mb=12.0),
+    Candidate("a", "m", "net", "s", ("x", "y"), 9.5, None, MEASURED, (ClassCount("x", 3, 2),)),
+    Candidate("a", "m", "net", "s", ("x",), 9.5, 0.5, None),
+    ClassTally("x", 1, 2, 3, 4),
+    Verdict("keep", "why", False, False, (Shortfall("artifact_max_mb", 1.0, 2.0, "too large"),), ({"class": "x"},)),
+    Evidence(5.0, "edge", True, ("x",), {"x": 3}, judge=(ClassCount("x", 3, 2),), feasible=False, requested="ann"),
+    PoliciesSettings(retry=RetrySettings(attempts=9)),
+    PromotionSettings(margin=0.5),
+]
+
+
+@pytest.mark.parametrize("fact", FACTS, ids=lambda fact: type(fact).__name__)
+def test_a_fact_comes_back_as_it_was(fact: Any) -> None:
+    plain = json.loads(json.dumps(to_dict(fact)))
+    assert from_dict(type(fact), plain) == fact
+
+
+def test_what_only_a_newer_version_knows_is_passed_over() -> None:
+    plain = {**to_dict(ClassCount("x", 3, 2)), "weight": 0.5}
+    assert from_dict(ClassCount, plain) == ClassCount("x", 3, 2)
+
+
+def test_what_an_older_version_did_not_write_takes_its_default() -> None:
+    plain = to_dict(Evidence(5.0, "edge", failures=2))
+    del plain["failures"], plain["constraints_changed_at"]
+    assert from_dict(Evidence, plain) == Evidence(5.0, "edge")
+
+
+def test_a_field_without_a_default_may_not_be_missing() -> None:
+    with pytest.raises(TypeError, match="correct"):
+        from_dict(ClassCount, {"name": "x", "samples": 3})
+
+
+def test_nested_facts_become_facts_again() -> None:
+    found = from_dict(Candidate, to_dict(FACTS[3]))
+    assert isinstance(found.measurement, Measurement)
+    assert found.proof == (ClassCount("x", 3, 2),)
+    assert found.classes == ("x", "y")
+
+
+def test_plain_values_hold_no_tuple_and_no_class() -> None:
+    plain = to_dict(FACTS[6])
+    assert plain["shortfalls"] == [
+        {"constraint": "artifact_max_mb", "required": 1.0, "found": 2.0, "sentence": "too large"}
+    ]
+    assert plain["table"] == [{"class": "x"}]
+
+
+@pytest.mark.parametrize("fact", FACTS, ids=lambda fact: type(fact).__name__)
+def test_facts_are_frozen(fact: Any) -> None:
+    name = dataclasses.fields(fact)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(fact, name, None)
+
+
+def test_a_tally_counts_all_four_cells() -> None:
+    assert ClassTally("x", 1, 2, 3, 4).samples == 10
