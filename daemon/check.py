@@ -27,8 +27,7 @@ def check(config: Config) -> dict[str, Any]:
     if config.constraints.is_dir() and not files:
         problems.append(f"{config.constraints}: holds no constraint file: nothing would be trained or served")
     settings = [
-        {"key": key, "value": value, "from": config.origin.get(key, "default")}
-        for key, value in leaves(dump(config.settings))
+        {"key": key, "value": value, "from": config.origin.get(key, "default")} for key, value in leaves(dump(config))
     ]
     return {
         "workspace": str(config.workspace),

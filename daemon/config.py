@@ -179,6 +179,12 @@ class Config:
         return tuple(self.path(folder) for folder in self.settings.watch.folders)
 
     @property
+    def weights(self) -> str:
+        """`model.weights`, a file made absolute."""
+        weights = self.settings.model.weights
+        return weights if weights in ("none", "timm") else str(self.path(Path(weights)))
+
+    @property
     def repository(self) -> Path:
         return self.path(self.settings.triton.repository)
 
@@ -214,7 +220,7 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
     except SettingsError:
         raise ConfigError(f"{_not_json(from_env)}: a list is written as JSON, for instance '[\"images\"]'") from None
     config = Config(settings, workspace.absolute(), file, origin)
-    if wrong := [*limits.out_of_bounds(dict(leaves(dump(settings)))), *limits.impossible(config)]:
+    if wrong := [*limits.out_of_bounds(dict(leaves(dump(config)))), *limits.impossible(config)]:
         raise ConfigError("\n".join(f"{_where(key, file, text, origin)}: {key}: {said}" for key, said in wrong))
     return config
 
@@ -250,9 +256,11 @@ def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def dump(settings: Settings) -> dict[str, Any]:
-    """The settings as plain JSON values, for the journal and for jobs."""
-    return settings.model_dump(mode="json")
+def dump(config: Config) -> dict[str, Any]:
+    """The settings as plain JSON values, for the journal and for jobs, which know no workspace."""
+    plain = config.settings.model_dump(mode="json")
+    plain["model"]["weights"] = config.weights
+    return plain
 
 
 def known_keys() -> list[str]:

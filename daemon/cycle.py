@@ -63,7 +63,9 @@ class Cycle:
         requirement = self.ground.requirement
         champion = targets.champion(connection, self.target)
         judge = targets.judge_set(connection, self.rows)
-        classes = champion.classes if champion and self.row.trigger == "constraints" else self._classes()
+        classes = self._classes()
+        if champion and self.row.trigger == "constraints":
+            classes = tuple(name for name in champion.classes if name in classes)
         proven = set(self._proven(connection))
         candidates = tuple(
             dataclasses.replace(c, proof=judge.counts(connection, c.artifact, c.classes)) if c.artifact in proven else c
@@ -133,7 +135,15 @@ class Cycle:
             .outerjoin(artifacts, artifacts.c.model_id == models.c.id)
             .where(models.c.recipe.in_(list(self._recipes().values())), artifacts.c.id.is_(None))
         )
-        return tuple(rows.scalars())
+        stages = schema.stages
+        begun = connection.execute(  # built, but the proof or the measurement was interrupted
+            select(stages.c.step).where(
+                stages.c.cycle_id == self.id,
+                stages.c.step.startswith("build "),
+                stages.c.state.in_(("waiting", "running")),
+            )
+        )
+        return tuple(dict.fromkeys([*(step.removeprefix("build ") for step in begun.scalars()), *rows.scalars()]))
 
     def _too_large(self, connection: Connection) -> dict[str, str]:
         limit = self.ground.requirement.artifact_max_mb
@@ -164,12 +174,21 @@ class Cycle:
         self.retry_at = None
         step = self.next()
         while isinstance(step, Judge):
+            if self._champion_changes():
+                return None  # the end of the switch wakes the loop
             self._ask(step.artifact)
             step = self.next()
         if isinstance(step, Train | Build | Prove):
             self._start(step)
-            return None
+            return None if self.child else self.next()
         return step
+
+    def _champion_changes(self) -> bool:
+        """Whether a rollback is under way: a verdict against what it replaces would be void."""
+        table = schema.promotions
+        mine = (table.c.target == self.target, table.c.kind == "rollback", table.c.state == "switching")
+        with self.journal.connect() as connection:
+            return connection.execute(select(table.c.id).where(*mine)).first() is not None
 
     def _ask(self, artifact: str) -> None:
         with self.journal.begin() as connection:
@@ -198,6 +217,12 @@ class Cycle:
                 rows[0] = get(connection, schema.stages, rows[0].id)
             earlier = {row.name: row.outputs for row in rows if row.state == "done"}
             waiting = [(plan, row) for plan, row in zip(plans, rows, strict=True) if row.state != "done"]
+            if not waiting:  # it would be asked for again and again
+                self._begin_attempt(connection, rows[-1].id, f"c{self.id}.s{rows[-1].id}")
+                words = "all its stages are done, and still it is asked for; please report this"
+                connection.execute(_open_attempt(rows[-1].id).values(ended=now(), outcome="failed", last_words=words))
+                change(connection, schema.stages, rows[-1].id, state="failed")
+                return
             package = waiting[0][0].package
             together = [pair for pair in waiting if pair[0].package == package]
             first = together[0][1]
@@ -274,15 +299,16 @@ class Cycle:
     def ended(self, status: int, last_words: str) -> None:
         """The child is gone: if it left a stage unfinished, that attempt failed; the policy says when to try again."""
         self.child = None
-        if status == 0:
-            return
         how = "timed out" if self.timed_out else "failed"
         with self.journal.begin() as connection:
             row = connection.execute(
                 select(schema.stages).where(schema.stages.c.cycle_id == self.id, schema.stages.c.state == "running")
             ).first()
-            if row is None:  # it died before it began a stage
-                first = next(iter(self._stage_rows.values()))
+            if row is None:
+                states = [get(connection, schema.stages, id_).state for id_ in self._stage_rows.values()]
+                if "done" in states:  # what it said is done, however it ended; what is left is begun anew
+                    return
+                first = next(iter(self._stage_rows.values()))  # it ended before it began a stage
                 self._begin_attempt(connection, first, f"c{self.id}.s{first}")
                 row = get(connection, schema.stages, first)
             words = _last_words(connection, row.id) or last_words or f"ended with status {status}"

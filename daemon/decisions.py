@@ -35,7 +35,8 @@ def decide_all(journal: Engine, config: Config, because: str, *, device: str) ->
             found = evidence.gather(connection, config, requirement, device=device, requested=requested)
             decision = decide(found, config.settings.policies)
             row = write(connection, config, target, because, decision, found)
-            people.settle(connection, target)
+            if decision.action == "train":
+                people.settle(connection, target)
             log.info("%s: %s: %s", target, decision.action, decision.reason)
             if decision.until is not None:
                 until.append(decision.until)
@@ -93,6 +94,6 @@ def _begin(
         state="running",
         snapshot_id=taken.id,
         requirement=to_dict(requirement),
-        settings=dump(config.settings),
+        settings=dump(config),
         started=now(),
     )

@@ -22,7 +22,12 @@ def gather(
     usable, _ = snapshot.usable(connection)
     before = _last_training(connection, config, target)
     labelled = {row.sha256: row.name for row in usable}
-    new = [row for row in usable if before.get(row.sha256) != row.name]
+    # A class too small for any snapshot yet is not new data: it would set off trainings that leave it out.
+    policies = config.settings.policies
+    at_least = policies.new_class.samples if champion else policies.volume.first_samples_per_class
+    counts = Counter(labelled.values())
+    held = {name for name, number in counts.items() if number >= at_least} | set(champion.classes if champion else ())
+    new = [row for row in usable if before.get(row.sha256) != row.name and row.name in held]
     ended, failures, failed_at, words = _history(connection, target)
     judge = _proof(connection, config, champion) if champion else ()
     return Evidence(
@@ -30,7 +35,7 @@ def gather(
         target=target,
         champion=champion is not None,
         champion_classes=champion.classes if champion else (),
-        counts=dict(Counter(labelled.values())),
+        counts=dict(counts),
         new_by_class=dict(Counter(row.name for row in new)),
         gone=sum(1 for sha in before if sha not in labelled),
         trained_on=len(before),
@@ -61,7 +66,7 @@ def constraints_changed(connection: Connection, requirement: Requirement) -> boo
     cycles = schema.cycles
     answered = connection.execute(
         select(cycles.c.requirement)
-        .where(cycles.c.target == requirement.target, cycles.c.state.in_(("done", "failed")))
+        .where(cycles.c.target == requirement.target, cycles.c.state == "done")
         .order_by(cycles.c.id.desc())
     ).scalar()
     return answered is not None and answered != to_dict(requirement)

@@ -219,7 +219,8 @@ def _record_model(connection: Connection, ground: Ground, architecture: str, out
             train_seconds=sum(second or 0.0 for second in seconds),
             created=now(),
         )
-        .on_conflict_do_nothing()
+        # Another recipe (say, another device) may have given the very same model.
+        .on_conflict_do_update(index_elements=["id"], set_={"recipe": ground.recipe(architecture)})
     )
 
 

@@ -71,6 +71,8 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
                     key,
                     f"{path} lies in the watched folder {folder}: its files would be read as images",
                 )
+    if config.weights not in ("none", "timm") and not Path(config.weights).is_file():
+        yield "model.weights", f'names the file {config.weights}, which is not there; or write "none" or "timm"'
     names = config.settings.model.architectures
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         yield "model.architectures", f"names {', '.join(doubled)} twice"

@@ -10,6 +10,8 @@ import logging
 import signal
 from queue import SimpleQueue
 
+from sqlalchemy.exc import OperationalError
+
 from daemon import decisions, intake, people
 from daemon.children import Child
 from daemon.config import Config
@@ -27,7 +29,7 @@ from daemon.events import (
     SwitchEnded,
     TimerFired,
 )
-from daemon.journal import open_journal
+from daemon.journal import now, open_journal
 from daemon.lock import locked
 from daemon.observer import Observer
 from daemon.reader import Reader
@@ -36,6 +38,7 @@ from daemon.sources import Sources, running
 from daemon.worker import Worker
 
 log = logging.getLogger("relearn")
+TROUBLE_SECONDS = 30.0  # after which it is tried again
 STOP_SECONDS = 8.0  # after SIGTERM all children are gone; ten are promised
 
 
@@ -60,9 +63,17 @@ class Daemon:
             self.recover()
             self.work()
             while not isinstance(event := self.queue.get(), Stop):
-                self.handle(event)
-                self.work()
+                try:
+                    self.handle(event)
+                    self.work()
+                except (OSError, OperationalError) as error:
+                    self.bear(error)
             self.end_children()
+
+    def bear(self, error: Exception) -> None:
+        """A full disk or a file system that is away ends nothing: all is looked through again in a while."""
+        log.error("%s; it is tried again in %g s", error, TROUBLE_SECONDS)
+        self.sources.fire_at(now() + TROUBLE_SECONDS, "after trouble")
 
     def work(self) -> None:
         """Does all that can be done before the next event."""
@@ -101,12 +112,18 @@ class Daemon:
         match timer:
             case "rescan":
                 self.reader.scan()
+                self.read_constraints()
             case "triton":
                 self.serving.tend()
             case "timeout":
                 self.worker.stop_overdue()
             case "reading":
                 self.reader.stop_overdue()
+            case "after trouble":
+                self.reader.scan()
+                self.read_constraints()
+                self.answer_people()
+                self.because.append("the trouble may be over")
             case "look again":
                 self.because.append("the wait is over")
             case "retry":
@@ -153,12 +170,15 @@ class Daemon:
             said = f"constraints of {row.target} {'removed' if row.gone else 'changed'}"
             log.info(said)
             self.because.append(said)
-            self.worker.interrupt(row.target, said)
+            if not self.worker.runs_under(row.target, row.requirement):
+                self.worker.interrupt(row.target, said)
 
     def answer_people(self) -> None:
         """Takes what people asked for on the command line."""
-        for what in people.take(self.journal, self.serving):
-            self.because.append(what)
+        for taken in people.take(self.journal, self.serving):
+            if taken.kind == "rollback":  # what runs was begun against the champion that goes
+                self.worker.interrupt(taken.target, taken.said)
+            self.because.append(taken.said)
 
     def end_children(self) -> None:
         """Every child is asked to end, and ended if it does not."""

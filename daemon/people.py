@@ -6,6 +6,7 @@ import getpass
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,17 @@ def ask(journal: Engine, state: Path, kind: str, **arguments: Any) -> int:
     return request
 
 
-def take(journal: Engine, serving: Serving) -> Iterator[str]:
-    """Does what each open request asks, in one transaction with its answer; yields what a decision is owed to."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A request that was carried out."""
+
+    kind: str
+    target: str
+    said: str
+
+
+def take(journal: Engine, serving: Serving) -> Iterator[Taken]:
+    """Does what each open request asks, in one transaction with its answer; yields what was not refused."""
     with journal.connect() as connection:
         asked = list(connection.execute(select(schema.requests).where(schema.requests.c.state == "asked")))
     for request in asked:
@@ -51,8 +61,10 @@ def take(journal: Engine, serving: Serving) -> Iterator[str]:
                 state, answer = "refused", str(error)
             claim(connection, schema.requests, request.id, "asked", state, answer=answer)
         serving.tend()
-        if state == "owed":
-            yield f"{request.by} asked for a training of {request.arguments['target']}"
+        if state != "refused":
+            target = request.arguments["target"]
+            what = "training" if request.kind == "retrain" else request.kind
+            yield Taken(request.kind, target, f"{request.by} asked for a {what} of {target}")
 
 
 def _do(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +75,7 @@ class Reader:
 
     def hear(self, line: dict[str, Any]) -> None:
         assert self.drop is not None
-        self.crashes, self.heard = 0, now()
+        self.crashes, self.heard = 0, time.monotonic()
         self.drop.take(line["files"])
         done = self.drop.total - len(self.drop.unread)
         log.debug("drop %d: %d of %d files read", self.drop.id, done, self.drop.total)
@@ -100,18 +101,19 @@ class Reader:
         job = self.config.state / "drops" / f"{self.drop.id}.json"
         write_job(job, self.drop.job(token))
         self.child = Child(token, "daemon.decode", [str(job)], self.put)
-        self.heard = now()
-        self.sources.fire_at(self.heard + PATIENCE_SECONDS, "reading")
+        self.heard = time.monotonic()
+        self.sources.fire_at(now() + PATIENCE_SECONDS, "reading")
 
     def stop_overdue(self) -> None:
         """Stops a child that has said nothing for too long: a file that hangs it is found as one that crashes it."""
         if self.child is None:
             return
-        if now() - self.heard >= PATIENCE_SECONDS:
+        silent = time.monotonic() - self.heard
+        if silent >= PATIENCE_SECONDS:
             log.warning("the reader has said nothing for %.0f s: it is stopped", PATIENCE_SECONDS)
             self.child.stop(grace_seconds=5.0)
         else:
-            self.sources.fire_at(self.heard + PATIENCE_SECONDS, "reading")
+            self.sources.fire_at(now() + PATIENCE_SECONDS - silent, "reading")
 
     def _finish(self) -> None:
         drop, self.drop = self.drop, None

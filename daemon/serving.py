@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, func, select, update
 
-from daemon import schema
+from daemon import schema, targets
 from daemon.config import Config
 from daemon.events import Event, SwitchEnded
 from daemon.journal import AnyRow, add, claim, get, now
@@ -93,11 +93,15 @@ class Serving:
         return get(connection, promotions, id_)
 
     def withdraw(self, cycle: int) -> None:
-        """Takes back the promotions of a cycle that are not served yet; what was begun is undone."""
+        """Takes back the promotions of a cycle that no client can have met; what was begun is undone.
+
+        One that Triton may be loading goes on: to call clients back from it would fail requests on their way.
+        """
+        early = promotions.c.step.is_(None) | promotions.c.step.in_(("stage", "probe"))
         with self.journal.begin() as connection:
             connection.execute(
                 update(promotions)
-                .where(promotions.c.cycle_id == cycle, promotions.c.state == "switching")
+                .where(promotions.c.cycle_id == cycle, promotions.c.state == "switching", early)
                 .values(state="undoing", error="withdrawn: the constraints changed")
             )
         self.tend()
@@ -130,31 +134,40 @@ class Serving:
             )
         try:
             for row in under_way:
-                self._undo(row) if row.state == "undoing" else self._switch(row)
+                self._try(row, self._undo if row.state == "undoing" else self._switch)
             with self.journal.connect() as connection:  # as it is after the switches
                 served = list(connection.execute(select(promotions).where(promotions.c.state == "serving")))
             for row in served:
-                self._keep(row)
+                self._try(row, self._keep)
             if served or under_way:
                 self._say("triton", None, "Triton answers again")
         except TritonUnavailable as error:
             self._say("triton", str(error))
+
+    def _try(self, row: AnyRow, act: Callable[[AnyRow], None]) -> None:
+        """One target's trouble is said and leaves the others alone. Raises TritonUnavailable: that is everyone's."""
+        try:
+            act(row)
+            self._say(row.target, None, f"{row.target} is served as it should be again")
         except (RepositoryError, SwitchFailed) as error:
-            self._say("repository", str(error))
+            self._say(row.target, str(error))
 
     def _switch(self, row: AnyRow) -> None:
         """Goes on with a promotion from its last finished step."""
         switch = self._describe(row)
         done = STEPS.index(row.step) + 1 if row.step else 0
         for step in STEPS[done:]:
-            if step == "retire":  # the clients have it by now: what is left is tidying up
-                self._served(row)
+            if step == "retire" and not self._served(row):  # the clients have it; what is left is tidying up
+                self._undo(row)  # it was withdrawn meanwhile
+                return
             try:
                 log.debug("%s: %s", row.target, run_step(step, switch, self._connection()))
             except (TritonUnavailable, RepositoryError) as error:
                 self._write(row, error=f"waits: {error}")
                 raise
             except SwitchFailed as error:
+                if step == "retire":  # it serves already, and nothing else does: `_keep` tidies up
+                    raise
                 with self.journal.begin() as connection:
                     claim(connection, promotions, row.id, "switching", "undoing", error=str(error))
                 self._undo(row)
@@ -163,17 +176,19 @@ class Serving:
                 self._undo(row)  # it was withdrawn meanwhile
                 return
 
-    def _served(self, row: AnyRow) -> None:
+    def _served(self, row: AnyRow) -> bool:
+        """It serves, the one before no longer. False: it is no longer switching."""
         with self.journal.begin() as connection:
+            if not claim(connection, promotions, row.id, "switching", "serving", served=now()):
+                return False
             earlier = (
                 promotions.c.target == row.target,
                 promotions.c.state == "serving",
                 promotions.c.id != row.id,
             )
             connection.execute(update(promotions).where(*earlier).values(state="retired", ended=now()))
-            if not claim(connection, promotions, row.id, "switching", "serving", served=now()):
-                return
         self.put(SwitchEnded(row.id, None))
+        return True
 
     def _undo(self, row: AnyRow) -> None:
         undo(self._describe(row), self._connection())
@@ -185,11 +200,11 @@ class Serving:
     def _keep(self, row: AnyRow) -> None:
         """Mends a target that Triton does not serve as the journal says, and tidies up after its switch."""
         switch = self._describe(row)
+        if done := mend(switch, self._connection()):
+            log.warning("%s", done)
         if row.step != "retire":
             run_step("retire", switch, self._connection())
             self._write(row, step="retire")
-        if done := mend(switch, self._connection()):
-            log.warning("%s", done)
 
     def _write(self, row: AnyRow, **values: str | None) -> bool:
         """Writes how far a promotion has come. False: it is no longer what it was."""
@@ -202,6 +217,7 @@ class Serving:
         settings = self.config.settings
         with self.journal.connect() as connection:
             artifact = get(connection, schema.artifacts, row.artifact_id)
+            asked = targets.requirements(connection).get(row.target)
             before = connection.execute(
                 select(promotions.c.version).where(
                     promotions.c.target == row.target,
@@ -216,7 +232,7 @@ class Serving:
             version=row.version,
             before=before,
             serving=ServedHow(
-                max_batch_size=settings.triton.max_batch_size,
+                max_batch_size=max(settings.triton.max_batch_size, asked.batch_size if asked else 1),
                 instances=settings.triton.instances,
                 threads=settings.compute.serve_threads,
             ),

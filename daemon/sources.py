@@ -5,10 +5,12 @@ Notification is a hint: it says where to look, and when it is quiet. What is the
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,6 +18,7 @@ from queue import SimpleQueue
 from apscheduler.schedulers.background import BackgroundScheduler
 from watchdog.events import (
     EVENT_TYPE_CLOSED_NO_WRITE,
+    EVENT_TYPE_DELETED,
     EVENT_TYPE_OPENED,
     FileSystemEvent,
     FileSystemEventHandler,
@@ -36,6 +39,7 @@ from daemon.events import (
 
 Put = Callable[[Event], None]
 EDIT_SETTLE_SECONDS = 0.05  # editors write a file in two or three steps
+LOOK_SECONDS = 0.5  # between two looks whether a watched folder is still the one that is watched
 MANY = 20_000  # so many paths are no longer a hint: the whole folder is scanned
 
 
@@ -79,14 +83,41 @@ class Settling:
 
 
 class _Touch(FileSystemEventHandler):
-    def __init__(self, touch: Callable[..., None]) -> None:
+    def __init__(self, touch: Callable[..., None], folder: Path | None = None) -> None:
         self.touch = touch
+        self.folder = str(folder)
+        self.ended = False  # the folder itself went, and with it the watch
 
     def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type == EVENT_TYPE_DELETED and event.src_path == self.folder:
+            self.ended = True
         if event.event_type in (EVENT_TYPE_OPENED, EVENT_TYPE_CLOSED_NO_WRITE):
             return  # reading is no change, and we read ourselves
         paths = [event.src_path, event.dest_path] if event.dest_path else [event.src_path]
         self.touch(*(Path(path if isinstance(path, str) else path.decode()) for path in paths))
+
+
+class _Overflow(logging.Handler):
+    """watchdog says in its log alone that the kernel dropped notifications."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "overflow" in record.getMessage():
+            self.tell()
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A folder, what hears of it, and which folder it was when that began: another may take its place."""
+
+    folder: Path
+    handler: _Touch
+    recursive: bool
+    observer: BaseObserver
+    inode: int
 
 
 class Sources:
@@ -98,6 +129,8 @@ class Sources:
         self.scheduler = BackgroundScheduler(timezone=UTC, job_defaults={"misfire_grace_time": None})
         self._settlings: list[Settling] = []
         self._observers: list[BaseObserver] = []
+        self._watched: list[_Watched] = []
+        self._overflow = _Overflow(self._look_everywhere)
 
     def start(self) -> None:
         watch = self.config.settings.watch
@@ -113,9 +146,12 @@ class Sources:
         minutes = watch.rescan_minutes
         self.scheduler.add_job(self._fire, "interval", ["rescan"], minutes=minutes)
         self.scheduler.add_job(self._fire, "interval", ["triton"], seconds=self.config.settings.triton.check_seconds)
+        self.scheduler.add_job(self._watch_again, "interval", seconds=LOOK_SECONDS, max_instances=1, coalesce=True)
+        logging.getLogger("watchdog").addHandler(self._overflow)
         self.scheduler.start()
 
     def stop(self) -> None:
+        logging.getLogger("watchdog").removeHandler(self._overflow)
         self.scheduler.shutdown(wait=False)
         for observer in self._observers:
             observer.stop()
@@ -144,14 +180,37 @@ class Sources:
         settling = Settling(seconds, tell)
         settling.start()
         self._settlings.append(settling)
-        self._observe(folder, _Touch(settling.touch), recursive=recursive)
+        handler = _Touch(settling.touch, folder)
+        observer = self._observe(folder, handler, recursive=recursive)
+        self._watched.append(_Watched(folder, handler, recursive, observer, folder.stat().st_ino))
+
+    def _watch_again(self) -> None:
+        """A watch ends with its folder, and says nothing of one that takes its place: removed, moved, mounted over."""
+        for watched in self._watched:
+            try:
+                inode = watched.folder.stat().st_ino
+            except OSError:
+                continue
+            if inode != watched.inode or watched.handler.ended:  # the number may have been given again
+                watched.inode, watched.handler.ended = inode, False
+                watched.observer.stop()
+                watched.observer = self._observe(watched.folder, watched.handler, recursive=watched.recursive)
+                self.put(SourceFailed(f"{watched.folder}: is another folder than before; it is watched from now on"))
+                watched.handler.touch(watched.folder)
+
+    def _look_everywhere(self) -> None:
+        self.put(SourceFailed("notifications were lost; all folders are looked through"))
+        for watched in self._watched:
+            watched.handler.touch(watched.folder)
 
     def _watch_wake(self) -> None:
         inbox = self.config.state / "inbox"
         inbox.mkdir(parents=True, exist_ok=True)
         self._observe(inbox, _Touch(lambda *_paths: self.put(PersonAsked())), recursive=False, local=True)
 
-    def _observe(self, folder: Path, handler: FileSystemEventHandler, *, recursive: bool, local: bool = False) -> None:
+    def _observe(
+        self, folder: Path, handler: FileSystemEventHandler, *, recursive: bool, local: bool = False
+    ) -> BaseObserver:
         watch = self.config.settings.watch
         polling = watch.polling and not local
         observer: BaseObserver = PollingObserver(timeout=watch.polling_seconds) if polling else Observer()
@@ -164,6 +223,7 @@ class Sources:
             observer.schedule(handler, str(folder), recursive=recursive)
             observer.start()
         self._observers.append(observer)
+        return observer
 
 
 @contextmanager

@@ -52,17 +52,14 @@ def _read(original: BinaryIO) -> bytes:
 
 
 def settle(store: Path, copies: dict[Path, str]) -> None:
-    """Makes a batch of copies durable with one sync, then gives each its name. A copy already there is kept."""
+    """Makes a batch of copies durable with one sync, then gives each its name."""
     if not copies:
         return
     _sync_file_system(store)
     for temporary, sha256 in copies.items():
         final = place(store, sha256)
         final.parent.mkdir(exist_ok=True)
-        if final.exists():
-            temporary.unlink()
-        else:
-            temporary.rename(final)
+        temporary.replace(final)  # also of a copy that is there: it may be damaged
     _sync_file_system(store)
 
 

@@ -107,11 +107,12 @@ def judge_accuracy(connection: Connection, artifact: str, classes: list[str]) ->
     """Share of right answers on the judge samples, of the classes it knows, that the artifact was asked about."""
     answers, occurrences = schema.answers, schema.occurrences
     rows = connection.execute(
-        select(answers.c.predicted, occurrences.c.class_name)
+        select(answers.c.sample_id, answers.c.predicted, occurrences.c.class_name)
+        .distinct()
         .join(occurrences, occurrences.c.sample_id == answers.c.sample_id)
         .where(answers.c.artifact_id == artifact, occurrences.c.gone.is_(None), occurrences.c.class_name.in_(classes))
     ).all()
-    return sum(predicted == name for predicted, name in rows) / len(rows) if rows else None
+    return sum(predicted == name for _, predicted, name in rows) / len(rows) if rows else None
 
 
 def models(connection: Connection) -> list[View]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Engine, select
@@ -87,7 +87,7 @@ class Worker:
                 cycle=self.cycle.id,
             )
         if promotion.state == "failed":
-            self._finish("failed", f"promotion of {artifact}: {promotion.reason}")
+            self._finish("failed", f"promotion of {artifact}: {promotion.error}")
             return True
         self.serving.tend()
         return False
@@ -105,7 +105,7 @@ class Worker:
             self.sources.fire_at(self.cycle.retry_at, "retry")
         elif self.cycle.child is not None:
             minutes = self.config.settings.compute.stage_timeout_minutes
-            self.sources.fire_at(now() + minutes * 60, "timeout")
+            self.sources.fire_at(now() - self.cycle.child.age + minutes * 60, "timeout")
 
     def hear(self, line: dict[str, Any]) -> None:
         assert self.cycle is not None
@@ -128,6 +128,10 @@ class Worker:
             log.error("%s: version %d is not served: %s", row.target, row.version, event.error)
         else:
             log.info("%s: version %d (%s) is served", row.target, row.version, row.artifact_id)
+
+    def runs_under(self, target: str, requirement: Mapping[str, Any] | None) -> bool:
+        """Whether the running cycle is one of this target that judges by this very requirement."""
+        return self.cycle is not None and (self.cycle.target, self.cycle.row.requirement) == (target, requirement)
 
     def interrupt(self, target: str, reason: str) -> None:
         """Ends the running cycle of this target, if it is the one that runs."""

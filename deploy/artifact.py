@@ -46,10 +46,10 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, An
     }
 
 
-def name_artifact(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """The artifact's id: 16 hex digits over the names and hashes of the engine's files and the labels."""
+def name_artifact(model: str, files: Mapping[str, Mapping[str, Any]]) -> str:
+    """The artifact's id: 16 hex digits over its model's id, and names and hashes of the engine's files and labels."""
     pairs = sorted((name, entry["sha256"]) for name, entry in files.items() if name != GOLDEN)
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([model, pairs]).encode()).hexdigest()[:16]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

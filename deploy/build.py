@@ -112,7 +112,7 @@ def describe(
     files = artifact.describe_files(work, [*own, artifact.LABELS, artifact.GOLDEN])
     return {
         "format": artifact.FORMAT,
-        "id": artifact.name_artifact(files),
+        "id": artifact.name_artifact(manifest["id"], files),
         "model": manifest["id"],
         "architecture": manifest["architecture"],
         "engine": order["engine"],

@@ -118,7 +118,9 @@ def next_step(facts: CycleFacts) -> Step:
             return Finish("ask", verdict.reason)
     if facts.unbuilt:
         return Build(facts.unbuilt[0])
-    return _next_candidate(facts) or _next_training(facts)
+    # The winner alone is asked about on judge: each further asking would spend more of the error budget.
+    refused = facts.champion_feasible and bool(facts.verdicts)
+    return (None if refused else _next_candidate(facts)) or _next_training(facts)
 
 
 def _next_candidate(facts: CycleFacts) -> Step | None:

@@ -67,7 +67,8 @@ def accuracy(evidence: Evidence, settings: AccuracySettings) -> Finding:
     """The champion answers new labelled samples worse than its proof promised, by more than `fall`.
 
     Its accuracy on judge is taken at the new samples' mix of classes, so that a drop of one hard class is no
-    fall; the fall must be beyond chance: the upper bound of Clopper and Pearson on the new samples counts.
+    fall; the fall must be beyond chance: the bounds of Clopper and Pearson count, the upper one on
+    the new samples and the lower one on judge.
     """
     if not evidence.champion:
         return Finding("accuracy", False, "no champion yet whose accuracy could fall")
@@ -77,14 +78,17 @@ def accuracy(evidence: Evidence, settings: AccuracySettings) -> Finding:
     if samples < settings.samples or not proven:
         why = f"it takes {settings.samples}" if proven else "no proof on judge to compare with"
         return Finding("accuracy", False, f"{samples} new labelled samples of classes the champion knows, {why}")
-    overall = sum(c.correct for c in proven.values()) / sum(c.samples for c in proven.values())
+    judged, right = sum(c.samples for c in proven.values()), sum(c.correct for c in proven.values())
     by_class = {name: c.correct / c.samples for name, c in proven.items()}
-    promised = sum(c.samples * by_class.get(c.name, overall) for c in known) / samples
+    estimate = sum(c.samples * by_class.get(c.name, right / judged) for c in known) / samples
+    # What few judge samples promise is uncertain too: as much is taken off as their lower bound lies below their share.
+    promised = estimate - (right / judged - clopper_pearson(right, judged, settings.confidence)[0])
     upper = clopper_pearson(correct, samples, settings.confidence)[1]
     fired = upper < promised - settings.fall
     return Finding(
         "accuracy",
         fired,
         f"{correct / samples:.1%} right on {samples:,} new labelled samples (at most {upper:.1%}), "
-        f"{promised:.1%} on judge for the same classes; it takes a fall of more than {settings.fall:.1%}",
+        f"{estimate:.1%} on judge for the same classes (at least {promised:.1%}); "
+        f"it takes a fall of more than {settings.fall:.1%}",
     )

@@ -73,7 +73,11 @@ class Client:
         record.longest_ms = max(record.longest_ms, 1000 * (time.monotonic() - began))
         record.versions[version] += 1
         _, index, label = rows[0][0]
-        classes = self._manifest(version).get("classes", [])
+        try:
+            classes = self._manifest(version)["classes"]
+        except (OSError, ValueError) as error:
+            record.mismatches.append(f"version {version} answered, and its manifest cannot be read: {error}")
+            return
         if index >= len(classes) or classes[index] != label:
             record.mismatches.append(f"version {version} said {index} is {label!r}; its manifest says {classes}")
 

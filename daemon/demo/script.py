@@ -21,6 +21,7 @@ from daemon.errors import RelearnError
 
 EPOCHS = 12
 PER_SECOND = 20.0  # requests of the client
+QUIET_SECONDS = 2.0  # in which nothing may happen
 STEP_SECONDS = 240.0  # after which a step has failed
 
 
@@ -153,9 +154,11 @@ class Demo:
 
     def broken_files(self) -> None:
         with self.step("broken files", "a truncated PNG, text named .png, an empty file are dropped") as found:
+            time.sleep(QUIET_SECONDS)  # what the file before set off has been decided
             before = checks.doings(self.workspace)
             files = drop_broken(self.workspace.images, self.waves.first[0])
             self.wait(lambda: len(checks.rejections(self.workspace)) == len(files), "each is reported")
+            time.sleep(QUIET_SECONDS)  # in which a decision would come, if one came
             found.update(checks.only_reported(self.workspace, files, before))
 
     def end_clients(self) -> None:

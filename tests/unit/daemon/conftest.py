@@ -152,7 +152,7 @@ class World:
                     "state": "running",
                     "snapshot_id": taken.id,
                     "requirement": to_dict(self.requirement(target)),
-                    "settings": dump(self.config.settings),
+                    "settings": dump(self.config),
                     "started": 1.0,
                     **columns,
                 },

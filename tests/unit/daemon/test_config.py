@@ -61,7 +61,7 @@ def test_config_toml_says_what_each_setting_is(key: str) -> None:
 
 def test_a_fresh_workspace_is_as_the_defaults(workspace: Path) -> None:
     config = load(workspace)
-    assert dump(config.settings) == Settings.model_construct().model_dump(mode="json")
+    assert dump(config) == Settings.model_construct().model_dump(mode="json")
     assert config.state == workspace / "state"
     assert config.folders == (workspace / "images",)
     assert config.origin["train.epochs"] == f"config.toml:{line_of(TEXT, 'train.epochs')}"
@@ -70,7 +70,7 @@ def test_a_fresh_workspace_is_as_the_defaults(workspace: Path) -> None:
 def test_an_empty_file_gives_the_defaults(workspace: Path) -> None:
     (workspace / "config.toml").write_text("", encoding="utf-8")
     config = load(workspace)
-    assert dump(config.settings) == Settings.model_construct().model_dump(mode="json")
+    assert dump(config) == Settings.model_construct().model_dump(mode="json")
     assert config.origin == {}
 
 

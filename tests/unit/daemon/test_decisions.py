@@ -218,7 +218,6 @@ def test_a_request_for_one_target_is_not_another_s(decide: Decide, world: World)
     assert [(row.target, row.action) for row in world.rows(schema.decisions)] == [("a", "nothing"), ("b", "train")]
 
 
-@pytest.mark.xfail(strict=True, reason="the decision for the edit, which goes first, settles the request unanswered")
 def test_a_request_outlives_an_edit_that_goes_first(decide: Decide, world: World, clock: list[float]) -> None:
     world.require()
     enough(world)

@@ -30,7 +30,7 @@ def ground(config: Config, world: World) -> Ground:
     world.samples("cat", "judge", 2)
     id_ = world.cycle()
     row = world.row(schema.cycles)
-    return Ground(id_, config.state, dump(config.settings), world.requirement(), row.snapshot_id)
+    return Ground(id_, config.state, dump(config), world.requirement(), row.snapshot_id)
 
 
 def plan(journal: Engine, ground: Ground, step: Train | Build | Prove) -> dict[str, StagePlan]:

@@ -115,6 +115,8 @@ def test_a_scan_finds_what_notification_missed(
 @pytest.mark.parametrize("timer", ["rescan", "triton", "timeout", "retry", "reading", "unheard of"])
 def test_no_timer_calls_for_a_decision_by_itself(daemon: Daemon, world: World, timer: str) -> None:
     world.require()
+    daemon.read_constraints()
+    daemon.because.clear()
     daemon.handle(TimerFired(timer))
     work(daemon)
     assert decided(world) == []
@@ -329,7 +331,6 @@ def test_what_is_not_the_target_s_valid_edit_interrupts_nothing(
     assert ("the last valid constraints of edge stand" in caplog.text) == (change == "invalid")
 
 
-@pytest.mark.xfail(strict=True, reason="any new text of a valid file interrupts, though it asks for the same")
 @pytest.mark.parametrize("change", ["a comment", "broken and mended"])
 def test_an_edit_that_asks_for_the_same_interrupts_nothing(
     daemon: Daemon, world: World, stand_in: StandIn, config: Config, change: str

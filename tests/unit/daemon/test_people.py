@@ -56,7 +56,7 @@ def ask(config: Config, journal: Engine, kind: str, **arguments: object) -> int:
 
 
 def taken(journal: Engine, serving: Serving) -> list[str]:
-    return list(people.take(journal, serving))
+    return [taken.said for taken in people.take(journal, serving)]
 
 
 def owed(journal: Engine, target: str = "edge") -> str | None:

@@ -241,7 +241,6 @@ def test_a_folder_that_cannot_be_watched_is_polled(
 GONE = "the watch ends with the folder: what comes into the new one is not noticed"
 
 
-@pytest.mark.xfail(strict=True, reason=GONE)
 @pytest.mark.parametrize("how", ["removed", "moved away"])
 def test_a_folder_that_comes_back_is_watched_again(
     listen: Callable[..., Heard], images: Path, png: Png, how: str
@@ -253,7 +252,6 @@ def test_a_folder_that_comes_back_is_watched_again(
     heard.path(png(images / "cat" / "2.png"), seconds=1.5)
 
 
-@pytest.mark.xfail(strict=True, reason=f"{GONE}, and no timer looks at constraints: an edit acts at the next start")
 def test_constraints_are_noticed_after_their_folder_was_replaced(listen: Callable[..., Heard], config: Config) -> None:
     heard = listen()
     text = (config.constraints / "edge.toml").read_text()
@@ -265,7 +263,6 @@ def test_constraints_are_noticed_after_their_folder_was_replaced(listen: Callabl
     heard.until(lambda event: isinstance(event, ConstraintsTouched), seconds=1.5)
 
 
-@pytest.mark.xfail(strict=True, reason="watchdog logs an inotify overflow, and nobody scans")
 def test_an_overflow_of_notification_means_to_look_everywhere(config: Config, images: Path, png: Png) -> None:
     """The daemon is held up while more changes in one folder than the kernel keeps, and then one in another."""
     (images / "busy").mkdir()
@@ -347,7 +344,8 @@ def test_scans_and_comparisons_come_round_by_themselves(listen: Callable[..., He
 
 def test_the_scan_is_as_often_as_configured(listen: Callable[..., Heard]) -> None:
     heard = listen("watch.rescan_minutes=7", "triton.check_seconds=9")
-    seconds = {job.args[0]: job.trigger.interval.total_seconds() for job in heard.sources.scheduler.get_jobs()}
+    timers = [job for job in heard.sources.scheduler.get_jobs() if job.args]
+    seconds = {job.args[0]: job.trigger.interval.total_seconds() for job in timers}
     assert seconds == {"rescan": 420, "triton": 9}
 
 

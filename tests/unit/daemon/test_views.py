@@ -205,7 +205,6 @@ def test_the_accuracy_on_judge_is_by_the_labels_now(journal: Engine, served: Wor
     assert model["judge_accuracy"] == 1.0
 
 
-@pytest.mark.xfail(strict=True, reason="a sample counts once for each of its files")
 def test_an_image_that_lies_there_twice_counts_once(journal: Engine, served: World) -> None:
     cats = [sample for sample, name in served.truth().items() if name == "cat"]
     served.relabel(cats[0], "dog")

@@ -153,7 +153,6 @@ def test_a_promotion_that_fails_ends_its_cycle(lane: Lane) -> None:
     assert not lane.worker.busy
 
 
-@pytest.mark.xfail(strict=True, reason="the cycle is closed with why it was promoted, not with why that failed")
 def test_a_promotion_that_fails_says_why(lane: Lane) -> None:
     lane.worker.begin(lane.world.cycle())
     lane.work()
@@ -208,10 +207,9 @@ def test_a_child_is_given_the_time_that_is_configured(lane: Lane, stand_in: Stan
     stand_in.behave(pixels=["hang"])
     lane.worker.begin(lane.world.cycle())
     lane.worker.step()
-    assert lane.timer("timeout") == clock[0] + 720 * 60
+    assert lane.timer("timeout") == pytest.approx(clock[0] + 720 * 60, abs=60)  # less what its start took
 
 
-@pytest.mark.xfail(strict=True, reason="each event sets the timer anew: with one every 10 s, no child is ever overdue")
 def test_what_else_happens_gives_a_child_no_more_time(lane: Lane, stand_in: StandIn, clock: list[float]) -> None:
     stand_in.behave(pixels=["hang"])
     lane.worker.begin(lane.world.cycle())

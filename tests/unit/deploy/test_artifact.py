@@ -95,15 +95,17 @@ def test_what_is_wrong_with_an_artifact_is_said_to_a_person() -> None:
 
 def test_the_id_is_of_the_engines_files_and_the_labels(folder: Path) -> None:
     files = artifact.describe_files(folder, FILES)
-    name = artifact.name_artifact(files)
+    model = artifact.read_manifest(folder)["model"]
+    name = artifact.name_artifact(model, files)
     assert name == folder.name == artifact.read_manifest(folder)["id"]
-    assert artifact.name_artifact(dict(reversed(files.items()))) == name
-    assert artifact.name_artifact({k: v for k, v in files.items() if k != "golden.npz"}) == name
+    assert artifact.name_artifact(model, dict(reversed(files.items()))) == name
+    assert artifact.name_artifact(model, {k: v for k, v in files.items() if k != "golden.npz"}) == name
     for changed in ("labels.txt", "model.onnx"):
         other = {**files, changed: {**files[changed], "sha256": "0" * 64}}
-        assert artifact.name_artifact(other) != name
+        assert artifact.name_artifact(model, other) != name
     renamed = {("other.onnx" if k == "model.onnx" else k): v for k, v in files.items()}
-    assert artifact.name_artifact(renamed) != name
+    assert artifact.name_artifact(model, renamed) != name
+    assert artifact.name_artifact("another", files) != name
 
 
 def test_the_golden_batch_holds_images_and_the_graphs_answers(folder: Path) -> None:

@@ -101,7 +101,7 @@ def test_new_class_needs_a_champion() -> None:
         ([("a", 50, 40), ("b", 50, 40)], False, "80.0% right on 100"),  # 10 points, within chance
         ([("a", 50, 35), ("b", 50, 35)], True, "70.0% right on 100"),
         ([("b", 100, 80)], False, "85.0% on judge"),  # the hard class alone is no fall
-        ([("a", 100, 80)], True, "95.0% on judge"),
+        ([("a", 100, 70)], True, "95.0% on judge"),
         ([("c", 500, 0)], False, "0 new labelled samples of classes the champion knows"),
     ],
 )
