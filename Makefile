@@ -44,8 +44,8 @@ bench: setup
 lock: setup
 	$(UV) pip compile pyproject.toml --all-extras --universal --generate-hashes --no-header --quiet \
 		--python-version 3.11 --output-file requirements.lock
-	$(UV) pip compile deploy/triton_server/requirements.in --override deploy/triton_server/overrides.txt --universal --generate-hashes --no-header --quiet \
-		--python-version 3.11 --output-file deploy/triton_server/requirements.lock
+	$(UV) pip compile deploy/triton_server/requirements.in --override deploy/triton_server/overrides.txt \
+		--universal --generate-hashes --no-header --quiet --python-version 3.11 --output-file deploy/triton_server/requirements.lock
 
 clean:
 	rm -rf .venv .venv-triton .mypy_cache .ruff_cache .pytest_cache

@@ -92,7 +92,7 @@ def react_to_drops(workspace: Workspace) -> Iterator[dict[str, Any]]:
         closed = drop(workspace.images, rng, number)
         child = until(lambda: next(iter(daemon.children()), None), "a child starts", 0.002)
         started = child.create_time()
-        yield {"what": "start", "number": number, "seconds": max(0.0, started - closed - SETTLE)}
+        yield {"what": "start", "number": number, "seconds": started - closed - SETTLE}
         until(partial(decided_since, workspace, decided), "it is decided", 0.02)
         yield {"what": "decide", "number": number, "seconds": last_decision(workspace)["at"] - closed - SETTLE}
         settled(workspace)
