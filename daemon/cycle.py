@@ -5,24 +5,26 @@ All that a cycle knows is in the journal, so that a daemon that was killed goes 
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, Engine, select, update
 
-from daemon import jobs, schema, snapshot, targets, verdicts
+from daemon import cycle_facts, jobs, people, schema, snapshot, stock, targets, verdicts
 from daemon.children import Child
 from daemon.config import Config
+from daemon.cycle_facts import words_of
 from daemon.events import Event
 from daemon.jobs import Ground, StagePlan
 from daemon.journal import AnyRow, add, change, claim, get, now
-from policies.facts import Job, Requirement, StageOrder, Verdict, from_dict, to_dict
+from policies.facts import Job, Requirement, StageOrder, from_dict, to_dict
 from policies.next_step import Build, CycleFacts, Finish, Judge, Prove, Step, Train, next_step
 from policies.retry import wait_before
 from policies.settings import RetrySettings
 
+log = logging.getLogger("relearn")
 GRACE_SECONDS = 5.0  # between asking a child to end and ending it
 Put = Callable[[Event], None]
 
@@ -39,6 +41,7 @@ class Cycle:
         self.child: Child | None = None
         self.retry_at: float | None = None
         self.timed_out = False
+        self.measures = False  # its deploy child runs, or waits to: what else computes would be in its figures
         with journal.begin() as connection:
             self.row = get(connection, schema.cycles, id_)
             _lose_attempts(connection, id_)
@@ -59,129 +62,48 @@ class Cycle:
             return next_step(self.facts(connection))
 
     def facts(self, connection: Connection) -> CycleFacts:
-        """What the policy looks at, read from the journal anew at each step."""
-        requirement = self.ground.requirement
-        champion = targets.champion(connection, self.target)
-        judge = targets.judge_set(connection, self.rows)
-        classes = self._classes()
-        if champion and self.row.trigger == "constraints":
-            classes = tuple(name for name in champion.classes if name in classes)
-        proven = set(self._proven(connection))
-        candidates = tuple(
-            dataclasses.replace(c, proof=judge.counts(connection, c.artifact, c.classes)) if c.artifact in proven else c
-            for c in targets.candidates(connection, requirement, classes, self.device)
+        return cycle_facts.gather(
+            connection,
+            self.row,
+            self.ground,
+            self.rows,
+            device=self.device,
+            confidence=self.config.settings.promotion.confidence,
         )
-        said = {row.artifact_id: from_dict(Verdict, row.verdict) for row in self._verdicts(connection)}
-        return CycleFacts(
-            trigger=self.row.trigger,
-            requirement=requirement,
-            snapshot=self.ground.snapshot,
-            architectures=tuple(self.ground.settings["model"]["architectures"]),
-            candidates=candidates,
-            unbuilt=self._unbuilt(connection),
-            trained=self._trained(connection),
-            too_large=self._too_large(connection),
-            champion=champion.artifact if champion else None,
-            champion_feasible=champion is not None
-            and targets.feasible(
-                connection,
-                requirement,
-                champion,
-                judge.counts(connection, champion.artifact, champion.classes),
-                device=self.device,
-                confidence=self.config.settings.promotion.confidence,
-            ),
-            rivals=verdicts.unproven(connection, requirement, judge, self.device),
-            verdicts=said,
-            promoted=next(iter(self._promoted(connection)), None),
-            failed=self._failed(connection),
-        )
-
-    def _classes(self) -> tuple[str, ...]:
-        return tuple(sorted({name for name, _ in self.rows.values()}))
-
-    def _proven(self, connection: Connection) -> list[str]:
-        proofs = schema.proofs
-        return list(connection.execute(select(proofs.c.artifact_id).where(proofs.c.cycle_id == self.id)).scalars())
-
-    def _verdicts(self, connection: Connection) -> list[AnyRow]:
-        table = schema.verdicts
-        return list(connection.execute(select(table).where(table.c.cycle_id == self.id).order_by(table.c.id)))
-
-    def _promoted(self, connection: Connection) -> list[str]:
-        table = schema.promotions
-        return list(
-            connection.execute(
-                select(table.c.artifact_id).where(table.c.cycle_id == self.id, table.c.served.is_not(None))
-            ).scalars()
-        )
-
-    def _recipes(self) -> dict[str, str]:
-        return {name: self.ground.recipe(name) for name in self.ground.settings["model"]["architectures"]}
-
-    def _trained(self, connection: Connection) -> tuple[str, ...]:
-        table = schema.models
-        found = set(
-            connection.execute(
-                select(table.c.recipe).where(table.c.recipe.in_(list(self._recipes().values())))
-            ).scalars()
-        )
-        return tuple(name for name, recipe in self._recipes().items() if recipe in found)
-
-    def _unbuilt(self, connection: Connection) -> tuple[str, ...]:
-        models, artifacts = schema.models, schema.artifacts
-        rows = connection.execute(
-            select(models.c.id)
-            .outerjoin(artifacts, artifacts.c.model_id == models.c.id)
-            .where(models.c.recipe.in_(list(self._recipes().values())), artifacts.c.id.is_(None))
-        )
-        stages = schema.stages
-        begun = connection.execute(  # built, but the proof or the measurement was interrupted
-            select(stages.c.step).where(
-                stages.c.cycle_id == self.id,
-                stages.c.step.startswith("build "),
-                stages.c.state.in_(("waiting", "running")),
-            )
-        )
-        return tuple(dict.fromkeys([*(step.removeprefix("build ") for step in begun.scalars()), *rows.scalars()]))
-
-    def _too_large(self, connection: Connection) -> dict[str, str]:
-        limit = self.ground.requirement.artifact_max_mb
-        if limit is None:
-            return {}
-        table = schema.measurements
-        rows = connection.execute(select(table.c.architecture, table.c.figures).where(table.c.artifact_id.is_(None)))
-        sizes = {name: figures["weights_mb"] for name, figures in rows if "weights_mb" in figures}
-        return {
-            name: f"its weights alone are {size:.2f} MB, above artifact_max_mb {limit:g} by {size - limit:.2f}"
-            for name, size in sizes.items()
-            if size > limit
-        }
-
-    def _failed(self, connection: Connection) -> dict[str, str]:
-        table = schema.stages
-        rows = connection.execute(
-            select(table.c.id, table.c.step, table.c.name).where(table.c.cycle_id == self.id, table.c.state == "failed")
-        )
-        return {f"{row.step}, stage {row.name}": _last_words(connection, row.id) for row in rows}
 
     # --- doing it -----------------------------------------------------------------------------------------------
 
-    def advance(self) -> Step | None:
-        """Does the next step, or starts it. Returns a step that the loop must see to: Promote or Finish."""
+    def advance(self, *, alone: bool = True) -> Step | None:
+        """Does the next step, or starts it. Returns a step that the loop must see to: Promote or Finish.
+
+        `alone`: whether no other child of the daemon runs; what measures waits until it is.
+        """
         if self.child is not None or (self.retry_at is not None and now() < self.retry_at):
             return None
         self.retry_at = None
-        step = self.next()
-        while isinstance(step, Judge):
-            if self._champion_changes():
-                return None  # the end of the switch wakes the loop
-            self._ask(step.artifact)
-            step = self.next()
-        if isinstance(step, Train | Build | Prove):
-            self._start(step)
-            return None if self.child else self.next()
-        return step
+        self.measures = False
+        while True:
+            match step := self.next():
+                case Judge() if self._champion_changes():
+                    return None  # the end of the switch wakes the loop
+                case Judge():
+                    self._ask(step.artifact)
+                case Prove() if self._is_damaged(step.artifact):
+                    pass  # the next step builds it again
+                case Train() | Build() | Prove():
+                    self._start(step, alone=alone)
+                    if self.child is not None or self.measures:
+                        return None
+                case _:
+                    return step
+
+    def _is_damaged(self, artifact: str) -> bool:
+        """Whether a stored artifact is not what was built: it is built again then."""
+        with self.journal.begin() as connection:
+            fault = stock.find_damage(connection, self.config.state, artifact)
+        if fault:
+            log.warning("%s", fault)
+        return fault is not None
 
     def _champion_changes(self) -> bool:
         """Whether a rollback is under way: a verdict against what it replaces would be void."""
@@ -206,28 +128,40 @@ class Cycle:
                 settings=self.config.settings.promotion,
             )
 
-    def _start(self, step: Train | Build | Prove) -> None:
+    def _start(self, step: Train | Build | Prove, *, alone: bool) -> None:
         with self.journal.begin() as connection:
             _skip_waiting(connection, self.id, unless=step.key)
             plans = jobs.plan(step, self.ground, connection)
             rows = [self._stage(connection, step, plan) for plan in plans]
-            if plans[0].name == "pixels" and self.ground.pixels_index.exists() and rows[0].state != "done":
-                done = {"pixels": str(self.ground.pixels_index), "from": "the cache"}
-                change(connection, schema.stages, rows[0].id, state="done", outputs=done, ended=now())
-                rows[0] = get(connection, schema.stages, rows[0].id)
+            if plans[0].name == "pixels":
+                rows[0] = self._look_for_pixels(connection, rows[0])
             earlier = {row.name: row.outputs for row in rows if row.state == "done"}
             waiting = [(plan, row) for plan, row in zip(plans, rows, strict=True) if row.state != "done"]
             if not waiting:  # it would be asked for again and again
                 self._begin_attempt(connection, rows[-1].id, f"c{self.id}.s{rows[-1].id}")
-                words = "all its stages are done, and still it is asked for; please report this"
+                words = "all its stages are done, and still it is asked for: what it made is not in stock"
                 connection.execute(_open_attempt(rows[-1].id).values(ended=now(), outcome="failed", last_words=words))
                 change(connection, schema.stages, rows[-1].id, state="failed")
                 return
             package = waiting[0][0].package
+            self.measures = package == "deploy"
+            if self.measures and not alone:
+                return
             together = [pair for pair in waiting if pair[0].package == package]
             first = together[0][1]
             job = self._job(f"c{self.id}.s{first.id}.a{first.attempts + 1}", together, earlier)
         self._spawn(job)
+
+    def _look_for_pixels(self, connection: Connection, stage: AnyRow) -> AnyRow:
+        """The stage that decodes is done where its result lies, whoever made it, and only there."""
+        index = self.ground.pixels_index
+        if index.exists():
+            done = {"pixels": str(index), **({} if stage.state == "done" else {"from": "the cache"})}
+            outputs = {**(stage.outputs or {}), **done}
+            change(connection, schema.stages, stage.id, state="done", outputs=outputs, ended=stage.ended or now())
+        elif stage.state == "done":
+            change(connection, schema.stages, stage.id, state="waiting")
+        return get(connection, schema.stages, stage.id)
 
     def _stage(self, connection: Connection, step: Step, plan: StagePlan) -> AnyRow:
         assert not isinstance(step, Finish)
@@ -299,6 +233,7 @@ class Cycle:
     def ended(self, status: int, last_words: str) -> None:
         """The child is gone: if it left a stage unfinished, that attempt failed; the policy says when to try again."""
         self.child = None
+        self.measures = False
         how = "timed out" if self.timed_out else "failed"
         with self.journal.begin() as connection:
             row = connection.execute(
@@ -311,7 +246,7 @@ class Cycle:
                 first = next(iter(self._stage_rows.values()))  # it ended before it began a stage
                 self._begin_attempt(connection, first, f"c{self.id}.s{first}")
                 row = get(connection, schema.stages, first)
-            words = _last_words(connection, row.id) or last_words or f"ended with status {status}"
+            words = words_of(connection, row.id) or last_words or f"ended with status {status}"
             if self.timed_out:
                 words = f"took longer than compute.stage_timeout_minutes; {words}"
             connection.execute(_open_attempt(row.id).values(ended=now(), outcome=how, last_words=words))
@@ -353,28 +288,13 @@ class Cycle:
 
     def close(self, connection: Connection, state: str, outcome: str, reason: str) -> None:
         _skip_waiting(connection, self.id)
-        claim(
-            connection,
-            schema.cycles,
-            self.id,
-            "running",
-            state,
-            outcome=outcome,
-            reason=reason,
-            ended=now(),
-        )
+        claim(connection, schema.cycles, self.id, "running", state, outcome=outcome, reason=reason, ended=now())
+        if self.row.trigger == "data" and state != "interrupted":
+            people.settle(connection, self.target, before=self.row.started)
 
 
 def _open_attempt(stage: int) -> Any:
     return update(schema.attempts).where(schema.attempts.c.stage_id == stage, schema.attempts.c.outcome.is_(None))
-
-
-def _last_words(connection: Connection, stage: int) -> str:
-    table = schema.attempts
-    words = connection.execute(
-        select(table.c.last_words).where(table.c.stage_id == stage).order_by(table.c.id.desc())
-    ).scalar()
-    return words or ""
 
 
 def _skip_waiting(connection: Connection, cycle: int, unless: str = "") -> None:

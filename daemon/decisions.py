@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine
 from daemon import evidence, people, schema, snapshot, targets
 from daemon.config import Config, dump
 from daemon.journal import add, now
+from daemon.stock import take_stock
 from policies.combine import decide
 from policies.decision import Decision
 from policies.evidence import Evidence
@@ -30,13 +31,13 @@ def decide_all(journal: Engine, config: Config, because: str, *, device: str) ->
     """Decides for each target in turn, until one asks for a cycle: the others are decided when it has ended."""
     until: list[float] = []
     with journal.begin() as connection:
+        for said in take_stock(connection, config.state):
+            log.warning("%s", said)
         for target, requirement in targets.requirements(connection).items():
             requested = people.owed(connection, target)
             found = evidence.gather(connection, config, requirement, device=device, requested=requested)
             decision = decide(found, config.settings.policies)
             row = write(connection, config, target, because, decision, found)
-            if decision.action == "train":
-                people.settle(connection, target)
             log.info("%s: %s: %s", target, decision.action, decision.reason)
             if decision.until is not None:
                 until.append(decision.until)

@@ -147,7 +147,7 @@ def _new_answers(
 ) -> tuple[ClassCount, ...]:
     table = schema.observations
     asked = select(table.c.sample_id, table.c.predicted).where(table.c.artifact_id == champion.artifact)
-    answered: dict[int, str] = dict(connection.execute(asked).tuples().all())
+    answered = {row.sample_id: row.predicted for row in connection.execute(asked)}
     rows = [row for row in new if row.sample in answered]
     samples = Counter(row.name for row in rows)
     correct = Counter(row.name for row in rows if answered[row.sample] == row.name)

@@ -108,7 +108,12 @@ def _present(folder: Path, paths: Iterable[Path] | None, away: list[str]) -> Ite
 
 
 def _walk(start: Path, away: list[str], prefix: int) -> Iterator[str]:
-    if not start.is_dir():
+    try:
+        folder = start.is_dir()
+    except OSError:  # what is above it may not be entered
+        away.append(str(start)[prefix:])
+        return
+    if not folder:
         if os.path.lexists(start):
             yield str(start)
         return
@@ -289,6 +294,15 @@ def close_interrupted(journal: Engine) -> None:
     """After a crash: drops that were being read count as they are; the start's scan finds what is missing."""
     with journal.begin() as connection:
         connection.execute(update(drops).where(drops.c.state == "reading").values(state="ready", ended=now()))
+
+
+def leave_folders(journal: Engine, but: Iterable[Path]) -> None:
+    """Samples are no longer seen in folders that are not watched any more. They stay in the store, with their roles."""
+    watched = [str(folder) for folder in but]
+    with journal.begin() as connection:
+        for table in (occurrences, rejections):
+            left = (table.c.folder.not_in(watched), table.c.gone.is_(None))
+            connection.execute(update(table).where(*left).values(gone=now()))
 
 
 def write_job(file: Path, job: dict[str, Any]) -> Path:

@@ -16,6 +16,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from daemon import schema
 from daemon.journal import AnyRow, add, get, now
+from daemon.stock import artifact_folder, model_folder
 from policies.facts import Requirement
 from policies.next_step import Build, Prove, Train
 
@@ -103,11 +104,11 @@ def plan(step: Train | Build | Prove, ground: Ground, connection: Connection) ->
     pixels = StagePlan("pixels", "pipeline", ground.pixels)
     if isinstance(step, Build):
         model = get(connection, schema.models, step.model)
-        return [pixels, *_building(step.model, Path(model.path), ground)]
+        return [pixels, *_building(model.id, model_folder(ground.state, model.id), ground)]
     artifact = get(connection, schema.artifacts, step.artifact)
-    model = get(connection, schema.models, artifact.model_id)
-    stages = [pixels, _proving(Path(artifact.path), Path(model.path), ground, step.artifact)]
-    return [*stages, _measuring(Path(artifact.path), ground)] if step.measure else stages
+    folder = artifact_folder(ground.state, artifact.id)
+    stages = [pixels, _proving(folder, model_folder(ground.state, artifact.model_id), ground, artifact.id)]
+    return [*stages, _measuring(folder, ground)] if step.measure else stages
 
 
 def _training(step: Train, ground: Ground) -> list[StagePlan]:
@@ -214,13 +215,12 @@ def _record_model(connection: Connection, ground: Ground, architecture: str, out
             classes=outputs["classes"],
             height=ground.requirement.height,
             width=ground.requirement.width,
-            path=outputs["path"],
             tune_accuracy=outputs["tune_accuracy"],
             train_seconds=sum(second or 0.0 for second in seconds),
             created=now(),
         )
         # Another recipe (say, another device) may have given the very same model.
-        .on_conflict_do_update(index_elements=["id"], set_={"recipe": ground.recipe(architecture)})
+        .on_conflict_do_update(index_elements=["id"], set_={"recipe": ground.recipe(architecture), "gone": None})
     )
 
 
@@ -232,11 +232,10 @@ def _record_artifact(connection: Connection, ground: Ground, model: str, outputs
             model_id=model,
             engine=ground.settings["build"]["engine"],
             precision=ground.settings["build"]["precision"],
-            path=outputs["path"],
             artifact_mb=outputs["artifact_mb"],
             created=now(),
         )
-        .on_conflict_do_nothing()
+        .on_conflict_do_update(index_elements=["id"], set_={"gone": None})  # it was lost, and is built again
     )
 
 

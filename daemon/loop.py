@@ -77,12 +77,20 @@ class Daemon:
 
     def work(self) -> None:
         """Does all that can be done before the next event."""
-        while self.reader.step() or self.observer.step() or self.decide() or self.worker.step():
+        while self.step():
             pass
+
+    def step(self) -> bool:
+        """Starts one thing. What measures has the machine to itself: nothing begins to compute beside it."""
+        if not self.worker.measures and (self.reader.step() or self.observer.step()):
+            return True
+        alone = self.reader.child is None and self.observer.child is None
+        return self.decide() or self.worker.step(alone=alone)
 
     def recover(self) -> None:
         """Finds what changed while no daemon ran, and goes on with what was unfinished."""
         intake.close_interrupted(self.journal)
+        intake.leave_folders(self.journal, but=self.config.folders)
         self.worker.recover()
         self.read_constraints()
         self.reader.scan()
@@ -115,6 +123,7 @@ class Daemon:
                 self.read_constraints()
             case "triton":
                 self.serving.tend()
+                self.observer.stop_overdue()
             case "timeout":
                 self.worker.stop_overdue()
             case "reading":

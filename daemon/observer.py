@@ -15,6 +15,7 @@ from daemon.children import Child
 from daemon.config import Config
 from daemon.events import Event
 from daemon.journal import get
+from daemon.stock import model_folder
 from policies.facts import Job, StageOrder, to_dict
 
 log = logging.getLogger("relearn")
@@ -50,8 +51,7 @@ class Observer:
                 return True
             self.asking, shas = found
             artifact = get(connection, schema.artifacts, self.asking.artifact)
-            model = get(connection, schema.models, artifact.model_id)
-        self._start(Path(model.path), [sha.hex() for sha in shas])
+        self._start(model_folder(self.config.state, artifact.model_id), [sha.hex() for sha in shas])
         return True
 
     def _start(self, model: Path, shas: list[str]) -> None:
@@ -71,6 +71,13 @@ class Observer:
         job = Job(token, "pipeline", (StageOrder("observe", inputs),), threads=threads)
         file.write_text(json.dumps(to_dict(job)), encoding="utf-8")
         self.child = Child(token, "pipeline", [str(file)], self.put, environment=jobs.environment(threads))
+
+    def stop_overdue(self) -> None:
+        """Stops a child that hangs; the new samples are asked about after the next drop."""
+        minutes = self.config.settings.compute.stage_timeout_minutes
+        if self.child is not None and self.child.age > minutes * 60:
+            log.warning("asking the champion about new samples took longer than compute.stage_timeout_minutes")
+            self.child.stop(grace_seconds=5.0)
 
     def hear(self, line: dict[str, Any]) -> None:
         if line["event"] == "failed":

@@ -75,7 +75,10 @@ def _do(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str,
     if request.kind == "retrain":
         return "owed", f"{target} is trained next"
     artifact = request.arguments.get("artifact") or previous(connection, target)
-    model = get(connection, schema.models, get(connection, schema.artifacts, artifact).model_id)
+    stored = get(connection, schema.artifacts, artifact)
+    if stored.gone is not None:
+        raise UsageError(f"the folder of {artifact} is gone or damaged: it cannot be served")
+    model = get(connection, schema.models, stored.model_id)
     if (model.height, model.width) != (requirement.height, requirement.width):
         raise UsageError(
             f"{artifact} takes images of {model.height} x {model.width}, the clients of {target} send "
@@ -86,18 +89,19 @@ def _do(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str,
 
 
 def owed(connection: Connection, target: str) -> str | None:
-    """Who asked for a training of this target that no decision has answered yet; the decision settles it.
+    """Who asked for a training of this target that no cycle has brought to an end yet.
 
-    A row, so that a daemon that is killed in between still owes it.
+    A row, so that a daemon that is killed in between still owes it, and a cycle that an edit interrupts too.
     """
     open_ = _owed(connection, target)
     return ", ".join(sorted({f"{row.by} asked for it" for row in open_})) or None
 
 
-def settle(connection: Connection, target: str) -> None:
-    """The trainings that people asked for are decided on."""
+def settle(connection: Connection, target: str, before: float) -> None:
+    """The trainings of this target that people asked for before this moment have come to an end."""
     for row in _owed(connection, target):
-        claim(connection, schema.requests, row.id, "owed", "done")
+        if row.at <= before:
+            claim(connection, schema.requests, row.id, "owed", "done")
 
 
 def _owed(connection: Connection, target: str) -> list[AnyRow]:

@@ -125,7 +125,7 @@ def models(view: Sequence[View]) -> RenderableType:
             number(figures.get("throughput")),
             number(model["artifact_mb"]),
             number(figures.get("memory_mb")),
-            model["serves"] or "",
+            model["serves"] or ("gone from the disk" if model["gone"] else ""),
         )
     return table
 

@@ -212,10 +212,10 @@ models = Table(
     Column("classes", JSON, nullable=False),
     Column("height", Integer, nullable=False),
     Column("width", Integer, nullable=False),
-    Column("path", String, nullable=False),
     Column("tune_accuracy", Float),
     Column("train_seconds", Float, nullable=False),
     Column("created", Float, nullable=False),
+    Column("gone", Float),  # when its folder was found missing
 )
 
 artifacts = Table(
@@ -226,9 +226,9 @@ artifacts = Table(
     Column("engine", String, nullable=False),
     Column("precision", String, nullable=False),
     Column("device", String),  # null: bound to none
-    Column("path", String, nullable=False),
     Column("artifact_mb", Float, nullable=False),
     Column("created", Float, nullable=False),
+    Column("gone", Float),  # when its folder was found missing or damaged
 )
 
 measurements = Table(
@@ -299,7 +299,7 @@ promotions = Table(
     Column("verdict_id", ForeignKey("verdicts.id")),
     Column("kind", String, nullable=False),  # promotion, rollback
     Column("version", Integer, nullable=False),  # Triton's
-    Column("state", String, nullable=False),  # switching, serving, retired, failed
+    Column("state", String, nullable=False),  # switching, serving, retired, undoing, failed
     Column("step", String),  # of the switch, the last that was finished
     Column("error", String),  # why it waits, or failed
     Column("reason", String, nullable=False),

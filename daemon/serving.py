@@ -10,7 +10,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from sqlalchemy import Connection, Engine, func, select, update
 
@@ -18,6 +17,7 @@ from daemon import schema, targets
 from daemon.config import Config
 from daemon.events import Event, SwitchEnded
 from daemon.journal import AnyRow, add, claim, get, now
+from daemon.stock import artifact_folder
 from deploy import repository
 from deploy.config_pbtxt import Serving as ServedHow
 from deploy.device import fingerprint
@@ -216,7 +216,6 @@ class Serving:
     def _describe(self, row: AnyRow) -> Switch:
         settings = self.config.settings
         with self.journal.connect() as connection:
-            artifact = get(connection, schema.artifacts, row.artifact_id)
             asked = targets.requirements(connection).get(row.target)
             before = connection.execute(
                 select(promotions.c.version).where(
@@ -228,7 +227,7 @@ class Serving:
         return Switch(
             repository=self.config.repository,
             target=row.target,
-            artifact=Path(artifact.path),
+            artifact=artifact_folder(self.config.state, row.artifact_id),
             version=row.version,
             before=before,
             serving=ServedHow(

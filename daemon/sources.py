@@ -39,26 +39,35 @@ from daemon.events import (
 
 Put = Callable[[Event], None]
 EDIT_SETTLE_SECONDS = 0.05  # editors write a file in two or three steps
+LONGEST_SECONDS = 30.0  # a burst of changes that lasts longer is told in parts
 LOOK_SECONDS = 0.5  # between two looks whether a watched folder is still the one that is watched
 MANY = 20_000  # so many paths are no longer a hint: the whole folder is scanned
 
 
 class Settling:
-    """Gathers the paths of a burst of changes, and tells them once nothing has changed for a while."""
+    """Gathers the paths of a burst of changes, and tells them once nothing has changed for a while.
 
-    def __init__(self, seconds: float, tell: Callable[[frozenset[Path]], None]) -> None:
+    Of a stream that never pauses, those are told from time to time that have not changed themselves for that while.
+    """
+
+    def __init__(
+        self, seconds: float, tell: Callable[[frozenset[Path]], None], longest: float = LONGEST_SECONDS
+    ) -> None:
         self.seconds = seconds
+        self.longest = max(longest, seconds)
         self.tell = tell
-        self._paths: set[Path] = set()
-        self._last = 0.0
+        self._paths: dict[Path, float] = {}  # when each changed last
+        self._first = self._last = 0.0  # change that was not told yet
         self._changed = threading.Condition()
         self._stopped = False
         self._thread = threading.Thread(target=self._wait, name="settling", daemon=True)
 
     def touch(self, *paths: Path) -> None:
         with self._changed:
-            self._paths.update(paths)
             self._last = time.monotonic()
+            if not self._paths:
+                self._first = self._last
+            self._paths.update(dict.fromkeys(paths, self._last))
             self._changed.notify()
 
     def start(self) -> None:
@@ -74,12 +83,23 @@ class Settling:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or bool(self._paths))
-                while not self._stopped and (left := self._last + self.seconds - time.monotonic()) > 0:
+                while not self._stopped and (left := self._due() - time.monotonic()) > 0:
                     self._changed.wait(left)
                 if self._stopped:
                     return
-                paths, self._paths = frozenset(self._paths), set()
-            self.tell(paths)
+                paths = self._take_quiet(time.monotonic())
+            if paths:
+                self.tell(paths)
+
+    def _due(self) -> float:
+        return min(self._last + self.seconds, self._first + self.longest)
+
+    def _take_quiet(self, moment: float) -> frozenset[Path]:
+        quiet = frozenset(path for path, last in self._paths.items() if last + self.seconds <= moment)
+        for path in quiet:
+            del self._paths[path]
+        self._first = moment
+        return quiet
 
 
 class _Touch(FileSystemEventHandler):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, func, select
 
 from daemon import schema
 from policies.constraints import infeasible_accuracy, shortfalls
@@ -77,11 +77,20 @@ def anchor(connection: Connection, target: str) -> str | None:
 def candidates(
     connection: Connection, requirement: Requirement, classes: Iterable[str], device: str
 ) -> list[Candidate]:
-    """Stored artifacts that the target could serve: its input size, and at least these classes.
+    """Artifacts in stock that the target could serve: its input size, and at least these classes.
 
     `measurement` is the newest at the requirement's batch size and concurrency on this device.
     """
+    needed = set(classes)
+    found = _of_size(connection, requirement, device, schema.artifacts.c.gone.is_(None))
+    return [candidate for candidate in found if needed <= set(candidate.classes)]
+
+
+def _of_size(
+    connection: Connection, requirement: Requirement, device: str, which: ColumnElement[bool]
+) -> list[Candidate]:
     artifacts, models = schema.artifacts, schema.models
+    size = (models.c.height == requirement.height, models.c.width == requirement.width)
     rows = connection.execute(
         select(
             artifacts.c.id,
@@ -93,10 +102,9 @@ def candidates(
             models.c.tune_accuracy,
         )
         .join(models, models.c.id == artifacts.c.model_id)
-        .where(models.c.height == requirement.height, models.c.width == requirement.width)
+        .where(which, *size)
         .order_by(artifacts.c.created)
     ).all()
-    needed = set(classes)
     return [
         Candidate(
             artifact=row.id,
@@ -109,7 +117,6 @@ def candidates(
             measurement=measurement(connection, row.id, requirement, device),
         )
         for row in rows
-        if needed <= set(row.classes)
     ]
 
 
@@ -135,10 +142,13 @@ def measurement(connection: Connection, artifact: str, requirement: Requirement,
     return None
 
 
-def stored(connection: Connection, requirement: Requirement, artifact: str, device: str) -> Candidate | None:
-    """One stored artifact as a candidate; None where the target asks for another input size."""
-    found = candidates(connection, requirement, (), device)
-    return next((candidate for candidate in found if candidate.artifact == artifact), None)
+def known(connection: Connection, requirement: Requirement, artifact: str, device: str) -> Candidate | None:
+    """One artifact as a candidate, also where it has gone from the disk: what it answered still judges others.
+
+    None where the target asks for another input size.
+    """
+    found = _of_size(connection, requirement, device, schema.artifacts.c.id == artifact)
+    return found[0] if found else None
 
 
 def feasible(
@@ -151,7 +161,7 @@ def feasible(
     confidence: float,
 ) -> bool:
     """Whether the champion meets the constraints, as far as it is measured and proven on the judge."""
-    candidate = stored(connection, requirement, champion.artifact, device)
+    candidate = known(connection, requirement, champion.artifact, device)
     if candidate is None or shortfalls(requirement, candidate):
         return False
     return not infeasible_accuracy(requirement, judge, confidence)

@@ -61,13 +61,13 @@ def ask(
 
 
 def unproven(connection: Connection, requirement: Requirement, judge: JudgeSet, device: str) -> tuple[str, ...]:
-    """Champion and anchor, where they could be compared but lack answers to some judge samples."""
+    """Champion and anchor, where they could be compared but lack answers to some judge samples.
+
+    One that has gone from the disk cannot be asked: it is compared on what it answered.
+    """
     rivals = {champion_of(connection, requirement.target), anchor_of(connection, requirement, device)}
-    return tuple(
-        rival
-        for rival in sorted(filter(None, rivals))
-        if targets.stored(connection, requirement, rival, device) and not judge.covered(connection, rival)
-    )
+    in_stock = {candidate.artifact for candidate in targets.candidates(connection, requirement, (), device)}
+    return tuple(artifact for artifact in sorted(in_stock & rivals) if not judge.covered(connection, artifact))
 
 
 def champion_of(connection: Connection, target: str) -> str | None:
@@ -79,14 +79,14 @@ def champion_of(connection: Connection, target: str) -> str | None:
 def anchor_of(connection: Connection, requirement: Requirement, device: str) -> str | None:
     """The anchor, as long as it meets the constraints itself: nobody must match what could not be served."""
     artifact = targets.anchor(connection, requirement.target)
-    candidate = artifact and targets.stored(connection, requirement, artifact, device)
+    candidate = artifact and targets.known(connection, requirement, artifact, device)
     return artifact if candidate and not shortfalls(requirement, candidate) else None
 
 
 def _rival(
     connection: Connection, requirement: Requirement, artifact: str | None, judge: JudgeSet, device: str
 ) -> Candidate | None:
-    candidate = artifact and targets.stored(connection, requirement, artifact, device)
+    candidate = artifact and targets.known(connection, requirement, artifact, device)
     if not candidate:
         return None
     return dataclasses.replace(candidate, proof=judge.counts(connection, candidate.artifact, candidate.classes))

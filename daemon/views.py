@@ -13,6 +13,7 @@ from daemon.config import Config
 from daemon.errors import NotFound
 from daemon.journal import AnyRow, get
 from daemon.lock import is_running
+from daemon.stock import artifact_folder
 from policies.combine import decide
 from policies.evidence import Evidence
 from policies.facts import from_dict, to_dict
@@ -99,7 +100,8 @@ def model(connection: Connection, artifact: str) -> View:
         "parity": proof.parity if proof else None,
         "measurement": figures,
         "created": stored.created,
-        "path": stored.path,
+        "path": str(artifact_folder(Path(), artifact)),  # below the state folder
+        "gone": stored.gone,
     }
 
 

@@ -50,6 +50,11 @@ class Worker:
     def child(self) -> Child | None:
         return self.cycle.child if self.cycle else None
 
+    @property
+    def measures(self) -> bool:
+        """Whether something is measured, or waits for the machine to be."""
+        return self.cycle is not None and self.cycle.measures
+
     def begin(self, cycle: int) -> None:
         self.cycle = Cycle(self.config, self.journal, cycle, self.put, self.serving.device)
         log.info("cycle %d for %s begins", cycle, self.cycle.target)
@@ -61,11 +66,11 @@ class Worker:
         if running is not None:
             self.begin(running)
 
-    def step(self) -> bool:
-        """Starts what the cycle does next. False: it waits for a child, for Triton or for a retry."""
+    def step(self, *, alone: bool = True) -> bool:
+        """Starts what the cycle does next. False: it waits for a child, for Triton, for a retry, or to be alone."""
         if self.cycle is None or self.leaving:
             return False
-        match self.cycle.advance():
+        match self.cycle.advance(alone=alone):
             case Promote(artifact=artifact):
                 return self._promote(artifact)
             case Finish(outcome=outcome, reason=reason):

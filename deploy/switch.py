@@ -127,24 +127,34 @@ def undo(switch: Switch, triton: Triton) -> str:
 def find_fault(switch: Switch, triton: Triton) -> str | None:
     """What is wrong with how Triton serves this version now; None: nothing. Raises TritonUnavailable."""
     try:
-        states = {state.version: state for state in triton.index().get(switch.target, [])}
-        state = states.get(switch.version)
-        if state is None or state.state != "READY":
-            return f"Triton says of version {switch.version}: {state.reason or state.state if state else 'not loaded'}"
+        if fault := find_index_fault(switch, triton):
+            return fault
         compare(switch, triton, switch.target, switch.version)
         return find_label_fault(switch, triton)
     except (TritonRefused, artifact.ArtifactError) as error:
         return str(error)
 
 
+def find_index_fault(switch: Switch, triton: Triton) -> str | None:
+    """What is wrong with this version by Triton's own word; None: it calls it ready."""
+    states = {state.version: state for state in triton.index().get(switch.target, [])}
+    state = states.get(switch.version)
+    if state is None or state.state != "READY":
+        return f"Triton says of version {switch.version}: {state.reason or state.state if state else 'not loaded'}"
+    return None
+
+
 def mend(switch: Switch, triton: Triton) -> str | None:
     """Makes Triton serve `switch.version` again if it does not: what was done in a sentence; None: nothing was wrong.
 
     For a Triton that was restarted and came back empty, a backend process that died, a folder that was
-    damaged or removed. Raises SwitchFailed where even that does not help, TritonUnavailable where Triton is
-    away.
+    damaged or removed. Where the artifact itself is gone there are no recorded answers to compare with: Triton's
+    own word is taken then, and the version in the repository is loaded as it lies there. Raises SwitchFailed
+    where even that does not help, TritonUnavailable where Triton is away.
     """
-    fault = find_fault(switch, triton)
+    comparable = not is_lost(switch.artifact)
+    find = find_fault if comparable else find_index_fault
+    fault = find(switch, triton)
     if fault is None:
         return None
     try:
@@ -154,7 +164,7 @@ def mend(switch: Switch, triton: Triton) -> str | None:
         reload(switch, triton)
     except (TritonRefused, artifact.ArtifactError) as error:
         raise SwitchFailed(f"mending {switch.target} failed: {error}; before: {fault}") from error
-    still = find_fault(switch, triton)
+    still = find(switch, triton)
     if still:
         raise SwitchFailed(f"{switch.target} cannot be mended: {still}")
     return f"{switch.target} version {switch.version} was loaded again: {fault}"
@@ -169,6 +179,16 @@ def reload(switch: Switch, triton: Triton) -> None:
 def stage_folder(switch: Switch, again: bool = False) -> Path:
     order = (switch.artifact, switch.target, switch.version, switch.serving)
     return repository.stage(switch.repository, *order, again=again)
+
+
+def is_lost(folder: Path) -> bool:
+    """Whether an artifact cannot be compared with any more."""
+    try:
+        artifact.read_manifest(folder)
+        artifact.read_golden(folder)
+    except artifact.ArtifactError:
+        return True
+    return False
 
 
 def is_damaged(switch: Switch) -> bool:

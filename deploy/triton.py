@@ -23,12 +23,17 @@ CHANNEL = [
 ]
 
 
+MODEL_CONTROL = "explicit model load / unload is not allowed"  # Triton's words, of a server in another mode
+
+
 class TritonError(Exception):
     """Triton did not do what it was asked."""
 
 
 class TritonUnavailable(TritonError):
-    """No Triton answers at this address. Start it, or correct the address; what was asked is tried again."""
+    """No Triton answers at this address, or it takes no orders. Start it as it should be, or correct the address;
+    what was asked is tried again.
+    """
 
 
 class TritonRefused(TritonError):
@@ -173,6 +178,10 @@ class Triton:
             # Triton answers UNAVAILABLE of a model too: only silence means that it is away.
             if "UNAVAILABLE" in status and not self.is_live():
                 raise TritonUnavailable(f"no Triton answers at {self.address}: {words}") from error
+            if MODEL_CONTROL in words:
+                raise TritonUnavailable(
+                    f"Triton at {self.address} takes no loads ({words}): start it with --model-control-mode=explicit"
+                ) from error
             raise TritonRefused(words) from error
 
 

@@ -77,7 +77,7 @@ def read_pixels(index: Path) -> Pixels:
             roles=arrays["role"],
             shard=arrays["shard"],
             row=arrays["row"],
-            images=[np.load(str(p), mmap_mode="r", allow_pickle=False) for p in arrays["shards"]],
+            images=[np.load(index.parent / str(name), mmap_mode="r", allow_pickle=False) for name in arrays["shards"]],
         )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StageError(
@@ -209,5 +209,5 @@ def _write_index(index: Path, snapshot: Snapshot, shards: Mapping[int, Sequence[
             role=snapshot.roles,
             shard=places[:, 0].astype(np.int32),
             row=places[:, 1],
-            shards=np.array([str(index.parent / f"{number}.npy") for number in numbers], dtype=np.str_),
+            shards=np.array([f"{number}.npy" for number in numbers], dtype=np.str_),
         )

@@ -149,7 +149,7 @@ def _next_candidate(facts: CycleFacts) -> Step | None:
 
 def _champion_first(facts: CycleFacts, fitting: int) -> str:
     if facts.trigger == "data":
-        return "the training gave the very artifact that is served already"
+        return "the best artifact of this snapshot and these settings is the one that is served already"
     if fitting == 1:
         return "the champion meets the constraints, and no other stored candidate does"
     best = "accuracy on tune" if facts.requirement.prefer == "accuracy" else facts.requirement.prefer

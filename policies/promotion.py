@@ -56,7 +56,8 @@ def judge(
             shortfalls=broken,
         )
     if champion is None:
-        return say("promote", f"it meets every constraint{_proof(challenger)}; nothing is served yet", better=True)
+        first = f"nothing is served yet that takes {requirement.height}x{requirement.width} images"
+        return say("promote", f"it meets every constraint{_proof(challenger)}; {first}", better=True)
     if dropped := _dropped(challenger, champion):
         return say("keep", f"the challenger does not know {dropped}, which the champion serves and judge still has")
     if not champion_feasible:

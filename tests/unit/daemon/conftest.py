@@ -18,6 +18,8 @@ from daemon.config import Config, dump, load
 from daemon.decode import read_files
 from daemon.intake import Drop, compare
 from daemon.journal import AnyRow, add, open_journal
+from daemon.stock import artifact_folder, model_folder
+from deploy.artifact import MANIFEST
 from policies.facts import Requirement, to_dict
 
 ReadIn = Callable[..., Drop | None]
@@ -80,6 +82,7 @@ class World:
         self.config = config
         self.journal = journal
         self.device = "this machine"
+        self.folder = str(config.folders[0])
 
     def rows(self, table: Table, **where: Any) -> list[AnyRow]:
         with self.journal.connect() as connection:
@@ -94,13 +97,13 @@ class World:
         """So many new samples of a class (None: unlabelled) and role, each with one occurrence; their ids."""
         ids = []
         with self.journal.begin() as connection:
-            drop = add(connection, schema.drops, folder="images", state="ready", started=1.0)
+            drop = add(connection, schema.drops, folder=self.folder, state="ready", started=1.0)
             for index in range(number):
                 sha = hashlib.sha256(f"{name} {role} {index} {mark}".encode()).digest()
                 group = name and add(connection, schema.groups, key=sha.hex(), role=role, given=1.0)
                 looks = {"bytes": 9, "width": 8, "height": 8, "mode": "RGB", "first_seen": 1.0}
                 ids.append(add(connection, schema.samples, sha256=sha, group_id=group, **looks))
-                place = {"folder": "images", "path": f"{name}/{sha.hex()}", "class_name": name, "drop_id": drop}
+                place = {"folder": self.folder, "path": f"{name}/{sha.hex()}", "class_name": name, "drop_id": drop}
                 found = {"size": 9, "mtime_ns": 1, "first_seen": 1.0}
                 add(connection, schema.occurrences, sample_id=ids[-1], **place, **found)
         return ids
@@ -113,8 +116,8 @@ class World:
     def appear(self, sample: int, name: str) -> None:
         """One more file with this sample's content, in the folder of this class."""
         with self.journal.begin() as connection:
-            drop = add(connection, schema.drops, folder="images", state="ready", started=1.0)
-            place = {"folder": "images", "path": f"{name}/{drop} again", "class_name": name, "drop_id": drop}
+            drop = add(connection, schema.drops, folder=self.folder, state="ready", started=1.0)
+            place = {"folder": self.folder, "path": f"{name}/{drop} again", "class_name": name, "drop_id": drop}
             add(
                 connection, schema.occurrences, sample_id=sample, size=9, mtime_ns=1, first_seen=1.0, gone=None, **place
             )
@@ -160,11 +163,12 @@ class World:
 
     def model(self, name: str, cycle: int, classes: Sequence[str] = ("cat", "dog"), **columns: Any) -> str:
         of = self.row(schema.cycles, id=cycle)
-        about = {"architecture": "net", "recipe": "", "height": 32, "width": 32, "path": "/nowhere"}
+        about = {"architecture": "net", "recipe": "", "height": 32, "width": 32}
         with self.journal.begin() as connection:
             trained = {"tune_accuracy": 0.9, "train_seconds": 1.0, "created": 1.0, "snapshot_id": of.snapshot_id}
             values = {**about, **trained, "cycle_id": cycle, "classes": list(classes), **columns}
             add(connection, schema.models, id=name, **values)
+        self.lay(model_folder(self.config.state, name))
         return name
 
     def artifact(
@@ -173,9 +177,15 @@ class World:
         """A model with its artifact of the same name, not measured and not proven."""
         self.model(name, cycle, classes, **columns)
         with self.journal.begin() as connection:
-            built = {"engine": "onnxruntime", "precision": "fp32", "path": f"/nowhere/{name}"}
+            built = {"engine": "onnxruntime", "precision": "fp32"}
             add(connection, schema.artifacts, id=name, model_id=name, artifact_mb=megabytes, created=1.0, **built)
+        self.lay(artifact_folder(self.config.state, name))
         return name
+
+    def lay(self, folder: Path) -> None:
+        """A folder that counts as whole, though nothing is in it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).write_text(json.dumps({"format": 1, "files": {}}))
 
     def measure(self, artifact: str, **figures: Any) -> None:
         measured = {**MEASURED, "device": self.device, **figures}
@@ -322,6 +332,11 @@ def judged(index):
     return [(sha.hex(), classes[label]) for sha, label, role in struct.iter_unpack("<32sHB", body) if role == 2]
 
 
+def lay(path):
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "manifest.json").write_text(json.dumps({"format": 1, "files": {}}))
+
+
 def answer(stage, inputs, earlier):
     if stage == "pixels":
         size = f"{inputs['height']}x{inputs['width']}-{inputs['resize']}"
@@ -335,13 +350,15 @@ def answer(stage, inputs, earlier):
         snapshot = Path(earlier["pixels"]["pixels"]).stem
         name = f"{earlier['train']['architecture']}-{snapshot}"
         path = Path(inputs["models"]) / name
-        path.mkdir(parents=True, exist_ok=True)
+        lay(path)
         with (path.parents[1] / "snapshots" / f"{snapshot}.snapshot").open("rb") as file:
             classes = json.loads(file.readline())["classes"]
         return {"model": name, "path": str(path), "classes": classes, "tune_accuracy": 0.875}
     if stage == "build":
         name = f"built-{Path(inputs['model']).name}"
-        return {"artifact": name, "path": str(Path(inputs["artifacts"]) / name), "artifact_mb": 1.5}
+        path = Path(inputs["artifacts"]) / name
+        lay(path)
+        return {"artifact": name, "path": str(path), "artifact_mb": 1.5}
     if stage == "prove":
         said = judged(Path(inputs["pixels"]))
         answers = {"samples": [s for s, _ in said], "predicted": [n for _, n in said], "confidence": [0.9] * len(said)}

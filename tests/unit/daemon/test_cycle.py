@@ -13,7 +13,9 @@ from sqlalchemy import Engine, select
 from daemon import schema, snapshot
 from daemon.cycle import Cycle
 from daemon.events import ChildEnded, ChildSpoke, Event
-from daemon.journal import AnyRow, add, get
+from daemon.journal import AnyRow, add, change, get
+from daemon.stock import artifact_folder, model_folder
+from deploy.artifact import MANIFEST
 from policies.facts import Job, Verdict, from_dict, to_dict
 from policies.next_step import Finish, Promote, Step
 
@@ -472,6 +474,46 @@ def test_an_interruption_between_two_children_needs_none(lane: Lane) -> None:
     assert lane.world.row(schema.cycles).state == "interrupted"
 
 
+@pytest.mark.parametrize(
+    ("trigger", "asked", "outcome", "state"),
+    [
+        ("data", 0.5, "kept", "done"),
+        ("data", 0.5, "failed", "done"),
+        ("data", 1.5, "kept", "owed"),  # while it ran
+        ("data", 0.5, "interrupted", "owed"),
+        ("constraints", 0.5, "kept", "owed"),  # it trained nothing
+    ],
+)
+def test_a_training_that_a_person_asked_for_is_owed_until_it_has_ended(
+    lane: Lane, trigger: str, asked: float, outcome: str, state: str
+) -> None:
+    with lane.world.journal.begin() as connection:
+        change(connection, schema.cycles, lane.cycle.id, trigger=trigger, started=1.0)
+        about = {"kind": "retrain", "arguments": {"target": "edge"}, "by": "ada", "at": asked, "state": "owed"}
+        add(connection, schema.requests, **about)
+    cycle = lane.open(lane.cycle.id)
+    cycle.interrupt("an edit") if outcome == "interrupted" else cycle.finish(outcome, "")
+    assert lane.world.row(schema.requests).state == state
+
+
+# --- alone on the machine -----------------------------------------------------------------------------------------
+
+
+def test_nothing_is_measured_beside_another_child(lane: Lane) -> None:
+    assert lane.cycle.advance(alone=False) is None  # a training may share the machine
+    assert lane.cycle.child is not None
+    assert not lane.cycle.measures
+    lane.child()
+    for _ in range(2):
+        assert lane.cycle.advance(alone=False) is None
+        assert (lane.cycle.child, lane.cycle.measures) == (None, True)
+    assert lane.cycle.advance() is None
+    assert lane.cycle.measures
+    lane.child()
+    assert not lane.cycle.measures
+    assert lane.stand_in.order == [TRAINING, BUILDING]
+
+
 # --- what is known already ----------------------------------------------------------------------------------------
 
 
@@ -563,9 +605,6 @@ def test_a_verdict_is_taken_from_the_journal(lane: Lane) -> None:
     assert found == from_dict(Verdict, stored)
 
 
-CRASH = "a step whose stages are all done leaves nothing to run: IndexError ends the daemon, at each start again"
-
-
 def test_a_training_that_gives_a_known_model_under_another_recipe_goes_on(lane: Lane) -> None:
     """A model's name is a hash of weights, graph, snapshot and architecture: a setting may change none of them."""
     answer_nothing_rightly(lane)
@@ -600,3 +639,67 @@ def test_a_model_that_gives_a_known_artifact_goes_on(lane: Lane) -> None:
     ended = lane.work()  # that it is asked for again is a fault: it ends the cycle, and is no loop
     assert isinstance(ended, Finish)
     assert (ended.outcome, "still it is asked for" in ended.reason) == ("failed", True)
+
+
+# --- what is gone from the disk -----------------------------------------------------------------------------------
+
+
+def damage(lane: Lane, artifact: str) -> None:
+    manifest = artifact_folder(lane.world.config.state, artifact) / MANIFEST
+    manifest.write_text(json.dumps({"format": 1, "files": {"model.onnx": {"sha256": "0" * 64}}}))
+
+
+def test_a_damaged_candidate_is_not_proven_but_built_again(lane: Lane, caplog: pytest.LogCaptureFixture) -> None:
+    step = lane.work()
+    assert isinstance(step, Promote)
+    end(lane)
+    damage(lane, step.artifact)
+    assert lane.work() == step
+    assert lane.stand_in.order == [TRAINING, BUILDING, BUILDING]
+    assert "is damaged" in caplog.text or "cannot be read" in caplog.text
+    assert lane.world.row(schema.artifacts).gone is None
+
+
+def test_a_champion_that_is_lost_is_built_again_before_it_is_compared(lane: Lane) -> None:
+    lane.cycle.finish("kept", "")
+    lane.world.champion("old")
+    lane.world.samples("cat", "judge", 2, mark="later")
+    lane.stand_in.say("build", artifact="old")
+    lane.stand_in.say("prove", artifact="old")
+    lane.stand_in.say("measure", artifact="old")
+    with lane.world.journal.begin() as connection:
+        change(connection, schema.artifacts, "old", gone=2.0)
+    lane.open(lane.world.cycle(known=("cat", "dog")))
+    lane.cycle.advance()
+    lane.child()
+    lane.cycle.advance()
+    lane.child()
+    assert lane.stand_in.order == [["pixels"], BUILDING]
+    assert lane.stand_in.runs[1]["inputs"]["model"] == str(model_folder(lane.world.config.state, "old"))
+    assert lane.world.row(schema.artifacts).gone is None
+
+
+def test_a_champion_that_is_lost_with_its_model_is_compared_on_what_it_answered(lane: Lane) -> None:
+    """Else anything at all could replace it, as if nothing were served."""
+    lane.cycle.finish("kept", "")
+    lane.world.champion("old")
+    lane.world.samples("cat", "judge", 2, mark="later")
+    with lane.world.journal.begin() as connection:
+        change(connection, schema.artifacts, "old", gone=2.0)
+        change(connection, schema.models, "old", gone=2.0)
+    lane.open(lane.world.cycle(known=("cat", "dog")))
+    step = lane.work()
+    verdict = lane.world.row(schema.verdicts)
+    assert isinstance(step, Finish)
+    assert (step.outcome, verdict.champion_id, verdict.answer) == ("kept", "old", "keep")
+    assert len(lane.world.rows(schema.answers, artifact_id="old")) == 4
+
+
+def test_pixels_that_are_gone_are_decoded_again(lane: Lane) -> None:
+    lane.stand_in.behave(train=["hang", "ok"])
+    lane.cycle.advance()
+    lane.until("train")
+    lane.killed()
+    lane.cycle.ground.pixels_index.unlink()
+    assert isinstance(lane.work(), Promote)
+    assert lane.stand_in.order[:2] == [["pixels", "train"], TRAINING]

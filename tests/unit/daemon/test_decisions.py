@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from daemon import decisions, people, schema, snapshot, views
 from daemon.config import Config, load
 from daemon.decisions import Decided
-from daemon.journal import change, claim
+from daemon.journal import change, claim, now
 from daemon.serving import Serving
 from policies.facts import to_dict
 
@@ -110,7 +110,7 @@ def test_a_new_class_waits_for_the_cool_down(decide: Decide, world: World, clock
     world.require()
     enough(world)
     cycle = world.champion()
-    world.samples("newt", "train", 20)
+    world.samples("newt", "train", 30)
     with world.journal.begin() as connection:
         change(connection, schema.cycles, cycle, ended=clock[0] - 60)
     until = clock[0] + 540
@@ -181,7 +181,7 @@ def test_the_soonest_wait_of_several_targets_counts(decide: Decide, world: World
         world.require(target)
         with world.journal.begin() as connection:
             change(connection, schema.cycles, world.champion(target, target=target), ended=clock[0] - ago)
-    world.samples("newt", "train", 20)
+    world.samples("newt", "train", 30)
     assert decide() == Decided(until=clock[0] + 300)
     assert [row.until - clock[0] for row in world.rows(schema.decisions)[-2:]] == [540, 300]
 
@@ -206,6 +206,7 @@ def test_a_request_is_answered_once_whatever_the_data_say(decide: Decide, world:
     assert world.row(schema.decisions, action="train", event="drop 1: 40 images").reason.startswith("requested: ")
     with world.journal.begin() as connection:
         change(connection, schema.cycles, begun, state="done", outcome="kept", reason="", ended=clock[0])
+        people.settle(connection, "edge", before=now())
     assert decide() == Decided()
 
 
@@ -267,7 +268,7 @@ def test_a_wait_is_replayed_at_its_own_moment(decide: Decide, world: World, cloc
     world.require()
     enough(world)
     cycle = world.champion()
-    world.samples("newt", "train", 20)
+    world.samples("newt", "train", 30)
     with world.journal.begin() as connection:
         change(connection, schema.cycles, cycle, ended=clock[0] - 60)
     decide()

@@ -13,8 +13,9 @@ from sqlalchemy import Engine, select
 
 from daemon import schema
 from daemon.config import Config
-from daemon.intake import Difference, Drop, class_of, close_interrupted, compare
+from daemon.intake import Difference, Drop, class_of, close_interrupted, compare, leave_folders
 from daemon.journal import AnyRow
+from daemon.schema import groups, occurrences, rejections, samples
 
 Png = Callable[..., Path]
 ReadIn = Callable[..., Any]
@@ -313,3 +314,25 @@ def test_a_file_that_may_not_be_read_is_rejected_once_and_read_when_it_may(
     assert look() == Difference()
     monkeypatch.undo()
     assert look() == Difference(read=["cat/1.png"])
+
+
+def test_what_cannot_be_looked_at_for_its_name_or_its_way_stays_as_it_is_known(
+    look: Callable[..., Difference], images: Path
+) -> None:
+    assert look(images / ("n" * 300)) == Difference()
+
+
+def test_samples_of_a_folder_that_is_no_longer_watched_are_no_longer_seen(
+    journal: Engine, config: Config, images: Path, png: Png, read_in: ReadIn
+) -> None:
+    png(images / "cat" / "1.png", 1)
+    (images / "cat" / "2.png").write_text("no image")
+    read_in()
+    leave_folders(journal, but=[images, images / "other"])
+    assert rows(journal, occurrences)[0].gone is rows(journal, rejections)[0].gone is None
+    leave_folders(journal, but=[images / "other"])
+    assert None not in (rows(journal, occurrences)[0].gone, rows(journal, rejections)[0].gone)
+    assert len(rows(journal, samples)) == 1
+    read_in()  # watched again
+    assert [row.gone for row in rows(journal, occurrences)][1:] == [None]
+    assert len(rows(journal, samples)) == len(rows(journal, groups)) == 1

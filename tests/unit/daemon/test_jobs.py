@@ -16,7 +16,8 @@ from daemon import jobs, schema
 from daemon.config import Config, dump
 from daemon.errors import NotFound
 from daemon.jobs import Ground, StagePlan
-from daemon.journal import add, get
+from daemon.journal import add, change, get
+from daemon.stock import artifact_folder, model_folder
 from policies.facts import Measurement, from_dict
 from policies.next_step import Build, Prove, Train
 
@@ -66,11 +67,11 @@ def test_a_training(journal: Engine, ground: Ground) -> None:
 
 
 def test_a_build_is_proven_and_measured_at_once(journal: Engine, ground: Ground, world: World) -> None:
-    world.model("m", ground.cycle, path="/models/m")
+    world.model("m", ground.cycle)
     stages = plan(journal, ground, Build("m"))
     assert packages(stages) == {"pixels": "pipeline", "build": "deploy", "prove": "deploy", "measure": "deploy"}
     assert stages["build"].inputs == {
-        "model": "/models/m",
+        "model": str(model_folder(ground.state, "m")),
         "artifacts": str(ground.state / "artifacts"),
         "engine": "onnxruntime",
         "precision": "fp32",
@@ -89,17 +90,17 @@ def test_a_stored_artifact_is_proven(
     world.artifact("a", ground.cycle)
     stages = plan(journal, ground, Prove("a", measure))
     assert list(stages) == names
-    assert {stage.inputs["artifact"] for name, stage in stages.items() if name != "pixels"} == {"/nowhere/a"}
+    folder = str(artifact_folder(ground.state, "a"))
+    assert {stage.inputs["artifact"] for name, stage in stages.items() if name != "pixels"} == {folder}
     assert stages["prove"].inputs["answers"].endswith("/answers/a.json")
 
 
-def test_parity_is_asked_where_the_model_brings_its_answers(
-    journal: Engine, ground: Ground, world: World, tmp_path: Path
-) -> None:
-    world.model("m", ground.cycle, path=str(tmp_path))
+def test_parity_is_asked_where_the_model_brings_its_answers(journal: Engine, ground: Ground, world: World) -> None:
+    world.model("m", ground.cycle)
     assert plan(journal, ground, Build("m"))["prove"].inputs["tune"] is None
-    (tmp_path / "tune.npz").touch()
-    assert plan(journal, ground, Build("m"))["prove"].inputs["tune"] == str(tmp_path / "tune.npz")
+    answers_of_its_own = model_folder(ground.state, "m") / "tune.npz"
+    answers_of_its_own.touch()
+    assert plan(journal, ground, Build("m"))["prove"].inputs["tune"] == str(answers_of_its_own)
 
 
 def test_measuring_is_under_the_load_that_is_required(journal: Engine, ground: Ground, world: World) -> None:
@@ -213,31 +214,29 @@ def test_a_training_that_goes_on_to_its_export_makes_a_model(journal: Engine, gr
     record(journal, ground, "train net", "train", run="/runs/1")
     record(journal, ground, "train net", "evaluate", accuracy=0.5)
     assert world.rows(schema.models) == []
-    exported = {"model": "m", "path": "/models/m", "classes": ["cat"], "tune_accuracy": 0.5}
+    exported = {"model": "m", "classes": ["cat"], "tune_accuracy": 0.5}
     record(journal, ground, "train net", "export", **exported)
     model = world.row(schema.models)
-    assert (model.id, model.architecture, model.path, model.classes) == ("m", "net", "/models/m", ["cat"])
+    assert (model.id, model.architecture, model.classes) == ("m", "net", ["cat"])
     assert (model.snapshot_id, model.cycle_id, model.recipe) == (ground.snapshot, ground.cycle, ground.recipe("net"))
     assert (model.height, model.width, model.tune_accuracy, model.train_seconds) == (32, 32, 0.5, 7.0)
 
 
-def test_what_was_recorded_once_is_not_recorded_twice(journal: Engine, ground: Ground, world: World) -> None:
-    for number in (1, 2):
-        exported = {"model": "m", "path": f"/models/{number}", "classes": ["cat"], "tune_accuracy": 0.5}
-        record(journal, ground, f"train net{number}", "export", **exported)
-    world.model("n", ground.cycle)
-    for number, model in enumerate(("m", "n"), start=1):
-        built = {"artifact": "a", "path": f"/artifacts/{number}", "artifact_mb": 1.0}
-        record(journal, ground, f"build {model}", "build", **built)
-    assert world.row(schema.models, id="m").path == "/models/1"
-    assert world.row(schema.artifacts).path == "/artifacts/1"
+def test_what_was_made_again_is_the_same_row_and_no_longer_gone(journal: Engine, ground: Ground, world: World) -> None:
+    world.artifact("a", ground.cycle)
+    with journal.begin() as connection:
+        for table in (schema.models, schema.artifacts):
+            change(connection, table, "a", gone=2.0)
+    record(journal, ground, "train net", "export", model="a", classes=["cat"], tune_accuracy=0.5)
+    record(journal, ground, "build a", "build", artifact="a", artifact_mb=1.0)
+    assert world.row(schema.models).gone is world.row(schema.artifacts).gone is None
 
 
 def test_a_build_makes_an_artifact(journal: Engine, ground: Ground, world: World) -> None:
     world.model("m", ground.cycle)
-    record(journal, ground, "build m", "build", artifact="a", path="/artifacts/a", artifact_mb=2.5)
+    record(journal, ground, "build m", "build", artifact="a", artifact_mb=2.5)
     artifact = world.row(schema.artifacts)
-    assert (artifact.id, artifact.model_id, artifact.path, artifact.artifact_mb) == ("a", "m", "/artifacts/a", 2.5)
+    assert (artifact.id, artifact.model_id, artifact.artifact_mb) == ("a", "m", 2.5)
     assert (artifact.engine, artifact.precision, artifact.device) == ("onnxruntime", "fp32", None)
 
 

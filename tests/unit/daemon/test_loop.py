@@ -287,6 +287,47 @@ def test_the_champion_is_asked_about_a_drop_before_it_is_decided_on(
     assert row.evidence["new_answers"] == [{"name": "cat", "samples": len(asked), "correct": len(asked)}]
 
 
+def test_what_measures_has_the_machine_to_itself(
+    daemon: Daemon, world: World, stand_in: StandIn, config: Config, png: Png
+) -> None:
+    """A drop that comes while the challenger is measured is read when that has ended."""
+    world.require()
+    enough(world)
+    stand_in.behave(measure=["hang", "ok"])
+    daemon.because.append("drop 1")
+    work(daemon, lambda: stand_in.order and stand_in.order[-1][-1] == "measure")
+    daemon.handle(DropSettled(config.folders[0], frozenset({png(config.folders[0] / "cat" / "1.png")})))
+    daemon.work()
+    assert (daemon.reader.child, daemon.reader.busy) == (None, True)
+    assert daemon.worker.child is not None
+    daemon.worker.child.kill()
+    work(daemon, lambda: daemon.reader.child)
+    assert daemon.worker.child is None
+
+
+def test_what_is_to_be_measured_waits_for_the_reader_and_no_drop_overtakes_it(
+    daemon: Daemon, world: World, config: Config, png: Png
+) -> None:
+    world.require()
+    enough(world)
+    daemon.because.append("drop 1")
+    daemon.work()
+    while daemon.worker.child:  # to the end of the training
+        daemon.handle(daemon.queue.get(timeout=60))
+    images = config.folders[0]
+    daemon.reader.waiting.append(DropSettled(images, frozenset({png(images / "cat" / "1.png")})))
+    assert daemon.reader.step()
+    reading = daemon.reader.child
+    daemon.reader.waiting.append(DropSettled(images, frozenset({png(images / "cat" / "2.png")})))
+    daemon.work()
+    assert (daemon.worker.measures, daemon.worker.child) == (True, None)
+    while daemon.worker.child is None:
+        daemon.handle(daemon.queue.get(timeout=60))
+        daemon.work()
+    assert reading is not None
+    assert (reading.wait(0), daemon.reader.child, len(daemon.reader.waiting)) == (True, None, 1)
+
+
 # --- constraints ----------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import pytest
 from daemon import schema
 from daemon.events import ChildEnded, ChildSpoke, Event
 from daemon.observer import Observer
+from daemon.stock import model_folder
 
 World = Any  # tests/unit/daemon/conftest.py
 StandIn = Any
@@ -50,7 +51,7 @@ def lane(world: World, stand_in: StandIn) -> Iterator[Lane]:
         world.samples("dog", role, 2)
     world.require()
     cycle = world.cycle(state="done", outcome="promoted", reason="", ended=1.0)
-    world.artifact("old", cycle, ["dog", "cat"], path="/models/old")
+    world.artifact("old", cycle, ["dog", "cat"])
     world.promote("old")
     lane = Lane(world)
     yield lane
@@ -79,7 +80,8 @@ def test_the_champion_is_asked_once_about_what_is_new(lane: Lane, stand_in: Stan
     lane.ask()
     assert lane.answers() == dict.fromkeys([*train, *tune], "dog")
     (run,) = stand_in.runs
-    assert (run["stage"], run["package"], run["inputs"]["model"]) == ("observe", "pipeline", "/models/old")
+    model = str(model_folder(lane.world.config.state, "old"))
+    assert (run["stage"], run["package"], run["inputs"]["model"]) == ("observe", "pipeline", model)
     hashes = {row.id: row.sha256.hex() for row in lane.world.rows(schema.samples)}
     assert set(run["inputs"]["samples"]) == {hashes[id_] for id_ in [*train, *tune]}
     assert run["inputs"]["store"] == str(lane.world.config.state / "store")
@@ -110,7 +112,7 @@ def test_what_comes_while_it_is_asked_is_asked_about_later(lane: Lane, stand_in:
 def test_the_champion_of_each_target_is_asked(lane: Lane, stand_in: StandIn) -> None:
     lane.world.require("phone")
     done = lane.world.cycle("phone", state="done", outcome="promoted", reason="", ended=1.0)
-    lane.world.artifact("theirs", done, ["cat", "dog"], path="/models/theirs")
+    lane.world.artifact("theirs", done, ["cat", "dog"])
     lane.world.promote("theirs", target="phone")
     lane.world.require("idle")
     (new,) = lane.world.samples("dog", "train", 1, mark="new")
@@ -134,3 +136,21 @@ def test_a_champion_that_cannot_be_asked_holds_nothing_up(
     assert len(stand_in.runs) == 1
     lane.ask()
     assert len(lane.answers()) == 1
+
+
+def test_a_champion_that_hangs_is_stopped(lane: Lane, stand_in: StandIn, caplog: pytest.LogCaptureFixture) -> None:
+    lane.observer.stop_overdue()
+    stand_in.behave(observe=["hang"])
+    lane.world.samples("cat", "train", 2, mark="new")
+    lane.observer.want()
+    assert lane.observer.step()
+    child = lane.observer.child
+    assert child is not None
+    lane.observer.stop_overdue()
+    assert not caplog.messages
+    child.started -= 24 * 3600.0
+    lane.observer.stop_overdue()
+    assert child.wait(30)
+    lane.work()
+    assert "took longer than compute.stage_timeout_minutes" in caplog.text
+    assert not lane.observer.busy

@@ -15,7 +15,7 @@ from daemon.config import Config
 from daemon.constraint_file import take_in
 from daemon.errors import DaemonNotRunning, NotFound
 from daemon.events import Event
-from daemon.journal import add, get
+from daemon.journal import add, get, now
 from daemon.lock import locked
 from daemon.serving import Serving
 
@@ -41,10 +41,10 @@ def served(journal: Engine, *artifacts: str) -> None:
         cycle = add(connection, schema.cycles, decision_id=decision, target="edge", **about)
         for version, name in enumerate(artifacts, start=1):
             if connection.execute(select(schema.models).where(schema.models.c.id == name)).first() is None:
-                model = {"architecture": "x", "recipe": "", "classes": [], "height": 224, "width": 224, "path": ""}
+                model = {"architecture": "x", "recipe": "", "classes": [], "height": 224, "width": 224}
                 of = {"snapshot_id": "s", "cycle_id": cycle, "train_seconds": 1.0, "created": 1.0}
                 add(connection, schema.models, id=name, **model, **of)
-                built = {"engine": "onnxruntime", "precision": "fp32", "path": "", "artifact_mb": 1.0, "created": 1.0}
+                built = {"engine": "onnxruntime", "precision": "fp32", "artifact_mb": 1.0, "created": 1.0}
                 add(connection, schema.artifacts, id=name, model_id=name, **built)
             state = "serving" if version == len(artifacts) else "retired"
             how = {"kind": "promotion", "reason": "", "by": "policy", "started": 1.0, "served": 1.0, "state": state}
@@ -90,13 +90,18 @@ def test_a_request_wakes_the_daemon_and_says_who_asked(config: Config, journal: 
     assert answer(journal, request) == ("owed", "edge is trained next")
 
 
-def test_a_training_is_owed_until_it_is_decided_on(config: Config, journal: Engine, serving: Serving) -> None:
+def test_a_training_is_owed_until_one_that_began_later_has_ended(
+    config: Config, journal: Engine, serving: Serving
+) -> None:
     request = ask(config, journal, "retrain", target="edge")
     assert owed(journal) is None
     taken(journal, serving)
     assert (owed(journal), owed(journal, "phone")) == (f"{getpass.getuser()} asked for it", None)
     with journal.begin() as connection:
-        people.settle(connection, "edge")
+        people.settle(connection, "edge", before=0.0)  # it was under way when this one was asked for
+    assert owed(journal) is not None
+    with journal.begin() as connection:
+        people.settle(connection, "edge", before=now())
     assert (owed(journal), answer(journal, request)[0]) == (None, "done")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,6 +19,7 @@ from daemon.errors import NotFound
 from daemon.events import Event, SwitchEnded
 from daemon.journal import AnyRow, change
 from daemon.serving import Serving
+from daemon.stock import artifact_folder
 from deploy import artifact as artifacts
 from deploy.server import Server, free_ports
 from deploy.triton import Triton
@@ -46,8 +48,10 @@ class Hall:
         self.cycle: int = world.cycle(state="done")
         for name, folder in zip(("first", "second"), built, strict=True):
             world.artifact(name, self.cycle)
-            with world.journal.begin() as connection:
-                change(connection, schema.artifacts, name, path=str(folder))
+            shutil.copytree(folder, self.folder(name), dirs_exist_ok=True)
+
+    def folder(self, artifact: str) -> Path:
+        return artifact_folder(self.config.state, artifact)
 
     def request(self, artifact: str, target: str = "edge", cycle: int | None = None, kind: str = "rollback") -> AnyRow:
         with self.world.journal.begin() as connection:
@@ -282,13 +286,12 @@ def test_what_is_not_served_as_it_should_be_is_mended(
 
 
 def test_a_version_that_cannot_serve_leaves_the_one_before(
-    hall: Hall, triton: Triton, built: list[Path], eventually: Eventually, tmp_path: Path
+    hall: Hall, triton: Triton, built: list[Path], eventually: Eventually
 ) -> None:
     before = hall.request("first", "safe")
     rounds(hall, eventually, lambda: hall.state(before.id) == ("serving", "retire"))
     hall.heard()
-    with hall.world.journal.begin() as connection:
-        change(connection, schema.artifacts, "second", path=str(tmp_path / "gone"))
+    shutil.rmtree(hall.folder("second"))
     row = hall.request("second", "safe")
     hall.serving = Serving(hall.config, hall.world.journal, hall.queue.put)
     rounds(hall, eventually, lambda: hall.promotion(row.id).state == "failed")
@@ -308,14 +311,27 @@ def test_a_withdrawn_promotion_is_undone(hall: Hall, triton: Triton, eventually:
     assert "undone" not in triton.index()
 
 
-def test_a_target_beyond_repair_leaves_the_others_mended(
-    hall: Hall, triton: Triton, eventually: Eventually, tmp_path: Path
+def test_what_is_served_outlives_its_artifact(
+    hall: Hall, triton: Triton, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """What lies in the repository is complete: a Triton that comes back empty gets it."""
+    row = hall.request("first", "orphan")
+    rounds(hall, eventually, lambda: hall.state(row.id) == ("serving", "retire"))
+    shutil.rmtree(hall.folder("first"))
+    hall.serving._round()
+    assert "was loaded again" not in caplog.text  # it is served: nothing is to be mended
+    triton.unload("orphan")
+    eventually(lambda: not is_loaded(triton, "orphan"))
+    hall.serving._round()
+    assert is_loaded(triton, "orphan")
+    assert "orphan version 1 was loaded again" in caplog.text
+
+
+def test_a_target_beyond_repair_leaves_the_others_mended(hall: Hall, triton: Triton, eventually: Eventually) -> None:
     """The artifact of the first is gone, and its folder was damaged; the second is only not loaded."""
     rows = [hall.request("first", "broken"), hall.request("second", "beside")]
     rounds(hall, eventually, lambda: all(hall.state(row.id) == ("serving", "retire") for row in rows))
-    with hall.world.journal.begin() as connection:
-        change(connection, schema.artifacts, "first", path=str(tmp_path / "gone"))
+    shutil.rmtree(hall.folder("first"))
     (hall.config.repository / "broken" / "1" / "model.onnx").write_bytes(b"damaged")
     for target in ("broken", "beside"):
         triton.unload(target)

@@ -127,6 +127,23 @@ def test_a_burst_is_told_once_nothing_has_changed_for_the_settle_time(
         settling.stop()
 
 
+def test_of_a_stream_that_never_pauses_the_quiet_part_is_told(clock: Clock, eventually: Callable[..., None]) -> None:
+    told: list[frozenset[Path]] = []
+    settling = Settling(2, told.append, longest=10)
+    settling.start()
+    try:
+        for second in range(10):
+            settling.touch(Path("written all the while"), Path(str(second)))
+            clock.now += 1
+        eventually(lambda: told)
+        assert told == [frozenset(Path(str(second)) for second in range(9))]
+        clock.now += 1  # and two since the last change
+        eventually(lambda: len(told) == 2)
+        assert told[1] == {Path("written all the while"), Path("9")}
+    finally:
+        settling.stop()
+
+
 def test_what_has_not_settled_is_not_told_at_the_end() -> None:
     told: list[frozenset[Path]] = []
     settling = Settling(1000, told.append)

@@ -163,9 +163,9 @@ def test_the_newest_measurement_counts(journal: Engine, world: World) -> None:
 
 def test_one_stored_artifact_as_a_candidate(journal: Engine, world: World) -> None:
     world.artifact("a", world.cycle())
-    assert ask(journal, targets.stored, world.requirement(), "a", world.device).artifact == "a"
-    assert ask(journal, targets.stored, world.requirement(height=64), "a", world.device) is None
-    assert ask(journal, targets.stored, world.requirement(), "nonesuch", world.device) is None
+    assert ask(journal, targets.known, world.requirement(), "a", world.device).artifact == "a"
+    assert ask(journal, targets.known, world.requirement(height=64), "a", world.device) is None
+    assert ask(journal, targets.known, world.requirement(), "nonesuch", world.device) is None
 
 
 # --- feasible -------------------------------------------------------------------------------------------------------

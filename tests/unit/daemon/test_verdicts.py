@@ -44,7 +44,7 @@ class Court:
     def ask(self, name: str, cycle: int, *, feasible: bool = True, **settings: Any) -> Verdict:
         judge = self.judge(cycle)
         with self.world.journal.begin() as connection:
-            challenger = targets.stored(connection, self.requirement, name, self.world.device)
+            challenger = targets.known(connection, self.requirement, name, self.world.device)
             assert challenger is not None
             challenger = dataclasses.replace(challenger, proof=judge.counts(connection, name, challenger.classes))
             return verdicts.ask(

@@ -186,7 +186,7 @@ def test_models_are_shown_with_what_is_known_of_them(journal: Engine, served: Wo
     bare = found["bare"]
     assert (bare["architecture"], bare["artifact_mb"], bare["tune_accuracy"]) == ("big", 3.0, 0.25)
     assert bare["measurement"] is bare["judge_accuracy"] is bare["parity"] is None
-    assert (bare["cycle"], bare["classes"], bare["path"]) == (cycle, ["cat", "dog"], "/nowhere/bare")
+    assert (bare["cycle"], bare["classes"], bare["path"]) == (cycle, ["cat", "dog"], "artifacts/bare")
 
 
 def test_the_newest_measurement_is_shown(journal: Engine, served: World) -> None:

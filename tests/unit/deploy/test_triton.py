@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -249,3 +250,21 @@ def test_a_server_that_comes_back_is_found_again(
                 assert triton.index() == {}
             with pytest.raises(TritonUnavailable):
                 triton.index()
+
+
+class LoadingServer(Server):
+    """A server that decides by itself what it loads, as Triton does unless it is told otherwise."""
+
+    def _command(self, *given: Any) -> list[str]:
+        return [word.replace("mode=explicit", "mode=none") for word in super()._command(*given)]
+
+
+def test_a_server_that_takes_no_orders_is_as_one_that_is_away(tmp_path: Path, triton_cache: Path) -> None:
+    """What was to be loaded is tried again once it was started as it should be."""
+    (tmp_path / "repository").mkdir()
+    with (
+        LoadingServer(tmp_path / "repository", triton_cache, log=tmp_path / "log") as server,
+        Triton(server.address) as triton,
+        pytest.raises(TritonUnavailable, match="start it with --model-control-mode=explicit"),
+    ):
+        triton.load("edge")

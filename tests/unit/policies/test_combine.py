@@ -35,7 +35,7 @@ SETTINGS = PoliciesSettings()
         ({}, "nothing", "0 new labelled samples"),
         ({"new_by_class": {"a": 12}}, "nothing", "12 new labelled samples since the last training (a 12)"),
         (NEW, "train", "volume: 150 new labelled samples"),
-        ({"counts": {"a": 9, "b": 9, "c": 20}, "new_by_class": {"c": 20}}, "train", "new_class: unknown"),
+        ({"counts": {"a": 9, "b": 9, "c": 30}, "new_by_class": {"c": 30}}, "train", "new_class: unknown"),
         ({"new_answers": (ClassCount("a", 100, 50),)}, "train", "accuracy: 50.0% right"),
         ({"requested": "ann: new camera"}, "train", "requested: ann: new camera"),
         ({"constraints_changed": True}, "rejudge", "the constraints changed"),

@@ -193,7 +193,9 @@ def test_new_data_with_a_champion(known: CycleFacts, step: Step) -> None:
 
 def test_a_training_that_gives_what_is_served_is_kept() -> None:
     step = next_step(facts(DATA, FRESH, trained=("large",), champion="fresh", champion_feasible=True))
-    assert step == Finish("kept", "the training gave the very artifact that is served already")
+    assert step == Finish(
+        "kept", "the best artifact of this snapshot and these settings is the one that is served already"
+    )
 
 
 def test_rivals_are_proven_before_anybody_is_judged() -> None:

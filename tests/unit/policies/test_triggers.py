@@ -84,7 +84,7 @@ def test_volume_tells_what_left() -> None:
 )
 def test_new_class(counts: dict[str, int], new: dict[str, int], fired: bool, said: str) -> None:
     evidence = dataclasses.replace(SERVING, counts={"a": 500, "b": 500, **counts}, new_by_class=new)
-    finding = new_class(evidence, NewClassSettings())
+    finding = new_class(evidence, NewClassSettings(samples=20))
     assert (finding.policy, finding.fired) == ("new_class", fired)
     assert said in finding.reason
 

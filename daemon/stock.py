@@ -1,0 +1,46 @@
+"""What the state folder holds of models and artifacts, compared with what the journal knows of them.
+
+The journal knows ids; where their folders lie is said here, so that a workspace may be moved. A row stays when its
+folder goes: what was decided on it stays true. It is no candidate until the folder is back, or was made again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import Connection, select
+
+from daemon import schema
+from daemon.journal import change, now
+from deploy.artifact import MANIFEST, ArtifactError, verify
+
+
+def model_folder(state: Path, model: str) -> Path:
+    return state / "models" / model
+
+
+def artifact_folder(state: Path, artifact: str) -> Path:
+    return state / "artifacts" / artifact
+
+
+def take_stock(connection: Connection, state: Path) -> list[str]:
+    """Marks what has gone from the disk and what is back; a sentence for each."""
+    said = []
+    for table, folder_of in ((schema.models, model_folder), (schema.artifacts, artifact_folder)):
+        for row in connection.execute(select(table.c.id, table.c.gone)).all():
+            folder = folder_of(state, row.id)
+            there = (folder / MANIFEST).is_file()
+            if there != (row.gone is None):
+                change(connection, table, row.id, gone=None if there else now())
+                said.append(f"{folder} {'is back' if there else 'is gone: it is made again where it is needed'}")
+    return said
+
+
+def find_damage(connection: Connection, state: Path, artifact: str) -> str | None:
+    """What is wrong with a stored artifact, which then counts as gone until it was built again; None: nothing."""
+    try:
+        verify(artifact_folder(state, artifact))
+    except ArtifactError as error:
+        change(connection, schema.artifacts, artifact, gone=now())
+        return str(error)
+    return None
