@@ -49,7 +49,8 @@ def read_pixels(index: Path) -> Pixels:
     try:
         with np.load(index, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        images = [np.load(str(p), mmap_mode="r", allow_pickle=False) for p in arrays["shards"]]
+        shards = [index.parent / str(name) for name in arrays["shards"]]
+        images = [np.load(path, mmap_mode="r", allow_pickle=False) for path in shards]
         return Pixels(
             shas=arrays["sha"],
             labels=arrays["label"],

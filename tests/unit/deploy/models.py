@@ -158,7 +158,7 @@ def write_pixels(
         role=np.array([ROLES.index(role) for role, _ in rows], np.uint8),  # type: ignore[arg-type]
         shard=shard,
         row=row,
-        shards=np.array([str(path) for path in paths], dtype=np.str_),
+        shards=np.array([path.name for path in paths], dtype=np.str_),
     )
     return index
 
