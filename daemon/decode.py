@@ -77,6 +77,8 @@ class _Unusable(Exception):
 
 
 def _refuse(file: Path, folder: Path, found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise _Unusable("is a folder: links to folders are not followed; watch.folders may name more than one")
     if not stat.S_ISREG(found.st_mode):
         raise _Unusable("is no regular file (a device, pipe or socket is never opened)")
     if found.st_size == 0:

@@ -20,6 +20,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from daemon.journal import now
 from daemon.schema import groups, occurrences, samples, snapshots
+from deploy import durable
 from policies.facts import ROLES, Role
 
 _ROW = struct.Struct("<32sHB")
@@ -117,4 +118,4 @@ def _write(file: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    temporary.rename(file)
+    durable.move(temporary, file)

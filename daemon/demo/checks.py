@@ -145,11 +145,18 @@ def only_reported(workspace: Workspace, files: list[Path], before: tuple[int, in
     return {"rejected": {file.name: reason for file, reason in reasons.items()}}
 
 
-def undisturbed(record: Record, dropped: set[str]) -> Found:
-    """No request failed, every label belonged to the version that answered, nothing asked about had been dropped."""
+def undisturbed(record: Record, per_second: float) -> Found:
+    """The client asked as often as it should, no request failed, every label belonged to the version that answered."""
+    rate = record.requests / record.seconds
+    require(rate >= 0.9 * per_second, f"the client asks {per_second:g} times a second: it asked {rate:.1f} times")
     require(not record.failures, f"no request fails: {len(record.failures)} did: {record.failures[:3]}")
     require(not record.mismatches, f"labels belong to their version: {record.mismatches[:3]}")
     require(set(record.versions) == {1, 2, 3, 4}, f"every version answered: {dict(record.versions)}")
-    both = record.sent & dropped
-    require(not both, f"no image that was asked about had been dropped: {len(both)} had")
     return {"requests": record.requests, "failed": 0}
+
+
+def disjoint(asked: set[str], dropped: set[str]) -> Found:
+    """Nothing that Triton was asked about had been dropped, by the SHA-256 of the pixels."""
+    both = asked & dropped
+    require(not both, f"no image that was asked about had been dropped: {len(both)} of {len(asked)} had")
+    return {"asked_about": len(asked)}

@@ -28,6 +28,7 @@ class Record:
     versions: Counter[int] = field(default_factory=Counter)
     sent: set[str] = field(default_factory=set)  # SHA-256 of the pixels
     longest_ms: float = 0.0
+    seconds: float = 0.0  # that it asked for
 
 
 class Client:
@@ -52,10 +53,11 @@ class Client:
         return self.record
 
     def _ask(self) -> None:
-        due = time.monotonic()
+        began = due = time.monotonic()
         with Triton(self.url, timeout=10.0) as triton:
             for digit in itertools.cycle(self.digits):
                 due += self.pause
+                self.record.seconds = time.monotonic() - began
                 if self._stopped.wait(max(0.0, due - time.monotonic())):
                     return
                 self._ask_once(triton, digit)
@@ -89,7 +91,10 @@ class Client:
 
 
 def accuracy(url: str, target: str, digits: Sequence[Digit]) -> tuple[float, int, list[tuple[str, str]]]:
-    """Share of right answers of the served model, the version, and (true, predicted) of each digit, in order."""
+    """Share of right answers of the served model, the version, and (true, predicted) of each digit, in order.
+
+    Raises TritonError where Triton does not answer.
+    """
     pairs: list[tuple[str, str]] = []
     with Triton(url) as triton:
         for digit in digits:

@@ -18,11 +18,12 @@ from daemon.demo.digits import FIRST, Waves, cut, drop_broken, known
 from daemon.demo.processes import ROOMY_MB, TARGET, TIGHT_MB, StepFailed, Workspace
 from daemon.demo.screen import Screen
 from daemon.errors import RelearnError
+from deploy.triton import TritonError
 
 EPOCHS = 12
 PER_SECOND = 20.0  # requests of the client
 QUIET_SECONDS = 2.0  # in which nothing may happen
-STEP_SECONDS = 240.0  # after which a step has failed
+LIMIT_SECONDS = 240.0  # of all steps together, after which it has failed
 
 
 @dataclass(slots=True)
@@ -53,7 +54,7 @@ def run_demo(folder: Path | None, *, keep: bool, as_json: bool) -> int:
     demo = Demo(workspace, screen, facts)
     try:
         demo.run()
-    except RelearnError as error:
+    except (RelearnError, TritonError) as error:
         facts.failed = str(error)
         screen.fail(f"{error}\nthe daemon's log ends:\n{workspace.log('run')}")
     finally:
@@ -80,7 +81,9 @@ class Demo:
         self.facts = facts
         self.waves: Waves = cut()
         self.dropped: set[str] = set()  # SHA-256 of the pixels of all that was dropped
+        self.asked: set[str] = set()  # of all that Triton was asked about between the steps
         self.client: Client | None = None
+        self.deadline = time.monotonic() + LIMIT_SECONDS
 
     def run(self) -> None:
         with self.step("start", "a workspace, a real tritonserver and the daemon are started"):
@@ -167,7 +170,8 @@ class Demo:
         with self.step("client", what) as found:
             record = self.client.stop()
             self.facts.client = describe(record)
-            found.update(checks.undisturbed(record, self.dropped))
+            found.update(checks.undisturbed(record, PER_SECOND))
+            found.update(checks.disjoint(record.sent | self.asked, self.dropped))
 
     # --- what they share ----------------------------------------------------------------------------------------
 
@@ -184,13 +188,13 @@ class Demo:
 
     def wait(self, until: Callable[[], Any], what: str) -> None:
         """Waits until it is so, showing what the daemon does. Raises StepFailed after a while."""
-        deadline = time.monotonic() + STEP_SECONDS
         while not until():
             daemon, triton = self.workspace.daemon, self.workspace.triton
             if (daemon and daemon.poll() is not None) or (triton and triton.poll() is not None):
                 raise StepFailed(f"waiting until {what}: the daemon or Triton has ended")
-            if time.monotonic() > deadline:
-                raise StepFailed(f"waited {STEP_SECONDS:.0f} s until {what}; the target: {self.workspace.target()}")
+            if time.monotonic() > self.deadline:
+                over = f"{LIMIT_SECONDS:.0f} s are over while waiting until {what}"
+                raise StepFailed(f"{over}; the target: {self.workspace.target()}")
             self.screen.progress(checks.doing(self.workspace), what)
             time.sleep(0.1)
 
@@ -211,6 +215,7 @@ class Demo:
 
     def ask(self, moment: str, classes: Any) -> None:
         digits = known(self.waves.held_back, classes)
+        self.asked.update(digit.sha256 for digit in digits)
         share, version, pairs = accuracy(self.workspace.url, TARGET, digits)
         self.facts.accuracy[moment] = share
         self.screen.predictions(pairs, share, version)
@@ -226,6 +231,7 @@ def describe(record: Record) -> dict[str, Any]:
     """The client's record as plain values."""
     return {
         "requests": record.requests,
+        "per_second": round(record.requests / record.seconds, 1),
         "failed": len(record.failures),
         "wrong_labels": len(record.mismatches),
         "by_version": dict(sorted(record.versions.items())),

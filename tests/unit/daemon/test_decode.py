@@ -100,7 +100,7 @@ ODD: dict[str, tuple[Callable[[Path, bytes], object], str]] = {
     "zeros.jpg": (lambda file, image: file.write_bytes(bytes(5000)), "is no image that can be recognised"),
     "empty.png": (lambda file, image: file.touch(), "is empty"),
     "pipe.png": (lambda file, image: os.mkfifo(file), "is no regular file"),
-    "folder.png": (lambda file, image: file.mkdir(), "is no regular file"),
+    "folder": (lambda file, image: file.symlink_to(file.parent), "is a folder: links to folders are not followed"),
     "out.png": (lambda file, image: file.symlink_to("/etc/hostname"), "is a link out of the watched folder, to /etc"),
     "huge.png": (
         lambda file, image: file.write_bytes(png_that_claims(60_000, 60_000)),
