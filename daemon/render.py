@@ -27,7 +27,9 @@ OUTCOME_STYLE = {"promoted": "green", "kept": "cyan", "failed": "red", "violated
 def status(view: View) -> RenderableType:
     state = Text("running", "green") if view["running"] else Text("no daemon runs (relearn run)", "yellow")
     parts: list[RenderableType] = [Text.assemble(f"{view['workspace']}: ", state)]
-    parts += [_target(target) for target in view["targets"]] or [Text("no constraint file was read yet")]
+    parts += [_target(target, view["triton"]) for target in view["targets"]] or [
+        Text("no constraint file was read yet")
+    ]
     parts.append(working(view["working"]))
     parts.append(_data(view["data"]))
     if decision := view["last_decision"]:
@@ -35,10 +37,14 @@ def status(view: View) -> RenderableType:
     return Group(*parts)
 
 
-def _target(view: View) -> RenderableType:
+def _target(view: View, triton: View) -> RenderableType:
     lines = [Text(view["target"], "bold")]
     if champion := view["champion"]:
         lines.append(Text(f"  serves version {champion['version']}: {_candidate(champion)}"))
+        if not triton["answers"]:
+            lines.append(Text(f"  AWAY: no Triton answers at {triton['url']}; it is served once one does", "red"))
+        elif not triton["ready"].get(view["target"]):
+            lines.append(Text(f"  AWAY: Triton has not loaded version {champion['version']}", "red"))
         lines.append(Text(f"  since {clock(champion['served_since'])}: {champion['reason']}"))
     else:
         lines.append(Text("  serves nothing yet"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from daemon.errors import NotFound
 from daemon.journal import AnyRow, get
 from daemon.lock import is_running
 from daemon.stock import artifact_folder
+from deploy.triton import Triton, TritonError
 from policies.combine import decide
 from policies.evidence import Evidence
 from policies.facts import from_dict, to_dict
 from policies.settings import PoliciesSettings
 
 View = dict[str, Any]
+TRITON_SECONDS = 1.0  # in which it says whether it is there
 
 
 def status(connection: Connection, config: Config) -> View:
@@ -27,11 +30,26 @@ def status(connection: Connection, config: Config) -> View:
     return {
         "workspace": str(config.workspace),
         "running": is_running(config.state),
-        "targets": [target(connection, config, name) for name in _target_names(connection)],
+        "targets": (found := [target(connection, config, name) for name in _target_names(connection)]),
+        "triton": _ask_triton(config.settings.triton.url, found),
         "working": working(connection),
         "data": data(connection),
         "last_decision": next(iter(decisions(connection, 1)), None),
     }
+
+
+def _ask_triton(url: str, found: Sequence[View]) -> View:
+    """What Triton says itself, now: whether it answers, and of which targets it has the champion's version ready."""
+    ready: dict[str, bool] = {}
+    with Triton(url, timeout=TRITON_SECONDS) as triton:
+        answers = triton.is_live(timeout=TRITON_SECONDS)
+        try:
+            for view in found:
+                if answers and view["champion"]:
+                    ready[view["target"]] = triton.is_ready(view["target"], view["champion"]["version"])
+        except TritonError:
+            answers = False
+    return {"url": url, "answers": answers, "ready": ready if answers else {}}
 
 
 def _target_names(connection: Connection) -> list[str]:

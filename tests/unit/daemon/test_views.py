@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 from sqlalchemy import Engine
 
-from daemon import schema, views
+from daemon import render, schema, views
 from daemon.config import Config
 from daemon.constraint_file import take_in
 from daemon.errors import NotFound
@@ -64,6 +66,7 @@ def test_status_of_an_empty_workspace(config: Config, journal: Engine) -> None:
         "workspace": str(config.workspace),
         "running": False,
         "targets": [],
+        "triton": {"url": config.settings.triton.url, "answers": False, "ready": {}},
         "working": None,
         "data": {"classes": {}, "unlabelled": 0, "in_conflict": 0, "rejected": 0},
         "last_decision": None,
@@ -85,6 +88,26 @@ def test_status_shows_what_is_served(config: Config, journal: Engine, served: Wo
     assert (champion["served_since"], champion["reason"], champion["judge_accuracy"]) == (1.0, "it is good", 1.0)
     assert champion["measurement"]["latency_p95_ms"] == 2.5
     assert target["last_cycle"]["outcome"] == "promoted"
+
+
+@pytest.mark.parametrize(
+    ("triton", "said"),
+    [
+        ({"answers": False, "ready": {}}, "AWAY: no Triton answers at here:1; it is served once one does"),
+        ({"answers": True, "ready": {"edge": False}}, "AWAY: Triton has not loaded version 1"),
+        ({"answers": True, "ready": {"edge": True}}, None),
+    ],
+)
+def test_what_triton_says_itself_is_drawn(
+    config: Config, journal: Engine, served: World, triton: dict[str, Any], said: str | None
+) -> None:
+    view = show(journal, views.status, config)
+    assert view["triton"] == {"url": config.settings.triton.url, "answers": False, "ready": {}}
+    drawn = Console(width=200, file=StringIO())
+    drawn.print(render.status({**view, "triton": {"url": "here:1", **triton}}))
+    text = drawn.file.getvalue()  # type: ignore[attr-defined]
+    assert said in text if said else "AWAY" not in text
+    assert "serves version 1: net" in text
 
 
 def test_status_counts_samples_by_class_and_role(config: Config, journal: Engine, served: World) -> None:
