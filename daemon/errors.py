@@ -34,8 +34,8 @@ class DaemonNotRunning(RelearnError):
     """No daemon runs on this workspace; start it with `relearn run`."""
 
 
-class JournalTooNew(RelearnError):
-    """The journal was written by a newer relearnd; upgrade this checkout, or restore the backup beside the journal."""
+class WrongJournal(RelearnError):
+    """The journal is of another version of relearnd; start that one, or `relearn run` of a newer one."""
 
     exit_code = 2
 
@@ -44,7 +44,3 @@ class NotFound(RelearnError):
     """Nothing stored has this name; `relearn cycles` and `relearn models` list what there is."""
 
     exit_code = 2
-
-
-class PromotionFailed(RelearnError):
-    """A promotion failed; the version that served before serves on."""

@@ -22,7 +22,7 @@ class ConstraintsTouched:
 
 @dataclass(frozen=True, slots=True)
 class TimerFired:
-    """A timer went off: "rescan", "look again" (a decision waits), "retry" (a stage waits), "triton" (compare)."""
+    """A timer went off; `Daemon.time_out` says what each name calls for."""
 
     name: str
 

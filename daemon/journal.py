@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, Row, Table, create_engine, event, ins
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from daemon import schema
-from daemon.errors import JournalTooNew, NotFound, RelearnError
+from daemon.errors import NotFound, RelearnError, WrongJournal
 
 HEAD = "0001"  # the newest migration; a test holds it to the folder
 
@@ -26,7 +26,7 @@ AnyRow = Row[Any]
 def open_journal(state: Path, *, migrate: bool = False) -> Engine:
     """The journal of a state folder; with `migrate`, made or brought to the newest form first.
 
-    Raises JournalTooNew where a newer relearnd wrote it, NotFound where there is none yet.
+    Raises WrongJournal where another version of relearnd wrote it, NotFound where there is none yet.
     """
     file = state / "journal.db"
     if not migrate and not file.exists():
@@ -81,10 +81,10 @@ def _back_up(file: Path, copy: Path) -> None:
         source.backup(target)
 
 
-def _wrong_revision(file: Path, found: str | None) -> JournalTooNew:
+def _wrong_revision(file: Path, found: str | None) -> WrongJournal:
     if found is None or found < HEAD:
-        return JournalTooNew(f"{file}: is of an older relearnd; `relearn run` brings it up to date")
-    return JournalTooNew(f"{file}: was written by a newer relearnd ({found}); this one knows {HEAD}: upgrade it")
+        return WrongJournal(f"{file}: is of an older relearnd; `relearn run` brings it up to date")
+    return WrongJournal(f"{file}: was written by a newer relearnd ({found}); this one knows {HEAD}: upgrade it")
 
 
 def _on_connect(connection: DBAPIConnection, _record: object) -> None:

@@ -85,7 +85,7 @@ def _do(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str,
             f"{requirement.height} x {requirement.width}"
         )
     promotion = serving.request(connection, target, artifact, kind="rollback", by=request.by, cycle=None)
-    return "done", f"{target} goes back to {artifact}, as version {promotion.version}"
+    return "done", f"{target} goes back to {artifact}: Triton loads it as version {promotion.version} now"
 
 
 def owed(connection: Connection, target: str) -> str | None:
@@ -126,7 +126,7 @@ def previous(connection: Connection, target: str) -> str:
 
 
 def ask_and_wait(config: Config, kind: str, seconds: float = 60.0, **arguments: Any) -> dict[str, Any]:
-    """Asks the running daemon and waits for its answer, woken by the journal's own changes.
+    """Asks the running daemon and waits for its answer, woken by what changes in the state folder.
 
     Raises DaemonNotRunning, or NotFound where the workspace has no journal.
     """

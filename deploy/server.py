@@ -157,6 +157,8 @@ class Server:
         from a thread that lives as long as the server should. Raises ServerError.
         """
         installation = find_installation(environment)
+        if not repository.is_dir():
+            raise ServerError(f"{repository}: is no folder; a Triton without its repository would serve nothing")
         cache.mkdir(parents=True, exist_ok=True)
         backends = assemble_backend(installation, cache)
         self.grpc_port, self.http_port, self.metrics_port = ports or tuple(free_ports(3))

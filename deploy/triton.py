@@ -49,17 +49,6 @@ class VersionState:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ModelStatistics:
-    """Since the version was loaded: requests answered and failed, and the nanoseconds that all of them took."""
-
-    version: int
-    succeeded: int
-    failed: int
-    success_ns: int
-    last_inference_ms: int  # since the epoch; 0: none yet
-
-
 class Triton:
     """A connection to the server at `address` ("host:port" of its gRPC endpoint).
 
@@ -118,21 +107,6 @@ class Triton:
             if entry.version:
                 versions.append(VersionState(int(entry.version), entry.state, entry.reason))
         return {name: sorted(versions, key=lambda v: v.version) for name, versions in models.items()}
-
-    def statistics(self, model: str) -> list[ModelStatistics]:
-        """Counts of each loaded version of the model, by number."""
-        found = self._ask(lambda: self._client.get_inference_statistics(model, client_timeout=self._timeout))
-        rows = [
-            ModelStatistics(
-                version=int(entry.version),
-                succeeded=entry.inference_stats.success.count,
-                failed=entry.inference_stats.fail.count,
-                success_ns=entry.inference_stats.success.ns,
-                last_inference_ms=entry.last_inference,
-            )
-            for entry in found.model_stats
-        ]
-        return sorted(rows, key=lambda row: row.version)
 
     def infer(
         self, model: str, images: NDArray[np.uint8], version: int | None = None

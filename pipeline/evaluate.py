@@ -29,7 +29,7 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
     probabilities = answer(load_trained(folder, recipe), pixels, samples, recipe.settings.accelerator, report)
     with replacing(folder.tune) as aside, aside.open("wb") as file:
         np.savez(file, sha=pixels.shas[samples], probabilities=probabilities)
-    evaluation = judge(pixels.classes, pixels.shas[samples], pixels.labels[samples], probabilities)
+    evaluation = score(pixels.classes, pixels.shas[samples], pixels.labels[samples], probabilities)
     write_json(folder.evaluation, evaluation)
     return {
         "tune_samples": len(samples),
@@ -53,7 +53,7 @@ def answer(served: Served, pixels: Pixels, samples: NDArray[np.int64], accelerat
     return answers
 
 
-def judge(
+def score(
     classes: Sequence[str], shas: NDArray[np.uint8], labels: NDArray[np.int32], probabilities: Floats
 ) -> dict[str, Any]:
     """The figures of n answers: rows of `confusion` are true classes, columns predicted ones.

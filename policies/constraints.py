@@ -102,11 +102,6 @@ def _missed(constraint: str, needed: float, count: ClassCount, found: float, bou
     return Shortfall(constraint, needed, found, said)
 
 
-def eligible(candidate: Candidate, requirement: Requirement, classes: Iterable[str]) -> bool:
-    """Whether nothing known rules the candidate out: it knows these classes and meets what is measured."""
-    return set(classes) <= set(candidate.classes) and not shortfalls(requirement, candidate)
-
-
 def rank(candidates: Iterable[Candidate], requirement: Requirement) -> list[Candidate]:
     """Best first by what [prefer] names (accuracy: on tune), ties by smaller latency, then size, then id."""
 

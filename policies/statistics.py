@@ -110,21 +110,6 @@ def clopper_pearson(successes: int, samples: int, confidence: float) -> tuple[fl
     return lower, upper
 
 
-def wilson(successes: int, samples: int, confidence: float) -> tuple[float, float]:
-    """Score bounds of one proportion, each one-sided at `confidence`: to show beside an estimate.
-
-    Wilson 1927 (JASA 22:209). No samples: (0, 1).
-    """
-    if samples == 0:
-        return 0.0, 1.0
-    z = normal_quantile(confidence)
-    share = successes / samples
-    centre = share + z * z / (2 * samples)
-    reach = z * math.sqrt(share * (1.0 - share) / samples + z * z / (4 * samples**2))
-    scale = 1.0 + z * z / samples
-    return max((centre - reach) / scale, 0.0), min((centre + reach) / scale, 1.0)
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values adjusted for being several, in their order: those at most alpha are rejected.
 

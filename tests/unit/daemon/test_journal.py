@@ -15,7 +15,7 @@ from sqlalchemy import Engine, exc, select, text
 
 from daemon import journal as module
 from daemon import schema
-from daemon.errors import JournalTooNew, NotFound, RelearnError
+from daemon.errors import NotFound, RelearnError, WrongJournal
 from daemon.journal import HEAD, add, change, claim, get, open_journal, revision
 
 MIGRATIONS = Path(module.__file__).parent / "migrations"
@@ -117,7 +117,7 @@ def stamp(state: Path, version: str) -> None:
 @pytest.mark.parametrize("migrate", [False, True])
 def test_a_newer_journal_is_refused_and_left_alone(state: Path, journal: Engine, migrate: bool) -> None:
     stamp(state, "9999")
-    with pytest.raises(JournalTooNew, match=r"written by a newer relearnd \(9999\)") as caught:
+    with pytest.raises(WrongJournal, match=r"written by a newer relearnd \(9999\)") as caught:
         open_journal(state, migrate=migrate)
     assert caught.value.exit_code == 2
     assert revision(state / "journal.db") == "9999"
@@ -125,7 +125,7 @@ def test_a_newer_journal_is_refused_and_left_alone(state: Path, journal: Engine,
 
 def test_an_older_journal_is_brought_up_by_the_daemon_alone(state: Path, journal: Engine) -> None:
     stamp(state, "0000")
-    with pytest.raises(JournalTooNew, match="`relearn run` brings it up to date"):
+    with pytest.raises(WrongJournal, match="`relearn run` brings it up to date"):
         open_journal(state)
 
 

@@ -160,7 +160,10 @@ def test_a_rollback_is_a_promotion_under_a_new_version(
     request = ask(config, journal, "rollback", target="edge", artifact=asked)
     taken(journal, serving)
     version = len(artifacts) + 1
-    assert answer(journal, request) == ("done", f"edge goes back to {expected}, as version {version}")
+    assert answer(journal, request) == (
+        "done",
+        f"edge goes back to {expected}: Triton loads it as version {version} now",
+    )
     with journal.connect() as connection:
         row = connection.execute(select(schema.promotions).where(schema.promotions.c.state == "switching")).one()
     assert (row.artifact_id, row.version, row.kind, row.by) == (expected, version, "rollback", getpass.getuser())

@@ -9,6 +9,7 @@ import subprocess
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -168,16 +169,26 @@ def test_it_dies_with_the_process_that_started_it(
     packaged.clean_regions(name_regions(root))
 
 
+class Misled(Server):
+    """A server that is to listen where this machine has no address (203.0.113.0/24 is for documentation)."""
+
+    def _command(self, *given: Any) -> list[str]:
+        return [*super()._command(*given), "--grpc-address=203.0.113.1"]
+
+
 def test_one_that_does_not_come_to_live_says_its_last_words_and_leaves_nothing(
-    triton_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, triton_cache: Path, tmp_path: Path
 ) -> None:
-    """Without its repository it runs and serves nothing."""
-    missing = tmp_path / "missing"
-    monkeypatch.setattr(packaged, "START_SECONDS", 1.0)
-    with pytest.raises(ServerError, match=r"^tritonserver did not start; .*log ends: (?s:.)*missing"):
-        Server(missing, triton_cache, log=tmp_path / "log")
-    running = [process for process in psutil.process_iter(["cmdline"]) if str(missing) in str(process.info["cmdline"])]
+    with pytest.raises(ServerError, match=r"^tritonserver did not start; .*log ends: (?s:.)*203.0.113.1"):
+        Misled(root, triton_cache, log=tmp_path / "log")
+    running = [process for process in psutil.process_iter(["cmdline"]) if str(root) in str(process.info["cmdline"])]
     assert running == []
+
+
+def test_a_repository_that_is_missing_is_said_at_once(triton_cache: Path, tmp_path: Path) -> None:
+    """tritonserver itself would run without it, and serve nothing."""
+    with pytest.raises(ServerError, match="missing: is no folder"):
+        Server(tmp_path / "missing", triton_cache, log=tmp_path / "log")
 
 
 def test_a_port_that_another_program_has_is_said(root: Path, triton_cache: Path, tmp_path: Path) -> None:

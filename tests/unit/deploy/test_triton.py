@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -169,22 +168,6 @@ def test_a_model_that_does_not_load_is_refused_with_its_own_words(triton: Triton
     assert "the seventh layer" in state.reason
 
 
-def test_what_was_answered_and_refused_is_counted(triton: Triton, model: str) -> None:
-    def counts() -> dict[int, int]:
-        return {row.version: row.succeeded for row in triton.statistics(model)}
-
-    before = counts()
-    triton.infer(model, noise(1))
-    triton.infer(model, noise(2))
-    triton.infer(model, noise(2), version=1)
-    after = counts()
-    assert {version: after[version] - before[version] for version in after} == {1: 1, 2: 2}
-    latest = triton.statistics(model)[-1]
-    assert (latest.version, latest.failed) == (2, 0)
-    assert latest.success_ns > 0
-    assert 0 <= time.time() * 1e3 - latest.last_inference_ms < 3.6e6  # milliseconds since the epoch, and lately
-
-
 ASKING = {
     "infer": lambda triton: triton.infer("edge", noise(1)),
     "infer_all": lambda triton: triton.infer_all("edge", noise(2)),
@@ -192,7 +175,6 @@ ASKING = {
     "load": lambda triton: triton.load("edge"),
     "unload": lambda triton: triton.unload("edge"),
     "index": lambda triton: triton.index(),
-    "statistics": lambda triton: triton.statistics("edge"),
     "is_ready": lambda triton: triton.is_ready("edge"),
 }
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.evaluate import judge
 from pipeline.evaluate import run as evaluate
+from pipeline.evaluate import score
 from policies.job import StageError
 
 CLASSES = ["a", "b", "ü", "d"]
@@ -29,7 +29,7 @@ def answers(number: int) -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[
 @pytest.mark.parametrize("number", [1, 2, 50])
 def test_accuracy_and_loss_are_those_of_the_answers(number: int) -> None:
     shas, labels, probabilities = answers(number)
-    found = judge(CLASSES, shas, labels, probabilities)
+    found = score(CLASSES, shas, labels, probabilities)
     right = [row.tolist().index(max(row.tolist())) == label for row, label in zip(probabilities, labels, strict=True)]
     losses = [-np.log(float(row[label])) for row, label in zip(probabilities, labels, strict=True)]
     assert found["samples"] == number
@@ -39,7 +39,7 @@ def test_accuracy_and_loss_are_those_of_the_answers(number: int) -> None:
 
 def test_confusion_has_the_true_classes_down_and_the_predicted_across() -> None:
     shas, labels, probabilities = answers(50)
-    found = judge(CLASSES, shas, labels, probabilities)
+    found = score(CLASSES, shas, labels, probabilities)
     predicted = np.argsort(probabilities, 1)[:, -1]
     wanted = [[int(np.sum((labels == true) & (predicted == said))) for said in range(4)] for true in range(4)]
     assert found["confusion"] == wanted
@@ -48,7 +48,7 @@ def test_confusion_has_the_true_classes_down_and_the_predicted_across() -> None:
 
 def test_every_class_has_its_share() -> None:
     shas, labels, probabilities = answers(50)
-    found = judge(CLASSES, shas, labels, probabilities)
+    found = score(CLASSES, shas, labels, probabilities)
     predicted = probabilities.argmax(1)
     assert found["by_class"] == [
         {
@@ -62,7 +62,7 @@ def test_every_class_has_its_share() -> None:
 
 def test_failed_predictions_name_the_sample_and_both_classes() -> None:
     shas, labels, probabilities = answers(50)
-    found = judge(CLASSES, shas, labels, probabilities)["failed"]
+    found = score(CLASSES, shas, labels, probabilities)["failed"]
     wanted = []
     for sha, label, row in zip(shas, labels, probabilities, strict=True):
         said = int(np.argsort(row)[-1])
@@ -73,7 +73,7 @@ def test_failed_predictions_name_the_sample_and_both_classes() -> None:
 
 
 def test_no_samples_have_no_accuracy() -> None:
-    found = judge(CLASSES, *answers(0))
+    found = score(CLASSES, *answers(0))
     assert (found["samples"], found["accuracy"], found["loss"], found["failed"]) == (0, None, None, [])
     assert found["confusion"] == [[0] * 4] * 4
     json.dumps(found)
@@ -81,7 +81,7 @@ def test_no_samples_have_no_accuracy() -> None:
 
 def test_a_certain_wrong_answer_has_a_finite_loss() -> None:
     shas, _, _ = answers(1)
-    found = judge(CLASSES, shas, np.array([0], np.int32), np.array([[0, 1, 0, 0]], np.float32))
+    found = score(CLASSES, shas, np.array([0], np.int32), np.array([[0, 1, 0, 0]], np.float32))
     assert 20 < found["loss"] < 100
 
 

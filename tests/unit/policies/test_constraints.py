@@ -8,7 +8,6 @@ import pytest
 from policies.constraints import (
     accuracy_shortfalls,
     contradictions,
-    eligible,
     infeasible_accuracy,
     nearest,
     rank,
@@ -137,19 +136,6 @@ def test_a_champion_is_infeasible_only_by_the_upper_bound(limits: dict[str, Any]
     found = infeasible_accuracy(asked(**limits), PROOF, 0.95)
     assert [s.constraint for s in found] == expected
     assert all("at most" in s.sentence and "95% confidence" in s.sentence for s in found)
-
-
-@pytest.mark.parametrize(
-    ("classes", "limits", "expected"),
-    [
-        (("a",), {}, True),
-        (("a", "b"), {"latency_p95_ms": 5.0}, True),
-        (("a", "b", "c"), {}, False),
-        (("a",), {"latency_p95_ms": 4.0}, False),
-    ],
-)
-def test_eligible(classes: tuple[str, ...], limits: dict[str, float], expected: bool) -> None:
-    assert eligible(CANDIDATE, asked(**limits), classes) is expected
 
 
 POOL = [

@@ -18,7 +18,6 @@ from policies.statistics import (
     paired_lower_bound,
     samples_to_show,
     smallest_fall,
-    wilson,
 )
 
 RANDOM = random.Random(7)
@@ -63,14 +62,6 @@ def test_clopper_pearson_is_scipys() -> None:
             upper = stats.binomtest(k, n, alternative="less").proportion_ci(confidence, "exact").high
             assert clopper_pearson(k, n, confidence) == pytest.approx((lower, upper), abs=1e-8)
     assert clopper_pearson(0, 0, 0.95) == (0.0, 1.0)
-
-
-def test_wilson_is_scipys() -> None:
-    for k, n, _ in TABLES[::3]:
-        lower = stats.binomtest(k, n, alternative="greater").proportion_ci(0.95, "wilson").low
-        upper = stats.binomtest(k, n, alternative="less").proportion_ci(0.95, "wilson").high
-        assert wilson(k, n, 0.95) == pytest.approx((lower, upper), abs=1e-9)
-    assert wilson(0, 0, 0.95) == (0.0, 1.0)
 
 
 def test_normal_quantile() -> None:
