@@ -92,6 +92,7 @@ def daemon(workspace: Workspace) -> dict[str, float]:
         digit.save(workspace.images)
     closed = time.time()
     answered = until(lambda: answers(workspace, TARGET, probe), "the daemon's model answers")
+    until(lambda: workspace.cycles()[0]["outcome"], "the switch is written down")
     seconds = stages(workspace, closed)
     assert workspace.daemon is not None
     workspace.daemon.terminate()
