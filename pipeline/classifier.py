@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.augment import augment
 from pipeline.data import Batch
+from pipeline.fold import fold_frozen
+from pipeline.images import Size
 from pipeline.model import Served, still_layers
 from pipeline.optimizer import create_optimizer, create_schedule
 from pipeline.settings import TrainSettings
@@ -19,9 +21,9 @@ from pipeline.settings import TrainSettings
 class Classifier(pl.LightningModule):
     """Nothing is logged and nothing waits for the device within an epoch: sums stay on it."""
 
-    def __init__(self, served: Served, settings: TrainSettings, steps: int) -> None:
+    def __init__(self, served: Served, settings: TrainSettings, steps: int, size: Size) -> None:
         super().__init__()
-        self.served, self.settings, self.steps = served, settings, steps
+        self.served, self.settings, self.steps, self.size = served, settings, steps, size
         self.still = list(still_layers(served.net, settings.freeze_batch_norm))
         self.second_order = False
         self.loss_sum = self.tune_loss_sum = self.tune_correct = torch.zeros(())
@@ -36,6 +38,11 @@ class Classifier(pl.LightningModule):
         for layer in self.still:
             layer.eval()
         return self
+
+    def on_train_start(self) -> None:
+        # By now it is on its device, and restored from its checkpoint: what is frozen stays as it is.
+        noise = torch.randn((2, 3, *self.size), generator=torch.Generator().manual_seed(0))
+        fold_frozen(self.net, noise.to(self.device, memory_format=torch.channels_last))
 
     def on_train_epoch_start(self) -> None:
         # All that an epoch draws (augmentation, dropout) depends on seed and epoch: a resumed one draws the same.

@@ -76,7 +76,7 @@ def fit(
         tunes = len(pixels.select("tune")) > 0
         trainer = _trainer(settings, record, folder, tunes)
         trainer.fit(
-            Classifier(served, settings, steps=settings.epochs * len(loader)),
+            Classifier(served, settings, steps=settings.epochs * len(loader), size=pixels.images[0].shape[1:3]),
             loader,
             tune_loader(pixels, settings.batch_size) if tunes else None,
             ckpt_path=None if past is None else folder.checkpoint,

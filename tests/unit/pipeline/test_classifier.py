@@ -21,7 +21,7 @@ def make(architecture: str = "test_vit", stages: int = -1, **settings: Any) -> C
     torch.manual_seed(0)
     net = create_network(architecture, 3, (32, 32))
     freeze(net, stages)
-    return Classifier(Served(net, MEAN, STD), TrainSettings(**{"augment": OFF, **settings}), steps=10)
+    return Classifier(Served(net, MEAN, STD), TrainSettings(**{"augment": OFF, **settings}), steps=10, size=(32, 32))
 
 
 def batch(number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
