@@ -3,6 +3,9 @@ PYTHON ?= python3
 # Of the packaged Triton's own environment; with 3.11 and 3.12 it needs that Python's shared library.
 TRITON_PYTHON ?= $(PYTHON)
 UV = .venv/bin/uv
+UV_VERSION = 0.13.9
+# The machine's own certificates, as pip and git use them: behind a company's proxy no others will do.
+export UV_SYSTEM_CERTS = 1
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: setup test demo check lint types bench lock clean
@@ -13,7 +16,7 @@ setup: .venv/ready .venv-triton/ready
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo "Python 3.11 to 3.13 is needed, $(PYTHON) is another: make PYTHON=python3.12"; exit 2; }
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@test -x $(UV) || .venv/bin/python -m pip install --quiet uv
+	@test -x $(UV) || .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(UV) pip sync --quiet --python .venv/bin/python requirements.lock
 	@touch $@
 
