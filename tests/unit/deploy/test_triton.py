@@ -121,9 +121,8 @@ def test_images_of_a_wrong_type_are_refused_in_words(triton: Triton, model: str,
         (lambda triton: triton.infer("nothing", noise(1)), "Request for unknown model: 'nothing' is not found"),
         (lambda triton: triton.classify("edge", noise(1), 7), "'edge' version 7 is not found"),
         (lambda triton: triton.load("nothing"), "failed to load 'nothing'"),
-        (lambda triton: triton.statistics("nothing"), "'nothing'"),
     ],
-    ids=["infer", "version", "load", "statistics"],
+    ids=["infer", "version", "load"],
 )
 def test_what_is_not_there_is_refused_by_name(
     triton: Triton, model: str, ask: Callable[[Triton], object], words: str
