@@ -24,7 +24,7 @@ def gather(
     champion = targets.champion(connection, cycle.target)
     judge = targets.judge_set(connection, rows)
     classes = {name for name, _ in rows.values()}
-    if champion and cycle.trigger == "constraints":
+    if champion and cycle.trigger != "data":
         classes &= set(champion.classes)
     proven = _proven(connection, cycle.id)
     recipes = {name: ground.recipe(name) for name in ground.settings["model"]["architectures"]}

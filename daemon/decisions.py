@@ -17,6 +17,7 @@ from policies.evidence import Evidence
 from policies.facts import Requirement, to_dict
 
 log = logging.getLogger("relearn")
+TRIGGERS = {"train": "data", "rejudge": "constraints", "rebuild": "stock"}  # of the cycle that an action begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def decide_all(journal: Engine, config: Config, because: str, *, device: str) ->
             log.info("%s: %s: %s", target, decision.action, decision.reason)
             if decision.until is not None:
                 until.append(decision.until)
-            if decision.action in ("train", "rejudge"):
+            if decision.action in TRIGGERS:
                 return Decided(_begin(connection, config, row, requirement, decision, found))
     return Decided(until=min(until, default=None))
 
@@ -91,7 +92,7 @@ def _begin(
         schema.cycles,
         decision_id=decision_id,
         target=requirement.target,
-        trigger="constraints" if decision.action == "rejudge" else "data",
+        trigger=TRIGGERS[decision.action],
         state="running",
         snapshot_id=taken.id,
         requirement=to_dict(requirement),

@@ -58,6 +58,13 @@ class SwitchEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class ArtifactLost:
+    """What a target serves is gone or damaged on the disk, and Triton cannot be given it again as it is."""
+
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
 class SourceFailed:
     """A source cannot watch what it should; polling or the next scan goes on in its place."""
 
@@ -77,6 +84,7 @@ Event = (
     | ChildSpoke
     | ChildEnded
     | SwitchEnded
+    | ArtifactLost
     | SourceFailed
     | Stop
 )

@@ -57,6 +57,7 @@ def gather(
             device=device,
             confidence=config.settings.promotion.confidence,
         ),
+        lost=champion is not None and _is_lost(connection, target, champion),
         requested=requested,
     )
 
@@ -70,6 +71,20 @@ def constraints_changed(connection: Connection, requirement: Requirement) -> boo
         .order_by(cycles.c.id.desc())
     ).scalar()
     return answered is not None and answered != to_dict(requirement)
+
+
+def _is_lost(connection: Connection, target: str, champion: targets.Champion) -> bool:
+    """Whether the champion's artifact has to be built again, can be, and no cycle tried it yet."""
+    artifacts, models, cycles = schema.artifacts, schema.models, schema.cycles
+    since = connection.execute(
+        select(artifacts.c.gone)
+        .join(models, models.c.id == artifacts.c.model_id)
+        .where(artifacts.c.id == champion.artifact, models.c.gone.is_(None))
+    ).scalar()
+    if since is None:
+        return False
+    tried = (cycles.c.target == target, cycles.c.started >= since, cycles.c.ended.is_not(None))
+    return connection.execute(select(cycles.c.id).where(*tried)).first() is None
 
 
 def _edited_at(connection: Connection, target: str) -> float | None:

@@ -18,6 +18,7 @@ from daemon.config import Config
 from daemon.constraint_file import take_in
 from daemon.errors import ConfigError
 from daemon.events import (
+    ArtifactLost,
     ChildEnded,
     ChildSpoke,
     ConstraintsTouched,
@@ -113,6 +114,8 @@ class Daemon:
                 self.listen(event)
             case SwitchEnded():
                 self.worker.switched(event)
+            case ArtifactLost():
+                self.because.append(f"what {event.target} serves is lost")
             case SourceFailed():
                 log.warning("%s", event.what)
 

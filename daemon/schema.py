@@ -159,7 +159,7 @@ cycles = Table(
     Column("id", Integer, primary_key=True),
     Column("decision_id", ForeignKey("decisions.id"), nullable=False),
     Column("target", String, nullable=False),
-    Column("trigger", String, nullable=False),  # data, constraints
+    Column("trigger", String, nullable=False),  # data, constraints, stock
     Column("state", String, nullable=False, index=True),  # running, done, failed, interrupted
     Column("outcome", String),  # promoted, kept, ask, violated, failed, interrupted
     Column("reason", String),

@@ -15,9 +15,9 @@ from sqlalchemy import Connection, Engine, func, select, update
 
 from daemon import schema, targets
 from daemon.config import Config
-from daemon.events import Event, SwitchEnded
+from daemon.events import ArtifactLost, Event, SwitchEnded
 from daemon.journal import AnyRow, add, claim, get, now
-from daemon.stock import artifact_folder
+from daemon.stock import artifact_folder, find_damage
 from deploy import repository
 from deploy.config_pbtxt import Serving as ServedHow
 from deploy.device import fingerprint
@@ -200,11 +200,24 @@ class Serving:
     def _keep(self, row: AnyRow) -> None:
         """Mends a target that Triton does not serve as the journal says, and tidies up after its switch."""
         switch = self._describe(row)
-        if done := mend(switch, self._connection()):
+        try:
+            done = mend(switch, self._connection())
+        except SwitchFailed:
+            self._look_for_loss(row)
+            raise
+        if done:
             log.warning("%s", done)
         if row.step != "retire":
             run_step("retire", switch, self._connection())
             self._write(row, step="retire")
+
+    def _look_for_loss(self, row: AnyRow) -> None:
+        """Tells the loop, once, where an artifact has to be built again before it can be served."""
+        with self.journal.begin() as connection:
+            known = get(connection, schema.artifacts, row.artifact_id).gone is not None
+            lost = not known and find_damage(connection, self.config.state, row.artifact_id)
+        if lost:
+            self.put(ArtifactLost(row.target))
 
     def _write(self, row: AnyRow, **values: str | None) -> bool:
         """Writes how far a promotion has come. False: it is no longer what it was."""

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 
 from daemon import schema
 from daemon.journal import change, now
-from deploy.artifact import MANIFEST, ArtifactError, verify
+from deploy.artifact import MANIFEST, ArtifactError, read_manifest, verify
 
 
 def model_folder(state: Path, model: str) -> Path:
@@ -29,11 +29,19 @@ def take_stock(connection: Connection, state: Path) -> list[str]:
     for table, folder_of in ((schema.models, model_folder), (schema.artifacts, artifact_folder)):
         for row in connection.execute(select(table.c.id, table.c.gone)).all():
             folder = folder_of(state, row.id)
-            there = (folder / MANIFEST).is_file()
+            there = (folder / MANIFEST).is_file() and (row.gone is None or is_whole(folder))
             if there != (row.gone is None):
                 change(connection, table, row.id, gone=None if there else now())
                 said.append(f"{folder} {'is back' if there else 'is gone: it is made again where it is needed'}")
     return said
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether what was gone or damaged may be used again: a model is checked where it is built from."""
+    try:
+        return "files" not in read_manifest(folder) or bool(verify(folder))
+    except ArtifactError:
+        return False
 
 
 def find_damage(connection: Connection, state: Path, artifact: str) -> str | None:

@@ -103,6 +103,7 @@ class Worker:
         log.info("cycle %d for %s: %s: %s", self.cycle.id, self.cycle.target, outcome, reason)
         self.tell(f"cycle {self.cycle.id} ended: {outcome}")
         self.cycle = None
+        self.serving.tend()  # what was built again is served again
 
     def _watch_clock(self) -> None:
         assert self.cycle is not None

@@ -14,7 +14,7 @@ _WORDS = 240  # of a failure's last words, in characters
 
 
 def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
-    """What this target calls for: constraints first, then a person's request, then what the data asks for.
+    """What this target calls for: constraints first, then a person's request, then what was lost, then the data.
 
     A person goes before cool-down and backing off, an edit made since the last failure too; all else waits
     for them, so that nothing fails or trains in a hot loop.
@@ -28,6 +28,10 @@ def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
         return _rejudge(evidence, findings, settings)
     if evidence.requested is not None:
         return Decision("train", f"requested: {evidence.requested}", findings)
+    if evidence.lost:
+        return Decision(
+            "rebuild", "the artifact that is served is lost from the disk: its model gives it again", findings
+        )
     fired = [f"{finding.policy}: {finding.reason}" for finding in findings if finding.fired]
     if not fired:
         idle = "; ".join(f"{finding.policy}: {finding.reason}" for finding in findings)

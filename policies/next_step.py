@@ -13,7 +13,7 @@ from typing import Literal
 from policies.constraints import nearest, rank, shortfalls
 from policies.facts import Candidate, Requirement, Verdict
 
-Trigger = Literal["data", "constraints"]
+Trigger = Literal["data", "constraints", "stock"]
 Outcome = Literal["promoted", "kept", "ask", "violated", "failed"]
 
 
@@ -111,16 +111,31 @@ def next_step(facts: CycleFacts) -> Step:
         return Finish("failed", f"{step}: {words}")
     if facts.promoted:
         return Finish("promoted", facts.verdicts[facts.promoted].reason)
+    if answered := _answered(facts):
+        return answered
+    if facts.unbuilt:
+        return Build(facts.unbuilt[0])
+    if facts.trigger == "stock":
+        return _rebuilt(facts)
+    # The winner alone is asked about on judge: each further asking would spend more of the error budget.
+    refused = facts.champion_feasible and bool(facts.verdicts)
+    return (None if refused else _next_candidate(facts)) or _next_training(facts)
+
+
+def _answered(facts: CycleFacts) -> Step | None:
+    """What follows from a verdict that is more than a refusal."""
     for artifact, verdict in facts.verdicts.items():
         if verdict.answer == "promote":
             return Promote(artifact)
         if verdict.answer == "ask":
             return Finish("ask", verdict.reason)
-    if facts.unbuilt:
-        return Build(facts.unbuilt[0])
-    # The winner alone is asked about on judge: each further asking would spend more of the error budget.
-    refused = facts.champion_feasible and bool(facts.verdicts)
-    return (None if refused else _next_candidate(facts)) or _next_training(facts)
+    return None
+
+
+def _rebuilt(facts: CycleFacts) -> Finish:
+    if any(candidate.artifact == facts.champion for candidate in facts.candidates):
+        return Finish("kept", "what is served was built again, the same to the last byte")
+    return Finish("failed", "the build gave another artifact than the one that is served: put another in its place")
 
 
 def _next_candidate(facts: CycleFacts) -> Step | None:

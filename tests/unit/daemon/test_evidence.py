@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from daemon import evidence, schema
 from daemon.config import Config
+from daemon.journal import change
 from policies.evidence import Evidence
 from policies.facts import ClassCount, from_dict, to_dict
 
@@ -277,3 +278,22 @@ def test_the_evidence_goes_through_the_journal_unchanged(gather: Any, world: Wor
     world.answer("observations", "old", dict.fromkeys(cats, "cat"))
     found = gather("ann", accuracy_min=0.5)
     assert from_dict(Evidence, json.loads(json.dumps(to_dict(found)))) == found
+
+
+def test_a_champion_is_lost_until_a_cycle_has_tried_to_build_it_again(gather: Any, world: World) -> None:
+    data(world)
+    world.champion()
+    assert not gather().lost
+    with world.journal.begin() as connection:
+        change(connection, schema.artifacts, "old", gone=5.0)
+    assert gather().lost
+    with world.journal.begin() as connection:
+        change(connection, schema.models, "old", gone=5.0)
+    assert not gather().lost  # there is nothing to build it from
+    with world.journal.begin() as connection:
+        change(connection, schema.models, "old", gone=None)
+    world.cycle("other", state="done", outcome="kept", reason="", started=6.0, ended=7.0)
+    world.cycle(state="failed", outcome="failed", reason="", started=4.0, ended=7.0)
+    assert gather().lost
+    world.cycle(state="failed", outcome="failed", reason="", started=6.0, ended=7.0)
+    assert not gather().lost  # it failed: not again and again

@@ -6,6 +6,7 @@ Where a cycle runs, its children stand in for pipeline and deploy, so that the d
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from daemon import loop, people, schema
 from daemon.config import Config, load
 from daemon.errors import ConfigError, WorkspaceBusy
 from daemon.events import (
+    ArtifactLost,
     ChildEnded,
     ChildSpoke,
     ConstraintsTouched,
@@ -33,6 +35,7 @@ from daemon.events import (
 from daemon.journal import claim
 from daemon.lock import is_running, locked
 from daemon.loop import Daemon
+from daemon.stock import artifact_folder
 
 World = Any  # tests/unit/daemon/conftest.py
 StandIn = Any
@@ -140,6 +143,17 @@ def test_the_causes_of_one_decision_are_told_together(daemon: Daemon, world: Wor
 def test_a_source_that_failed_is_told_and_stops_nothing(daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
     daemon.handle(SourceFailed("/images: cannot be watched"))
     assert "/images: cannot be watched" in caplog.text
+
+
+def test_an_artifact_that_is_lost_is_decided_on(daemon: Daemon, world: World) -> None:
+    world.require()
+    enough(world)
+    world.champion()
+    shutil.rmtree(artifact_folder(world.config.state, "old"))
+    daemon.handle(ArtifactLost("edge"))
+    daemon.work()
+    assert decided(world)[-1] == ("edge", "what edge serves is lost", "rebuild")
+    assert world.rows(schema.cycles)[-1].trigger == "stock"
 
 
 def test_what_people_ask_is_answered(daemon: Daemon, config: Config, world: World) -> None:

@@ -91,3 +91,6 @@ def test_a_damaged_artifact_is_named_and_is_no_candidate(stored: World) -> None:
     assert found is not None
     assert f"{folder / 'model.onnx'} is damaged" in found
     assert candidates(stored) == []
+    assert look(stored) == []  # that its folder lies there does not make it whole
+    (folder / MANIFEST).write_text(json.dumps({"format": 1, "files": {}}))
+    assert look(stored) == [f"{folder} is back"]

@@ -44,6 +44,9 @@ STORED = candidate("stored", "small", snapshot="old", tune_accuracy=0.8, artifac
 SERVED: dict[str, Any] = {"champion": "old", "champion_feasible": True}
 
 
+LOST = dataclasses.replace(DATA, trigger="stock", **SERVED)
+
+
 def facts(base: CycleFacts, *candidates: Candidate, **known: Any) -> CycleFacts:
     return dataclasses.replace(base, candidates=candidates, **known)
 
@@ -253,3 +256,19 @@ def walk(fits: bool, verdict: Verdict) -> tuple[str, int]:
             case other:
                 pytest.fail(f"unexpected {other}")
     return "never", 100
+
+
+@pytest.mark.parametrize(
+    ("known", "step"),
+    [
+        (facts(LOST, STORED, unbuilt=("model of old",)), Build("model of old")),
+        (facts(LOST, STORED, OLD), Finish("kept", "what is served was built again, the same to the last byte")),
+        (
+            facts(LOST, STORED, FRESH),
+            Finish("failed", "the build gave another artifact than the one that is served: put another in its place"),
+        ),
+    ],
+    ids=["build", "done", "another"],
+)
+def test_what_was_lost_is_built_again_and_nothing_else_is_begun(known: CycleFacts, step: Step) -> None:
+    assert next_step(known) == step
