@@ -12,7 +12,7 @@ from queue import SimpleQueue
 
 from sqlalchemy.exc import OperationalError
 
-from daemon import decisions, intake, people
+from daemon import decisions, intake, people, targets
 from daemon.children import Child
 from daemon.config import Config
 from daemon.constraint_file import take_in
@@ -73,7 +73,8 @@ class Daemon:
 
     def bear(self, error: Exception) -> None:
         """A full disk or a file system that is away ends nothing: all is looked through again in a while."""
-        log.error("%s; it is tried again in %g s", error, TROUBLE_SECONDS)
+        what = f"the journal: {error.orig}" if isinstance(error, OperationalError) else str(error)
+        log.error("%s; all is looked through again in %g s", what, TROUBLE_SECONDS)
         self.sources.fire_at(now() + TROUBLE_SECONDS, "after trouble")
 
     def work(self) -> None:
@@ -175,9 +176,11 @@ class Daemon:
         """Takes in edited constraint files. A valid edit interrupts its target's cycle; an invalid one nothing."""
         with self.journal.begin() as connection:
             new = take_in(connection, self.config.constraints)
+            valid = targets.requirements(connection)
         for row in new:
             if row.error:
-                log.error("%s\nthe last valid constraints of %s stand", row.error, row.target)
+                stands = f"\nthe last valid constraints of {row.target} stand" if row.target in valid else ""
+                log.error("%s%s", row.error, stands)
                 continue
             said = f"constraints of {row.target} {'removed' if row.gone else 'changed'}"
             log.info(said)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.pretty import Pretty
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 View = Mapping[str, Any]
@@ -51,7 +51,8 @@ def _target(view: View, triton: View) -> RenderableType:
     if view["violated"]:
         lines.append(Text(f"  VIOLATED: {view['last_cycle']['reason']}", "yellow"))
     if view["error"]:
-        lines.append(Text(f"  {view['error']}\n  the last valid constraints stand", "red"))
+        stand = "\n  the last valid constraints stand" if view["requirement"] else ""
+        lines.append(Text(f"  {view['error']}{stand}", "red"))
     if view["removed"]:
         lines.append(Text("  its constraint file is gone: it is served as it is, and not managed", "yellow"))
     return Group(*lines)
@@ -145,7 +146,7 @@ def decisions(view: Sequence[View]) -> RenderableType:
 
 
 def rejected(view: Sequence[View]) -> RenderableType:
-    table = Table("file", "reason", "seen")
+    table = Table(Column("file", overflow="fold"), "reason", "seen")
     for row in view:
         _row(table, row["file"], row["reason"], clock(row["at"]))
     return table if view else Text("no file was rejected")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,25 @@ def test_an_error_of_a_constraint_file_is_drawn(config: Config, known: Engine) -
     said = drawn(render.status(view))
     assert "edge.toml:1: version: " in said
     assert "the last valid constraints stand" in said
+
+
+def test_a_first_constraint_file_that_is_broken_has_nothing_that_stands(config: Config, known: Engine) -> None:
+    (config.constraints / "new.toml").write_text("version = 2\n")
+    with known.begin() as connection:
+        take_in(connection, config.constraints)
+        view = views.status(connection, config)
+    said = drawn(render.status(view))
+    assert "new.toml:1: version: " in said
+    assert "stand" not in said
+
+
+def test_a_rejected_file_is_named_in_full_however_narrow_the_terminal() -> None:
+    name = "images/" + "deep/" * 40 + "x.png"
+    view = [{"file": name, "reason": "is empty", "at": 1.0, "drop": 1}]
+    console = Console(width=60, file=StringIO())
+    console.print(render.rejected(view))
+    cells = [line.split("│")[1].strip() for line in console.file.getvalue().splitlines() if line.startswith("│")]  # type: ignore[attr-defined]
+    assert "".join(cells) == name
 
 
 def test_names_are_drawn_as_they_are(config: Config, known: Engine) -> None:
