@@ -46,6 +46,9 @@ def main() -> None:
     except RelearnError as error:
         errors.print(f"relearn: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder that may not be written
+        errors.print(f"relearn: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
 
 
 @app.command()

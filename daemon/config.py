@@ -219,7 +219,7 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError("\n".join(_explain(error, file, text, origin, known))) from None
     except SettingsError:
         raise ConfigError(f"{_not_json(from_env)}: a list is written as JSON, for instance '[\"images\"]'") from None
-    config = Config(settings, workspace.absolute(), file, origin)
+    config = Config(settings, workspace.resolve(), file, origin)
     if wrong := [*limits.out_of_bounds(dict(leaves(dump(config)))), *limits.impossible(config)]:
         raise ConfigError("\n".join(f"{_where(key, file, text, origin)}: {key}: {said}" for key, said in wrong))
     return config

@@ -88,8 +88,8 @@ class Cycle:
                     return None  # the end of the switch wakes the loop
                 case Judge():
                     self._ask(step.artifact)
-                case Prove() if self._is_damaged(step.artifact):
-                    pass  # the next step builds it again
+                case Build() | Prove() if self._is_damaged(step):
+                    pass  # the next step makes it again
                 case Train() | Build() | Prove():
                     self._start(step, alone=alone)
                     if self.child is not None or self.measures:
@@ -97,18 +97,22 @@ class Cycle:
                 case _:
                     return step
 
-    def _is_damaged(self, artifact: str) -> bool:
-        """Whether a stored artifact is not what was built: it is built again then."""
+    def _is_damaged(self, step: Build | Prove) -> bool:
+        """Whether what the step begins with is not what was made: it is made again then."""
         with self.journal.begin() as connection:
-            fault = stock.find_damage(connection, self.config.state, artifact)
+            if isinstance(step, Build):
+                fault = stock.find_model_damage(connection, self.config.state, step.model)
+            else:
+                fault = stock.find_damage(connection, self.config.state, step.artifact)
         if fault:
             log.warning("%s", fault)
         return fault is not None
 
     def _champion_changes(self) -> bool:
-        """Whether a rollback is under way: a verdict against what it replaces would be void."""
+        """Whether another promotion is under way: a verdict against what it replaces would be void."""
         table = schema.promotions
-        mine = (table.c.target == self.target, table.c.kind == "rollback", table.c.state == "switching")
+        others = table.c.cycle_id.is_(None) | (table.c.cycle_id != self.id)
+        mine = (table.c.target == self.target, others, table.c.state == "switching")
         with self.journal.connect() as connection:
             return connection.execute(select(table.c.id).where(*mine)).first() is not None
 
@@ -155,7 +159,7 @@ class Cycle:
     def _look_for_pixels(self, connection: Connection, stage: AnyRow) -> AnyRow:
         """The stage that decodes is done where its result lies, whoever made it, and only there."""
         index = self.ground.pixels_index
-        if index.exists():
+        if stock.has_pixels(index):
             done = {"pixels": str(index), **({} if stage.state == "done" else {"from": "the cache"})}
             outputs = {**(stage.outputs or {}), **done}
             change(connection, schema.stages, stage.id, state="done", outputs=outputs, ended=stage.ended or now())
@@ -276,11 +280,11 @@ class Cycle:
 
     def interrupt(self, reason: str) -> None:
         """Ends the cycle before its verdict: a constraint was edited. What was trained so far stays on disk."""
-        if self.child is not None:
-            self.child.stop(GRACE_SECONDS)
         with self.journal.begin() as connection:
             _lose_attempts(connection, self.id, "interrupted")
             self.close(connection, "interrupted", "interrupted", reason)
+        if self.child is not None:
+            self.child.stop(GRACE_SECONDS)
 
     def finish(self, outcome: str, reason: str) -> None:
         with self.journal.begin() as connection:

@@ -37,7 +37,8 @@ def gather(
             dataclasses.replace(c, proof=judge.counts(connection, c.artifact, c.classes)) if c.artifact in proven else c
             for c in targets.candidates(connection, requirement, classes, device)
         ),
-        unbuilt=_unbuilt(connection, cycle.id, recipes, champion),
+        unbuilt=_unbuilt(connection, cycle.id, requirement, recipes, champion),
+        fresh=frozenset(_models(connection, recipes)),
         trained=_trained(connection, recipes),
         too_large=_too_large(connection, requirement),
         champion=champion.artifact if champion else None,
@@ -84,14 +85,23 @@ def _promoted(connection: Connection, cycle: int) -> str | None:
 
 
 def _trained(connection: Connection, recipes: Mapping[str, str]) -> tuple[str, ...]:
-    table = schema.models
-    there = (table.c.recipe.in_(list(recipes.values())), table.c.gone.is_(None))
-    found = set(connection.execute(select(table.c.recipe).where(*there)).scalars())
+    found = set(_models(connection, recipes).values())
     return tuple(name for name, recipe in recipes.items() if recipe in found)
 
 
+def _models(connection: Connection, recipes: Mapping[str, str]) -> dict[str, str]:
+    """The recipe of each stored model that is of one of these."""
+    table = schema.models
+    there = (table.c.recipe.in_(list(recipes.values())), table.c.gone.is_(None))
+    return {row.id: row.recipe for row in connection.execute(select(table.c.id, table.c.recipe).where(*there))}
+
+
 def _unbuilt(
-    connection: Connection, cycle: int, recipes: Mapping[str, str], champion: targets.Champion | None
+    connection: Connection,
+    cycle: int,
+    requirement: Requirement,
+    recipes: Mapping[str, str],
+    champion: targets.Champion | None,
 ) -> tuple[str, ...]:
     """Models to be built: begun and interrupted in this cycle, of its recipes, and the champion's if it was lost."""
     models, artifacts, stages = schema.models, schema.artifacts, schema.stages
@@ -106,7 +116,8 @@ def _unbuilt(
     wanted: ColumnElement[bool] = models.c.recipe.in_(list(recipes.values()))
     if champion is not None:
         served = select(artifacts.c.model_id).where(artifacts.c.id == champion.artifact)
-        wanted = wanted | models.c.id.in_(served)
+        size = (models.c.height == requirement.height) & (models.c.width == requirement.width)
+        wanted = wanted | (models.c.id.in_(served) & size)
     missing = connection.execute(
         select(models.c.id).where(wanted, models.c.gone.is_(None), models.c.id.not_in(built))
     ).scalars()

@@ -74,7 +74,7 @@ def constraints_changed(connection: Connection, requirement: Requirement) -> boo
 
 
 def _is_lost(connection: Connection, target: str, champion: targets.Champion) -> bool:
-    """Whether the champion's artifact has to be built again, can be, and no cycle tried it yet."""
+    """Whether the champion's artifact has to be built again, can be, and no cycle came to its end since."""
     artifacts, models, cycles = schema.artifacts, schema.models, schema.cycles
     since = connection.execute(
         select(artifacts.c.gone)
@@ -83,7 +83,7 @@ def _is_lost(connection: Connection, target: str, champion: targets.Champion) ->
     ).scalar()
     if since is None:
         return False
-    tried = (cycles.c.target == target, cycles.c.started >= since, cycles.c.ended.is_not(None))
+    tried = (cycles.c.target == target, cycles.c.started >= since, cycles.c.state == "done")
     return connection.execute(select(cycles.c.id).where(*tried)).first() is None
 
 

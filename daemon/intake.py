@@ -217,7 +217,9 @@ class Drop:
             words = next(reversed(last_words.strip().splitlines()), "killed")
             self.refuse(self.unread[:1], f"crashed the process that read it: {words}")
             self.unread = self.unread[1:]
-        self.batch = 1
+            self.batch = BATCH
+        else:
+            self.batch = 1
 
     def finish(self) -> None:
         with self.journal.begin() as connection:

@@ -70,9 +70,12 @@ def _migrate(engine: Engine, file: Path, found: str | None) -> None:
         if found not in known:
             raise _wrong_revision(file, found)
         _back_up(file, file.with_name(f"journal.before-{HEAD}.db"))
-    with engine.begin() as connection:
+    with engine.connect() as connection:
+        # The driver begins no transaction before DDL by itself; killed in the midst, nothing of it must stay.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        connection.commit()
 
 
 def _back_up(file: Path, copy: Path) -> None:

@@ -40,6 +40,7 @@ from daemon.worker import Worker
 
 log = logging.getLogger("relearn")
 TROUBLE_SECONDS = 30.0  # after which it is tried again
+PATIENCE_SECONDS = 300.0  # for a copy that goes on: what has come of it by then is decided on
 STOP_SECONDS = 8.0  # after SIGTERM all children are gone; ten are promised
 
 
@@ -50,7 +51,10 @@ class Daemon:
         self.config = config
         self.journal = open_journal(config.state, migrate=True)
         self.queue: SimpleQueue[Event] = SimpleQueue()
-        self.because: list[str] = []  # what the next decision answers
+        self.drops: list[str] = []  # what the next decision answers: what came
+        self.because: list[str] = []  # and all else, which waits for nothing that is still coming
+        self.drops_since = 0.0
+        self.recovered = False
         put, tell = self.queue.put, self.because.append
         self.sources = Sources(config, self.queue)
         self.serving = Serving(config, self.journal, put)
@@ -60,9 +64,8 @@ class Daemon:
 
     def run(self) -> None:
         """Runs until SIGTERM or SIGINT. What is unfinished then goes on at the next start."""
+        self.queue.put(TimerFired("start"))  # before anything that the sources say
         with running(self.sources), self.serving.running():
-            self.recover()
-            self.work()
             while not isinstance(event := self.queue.get(), Stop):
                 try:
                     self.handle(event)
@@ -75,7 +78,7 @@ class Daemon:
         """A full disk or a file system that is away ends nothing: all is looked through again in a while."""
         what = f"the journal: {error.orig}" if isinstance(error, OperationalError) else str(error)
         log.error("%s; all is looked through again in %g s", what, TROUBLE_SECONDS)
-        self.sources.fire_at(now() + TROUBLE_SECONDS, "after trouble")
+        self.sources.fire_at(now() + TROUBLE_SECONDS, "after trouble" if self.recovered else "start")
 
     def work(self) -> None:
         """Does all that can be done before the next event."""
@@ -100,6 +103,7 @@ class Daemon:
         self.because.append("the daemon started")
         self.serving.tend()
         self.answer_people()
+        self.recovered = True
 
     def handle(self, event: Event) -> None:
         match event:
@@ -122,9 +126,12 @@ class Daemon:
 
     def time_out(self, timer: str) -> None:
         match timer:
+            case "start":
+                self.recover()
             case "rescan":
                 self.reader.scan()
                 self.read_constraints()
+                self.answer_people()
             case "triton":
                 self.serving.tend()
                 self.observer.stop_overdue()
@@ -157,14 +164,20 @@ class Daemon:
 
     def brought(self, what: str) -> None:
         """A drop was read: the champion is asked about it, then it is decided on."""
-        self.because.append(what)
+        if not self.drops:
+            self.drops_since = now()
+        self.drops.append(what)
         self.observer.want()
 
     def decide(self) -> bool:
         """Decides, once all that has come is known and no cycle runs. False: not now."""
-        if not self.because or self.reader.busy or self.observer.busy or self.worker.busy:
+        if not (self.drops or self.because) or self.reader.busy or self.observer.busy or self.worker.busy:
             return False
-        because, self.because[:] = "; ".join(self.because), []
+        if not self.because and self.sources.unsettled and now() < self.drops_since + PATIENCE_SECONDS:
+            return False  # more of the same is being copied
+        because = "; ".join([*self.drops, *self.because])
+        self.drops.clear()
+        self.because.clear()
         decided = decisions.decide_all(self.journal, self.config, because, device=self.serving.device)
         if decided.until is not None:
             self.sources.fire_at(decided.until, "look again")
@@ -185,8 +198,9 @@ class Daemon:
             said = f"constraints of {row.target} {'removed' if row.gone else 'changed'}"
             log.info(said)
             self.because.append(said)
-            if not self.worker.runs_under(row.target, row.requirement):
-                self.worker.interrupt(row.target, said)
+
+        if target := self.worker.outdated(valid):  # also where a daemon was killed before it came to this
+            self.worker.interrupt(target, f"constraints of {target} {'changed' if target in valid else 'removed'}")
 
     def answer_people(self) -> None:
         """Takes what people asked for on the command line."""

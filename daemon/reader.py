@@ -54,7 +54,13 @@ class Reader:
         self.waiting.extend(DropSettled(folder, None) for folder in self.config.folders)
 
     def step(self) -> bool:
-        """Begins the next drop. False: there is none, or one is being read."""
+        """Begins the next drop, or goes on with one whose child could not be started (a full disk).
+
+        False: there is none, or one is being read.
+        """
+        if self.drop is not None and self.child is None:
+            self._go_on()
+            return True
         if self.drop is not None or not self.waiting:
             return False
         settled = self.waiting.popleft()

@@ -49,7 +49,7 @@ def _target(view: View, triton: View) -> RenderableType:
     else:
         lines.append(Text("  serves nothing yet"))
     if view["violated"]:
-        lines.append(Text(f"  VIOLATED: {view['last_cycle']['reason']}", "yellow"))
+        lines.append(Text(f"  VIOLATED: {view['violated']}", "yellow"))
     if view["error"]:
         stand = "\n  the last valid constraints stand" if view["requirement"] else ""
         lines.append(Text(f"  {view['error']}{stand}", "red"))

@@ -70,6 +70,11 @@ class Settling:
             self._paths.update(dict.fromkeys(paths, self._last))
             self._changed.notify()
 
+    @property
+    def pending(self) -> bool:
+        """Whether something changed that was not told yet."""
+        return bool(self._paths)
+
     def start(self) -> None:
         self._thread.start()
 
@@ -177,6 +182,11 @@ class Sources:
             observer.stop()
         for settling in self._settlings:
             settling.stop()
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether something in the watched folders has changed a moment ago: more may be on its way."""
+        return any(settling.pending for settling in self._settlings[: len(self.config.folders)])
 
     def fire_at(self, moment: float, name: str) -> None:
         """A timer of this name at that moment (seconds since the epoch), in place of an earlier one of it."""

@@ -6,13 +6,15 @@ folder goes: what was decided on it stays true. It is no candidate until the fol
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
+import numpy as np
 from sqlalchemy import Connection, select
 
 from daemon import schema
 from daemon.journal import change, now
-from deploy.artifact import MANIFEST, ArtifactError, read_manifest, verify
+from deploy.artifact import MANIFEST, ArtifactError, check_file, read_manifest, verify
 
 
 def model_folder(state: Path, model: str) -> Path:
@@ -41,6 +43,29 @@ def is_whole(folder: Path) -> bool:
     try:
         return "files" not in read_manifest(folder) or bool(verify(folder))
     except ArtifactError:
+        return False
+
+
+def find_model_damage(connection: Connection, state: Path, model: str) -> str | None:
+    """As `find_damage`, of a model: it is trained again where it is needed."""
+    folder = model_folder(state, model)
+    try:
+        manifest = read_manifest(folder)
+        for part in ("weights", "graph"):
+            if part in manifest:
+                check_file(folder / manifest[part]["file"], manifest[part]["sha256"])
+    except ArtifactError as error:
+        change(connection, schema.models, model, gone=now())
+        return str(error)
+    return None
+
+
+def has_pixels(index: Path) -> bool:
+    """Whether an index of decoded images is there, with all arrays that it names."""
+    try:
+        with np.load(index, allow_pickle=False) as stored:
+            return all((index.parent / str(name)).is_file() for name in stored["shards"])
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return False
 
 

@@ -74,8 +74,19 @@ def target(connection: Connection, config: Config, name: str) -> View:
         "removed": newest.gone,
         "champion": _champion(connection, champion) if champion else None,
         "last_cycle": _cycle(connection, last) if last else None,
-        "violated": bool(last and last.outcome == "violated"),
+        "violated": _violated(connection, name),
     }
+
+
+def _violated(connection: Connection, name: str) -> str | None:
+    """Why nothing met the constraints when they were last judged by; None: something does, or nobody has judged."""
+    cycles = schema.cycles
+    judged = connection.execute(
+        select(cycles.c.outcome, cycles.c.reason)
+        .where(cycles.c.target == name, cycles.c.state == "done")
+        .order_by(cycles.c.id.desc())
+    ).first()
+    return judged.reason if judged and judged.outcome == "violated" else None
 
 
 def _champion(connection: Connection, champion: targets.Champion) -> View:

@@ -16,6 +16,7 @@ from daemon.events import Event, SwitchEnded
 from daemon.journal import get, now
 from daemon.serving import Serving
 from daemon.sources import Sources
+from policies.facts import Requirement
 from policies.next_step import Finish, Promote
 
 log = logging.getLogger("relearn")
@@ -63,7 +64,7 @@ class Worker:
         """Goes on with the cycle that was running when the daemon last ended."""
         with self.journal.connect() as connection:
             running = connection.execute(select(schema.cycles.c.id).where(schema.cycles.c.state == "running")).scalar()
-        if running is not None:
+        if running is not None and self.cycle is None:
             self.begin(running)
 
     def step(self, *, alone: bool = True) -> bool:
@@ -135,18 +136,21 @@ class Worker:
         else:
             log.info("%s: version %d (%s) is served", row.target, row.version, row.artifact_id)
 
-    def runs_under(self, target: str, requirement: Mapping[str, Any] | None) -> bool:
-        """Whether the running cycle is one of this target that judges by this very requirement."""
-        return self.cycle is not None and (self.cycle.target, self.cycle.row.requirement) == (target, requirement)
+    def outdated(self, requirements: Mapping[str, Requirement]) -> str | None:
+        """The target of the running cycle, where something else is asked of it now than the cycle judges by."""
+        if self.cycle is None:
+            return None
+        asked = requirements.get(self.cycle.target)
+        return None if asked == self.cycle.ground.requirement else self.cycle.target
 
     def interrupt(self, target: str, reason: str) -> None:
         """Ends the running cycle of this target, if it is the one that runs."""
         if self.cycle is None or self.cycle.target != target:
             return
-        if child := self.cycle.child:
-            self.leaving[child.token] = child
         self.serving.withdraw(self.cycle.id)
         self.cycle.interrupt(reason)
+        if child := self.cycle.child:
+            self.leaving[child.token] = child
         log.info("cycle %d for %s is interrupted: %s", self.cycle.id, target, reason)
         self.cycle = None
 

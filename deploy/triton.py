@@ -147,10 +147,8 @@ class Triton:
             return call()
         except self._grpc.InferenceServerException as error:
             status, words = str(error.status()), error.message()
-            if "DEADLINE_EXCEEDED" in status:
-                raise TritonUnavailable(f"Triton at {self.address} gave no answer in time: {words}") from error
-            # Triton answers UNAVAILABLE of a model too: only silence means that it is away.
-            if "UNAVAILABLE" in status and not self.is_live():
+            # Triton answers UNAVAILABLE of a model too, and one model may hang: only silence means that it is away.
+            if ("UNAVAILABLE" in status or "DEADLINE_EXCEEDED" in status) and not self.is_live():
                 raise TritonUnavailable(f"no Triton answers at {self.address}: {words}") from error
             if MODEL_CONTROL in words:
                 raise TritonUnavailable(

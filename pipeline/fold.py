@@ -38,7 +38,7 @@ def fold_frozen(net: nn.Module, images: Tensor) -> int:
     if (after - before).abs().max() <= TOLERANCE * before.abs().max():
         return len(pairs)
     for layer in (layer for pair in pairs for layer in pair):
-        del layer.__dict__["forward"]
+        layer.__dict__.pop("forward", None)
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from policies.job import StageError
 
@@ -18,7 +18,11 @@ Size = tuple[int, int]  # (height, width) in pixels
 Image.MAX_IMAGE_PIXELS = None  # intake has checked the size before the image came into the store
 SIXTEEN_BITS = 257.0  # 65535 / 255
 QUARTER_TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that swap height and width
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError)  # what Pillow raises for broken files
+TURN = Image.Transpose
+TURNS = {  # what makes an image upright, by EXIF's orientation
+    2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE, 6: TURN.ROTATE_270,
+    7: TURN.TRANSVERSE, 8: TURN.ROTATE_90,
+}  # fmt: skip
 
 
 def decode(data: bytes, size: Size, resize: Resize) -> NDArray[np.uint8]:
@@ -33,14 +37,16 @@ def decode(data: bytes, size: Size, resize: Resize) -> NDArray[np.uint8]:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
                 return _prepare(image, size, resize)
-    except UNREADABLE as error:
+    except Exception as error:  # whatever odd bytes make Pillow raise
         raise StageError(f"cannot be decoded: {error}") from error
 
 
 def _prepare(image: Image.Image, size: Size, resize: Resize) -> NDArray[np.uint8]:
+    orientation = _orientation(image)
     if image.format == "JPEG":
-        _draft(image, size, resize)
-    upright = ImageOps.exif_transpose(to_rgb(image))
+        _draft(image, size, resize, orientation)
+    turn = TURNS.get(orientation)
+    upright = to_rgb(image) if turn is None else to_rgb(image).transpose(turn)
     height, width = size
     box = _centre(upright.size, size) if resize == "crop" else None
     if upright.size != (width, height):
@@ -48,13 +54,21 @@ def _prepare(image: Image.Image, size: Size, resize: Resize) -> NDArray[np.uint8
     return np.asarray(upright)
 
 
-def _draft(image: Image.Image, size: Size, resize: Resize) -> None:
+def _orientation(image: Image.Image) -> int:
+    """As EXIF says; of a broken one nothing is believed, and only it is read: other tags may be odd."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # whatever odd bytes make Pillow raise
+        return 1
+
+
+def _draft(image: Image.Image, size: Size, resize: Resize, orientation: int) -> None:
     """Lets libjpeg decode a large photo at a half, a quarter or an eighth of its size.
 
     Never below twice the size asked for: the resize that follows then still sees what it would have averaged.
     """
     height, width = size
-    if image.getexif().get(ExifTags.Base.Orientation) in QUARTER_TURNED:
+    if orientation in QUARTER_TURNED:
         height, width = width, height
     if resize == "crop":
         scale = max(width / image.width, height / image.height)
@@ -71,20 +85,13 @@ def _centre(size: tuple[int, int], wanted: Size) -> tuple[float, float, float, f
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode that Pillow knows as RGB, keeping the EXIF orientation for who turns it upright afterwards."""
-    exif = image.getexif()
+    """Any mode that Pillow knows as RGB, not turned yet."""
     if image.mode.startswith("I") or image.mode == "F":
-        converted = _from_wide(image).convert("RGB")
-    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        return _from_wide(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
-        converted = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    else:
-        converted = image.convert("RGB")
-    if exif.get(ExifTags.Base.Orientation, 1) != 1:
-        converted.info["exif"] = exif.tobytes()
-    else:
-        converted.info.pop("exif", None)
-    return converted
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
 
 
 def _from_wide(image: Image.Image) -> Image.Image:

@@ -98,8 +98,9 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
         shards = _read_shards(folder, size)
         new = _missing(snapshot, shards)
         if new:
-            shards[max(shards, default=-1) + 1] = new
-            _write_shard(folder, max(shards), new, Path(inputs["store"]), size, resize, inputs["threads"], report)
+            number = _next_number(folder)
+            shards[number] = new
+            _write_shard(folder, number, new, Path(inputs["store"]), size, resize, inputs["threads"], report)
         index = folder / f"{snapshot.id}.npz"
         _write_index(index, snapshot, shards, resize)
     seconds = time.monotonic() - started
@@ -130,6 +131,15 @@ def _read_shards(folder: Path, size: Size) -> dict[int, list[str]]:
     """The samples (hex) of each whole shard, in the order of its rows; a damaged one is decoded anew."""
     found = {int(file.stem): read_json(file)["shas"] for file in folder.glob("*.json")}
     return {number: shas for number, shas in sorted(found.items()) if _is_whole(folder, number, len(shas), size)}
+
+
+def _next_number(folder: Path) -> int:
+    """Past all that ever were: an older index may still name one that was lost."""
+    numbers = [int(file.stem) for file in folder.glob("*.json")]
+    for index in folder.glob("*.npz"):
+        with np.load(index, allow_pickle=False) as stored:
+            numbers += [int(Path(str(name)).stem) for name in stored["shards"]]
+    return max(numbers, default=-1) + 1
 
 
 def _is_whole(folder: Path, number: int, rows: int, size: Size) -> bool:
@@ -182,7 +192,8 @@ def decode_all(
             return decode((store / sha[:2] / sha).read_bytes(), size, resize)
         except (OSError, StageError) as error:
             raise StageError(
-                f"the sample {sha} in the store {store} cannot be used: {error}; forget it, or drop its file again"
+                f"the sample {sha} in the store {store} cannot be used: {error}; take the file that has this SHA-256 "
+                "out of its folder"
             ) from error
 
     names = iter(shas)

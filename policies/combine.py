@@ -29,9 +29,8 @@ def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
     if evidence.requested is not None:
         return Decision("train", f"requested: {evidence.requested}", findings)
     if evidence.lost:
-        return Decision(
-            "rebuild", "the artifact that is served is lost from the disk: its model gives it again", findings
-        )
+        asked = "the artifact that is served is lost from the disk: its model gives it again"
+        return _backing_off(evidence, asked, findings, settings) or Decision("rebuild", asked, findings)
     fired = [f"{finding.policy}: {finding.reason}" for finding in findings if finding.fired]
     if not fired:
         idle = "; ".join(f"{finding.policy}: {finding.reason}" for finding in findings)

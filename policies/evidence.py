@@ -33,5 +33,5 @@ class Evidence:
     constraints_changed: bool = False  # and not yet judged by
     constraints_changed_at: float | None = None
     feasible: bool | None = None  # whether the champion meets its constraints; None: no champion
-    lost: bool = False  # the artifact that is served is gone or damaged, and no cycle has begun since
+    lost: bool = False  # the artifact that is served is gone or damaged, and no cycle came to its end since
     requested: str | None = None  # who asked for a training, and why

@@ -94,6 +94,7 @@ class CycleFacts:
     architectures: tuple[str, ...]  # in the order of config.toml
     candidates: tuple[Candidate, ...]
     unbuilt: tuple[str, ...] = ()  # models of this snapshot that have no artifact yet
+    fresh: frozenset[str] = frozenset()  # models of this snapshot and these settings
     trained: tuple[str, ...] = ()  # architectures that have a model of this snapshot and recipe
     too_large: Mapping[str, str] = field(default_factory=dict)  # architecture -> why, found before training it
     champion: str | None = None  # artifact
@@ -142,7 +143,7 @@ def _next_candidate(facts: CycleFacts) -> Step | None:
     """The step that brings the most promising candidate closer to a verdict; None: none is left."""
     pool = [c for c in facts.candidates if c.artifact not in facts.verdicts]
     if facts.trigger == "data":
-        pool = [c for c in pool if c.snapshot == facts.snapshot]
+        pool = [c for c in pool if c.model in facts.fresh]
     if not facts.champion_feasible:
         pool = [c for c in pool if c.artifact != facts.champion]
     fitting = [c for c in pool if not shortfalls(facts.requirement, c)]

@@ -222,7 +222,7 @@ def test_what_comes_while_a_cycle_runs_is_decided_when_it_has_ended(
     training(daemon, world, stand_in)
     file = png(config.folders[0] / "cat" / "1.png")
     daemon.handle(DropSettled(config.folders[0], frozenset({file})))
-    work(daemon, lambda: daemon.because)
+    work(daemon, lambda: daemon.drops)
     assert len(decided(world)) == 1
     assert daemon.worker.cycle is not None
     snapshot = daemon.worker.cycle.ground.snapshot
@@ -421,7 +421,7 @@ def test_a_start_finds_what_changed_while_nobody_looked(daemon: Daemon, config: 
     daemon.read_constraints()
     daemon.because.clear()
     enough(world)
-    running = world.cycle()
+    running = world.cycle(requirement=world.row(schema.constraint_files).requirement)
     with world.journal.begin() as connection:
         connection.execute(schema.drops.update().values(state="reading"))
     people.ask(world.journal, config.state, "retrain", target="phone")

@@ -83,7 +83,7 @@ def test_status_shows_what_is_served(config: Config, journal: Engine, served: Wo
     (target,) = show(journal, views.status, config)["targets"]
     champion = target["champion"]
     assert target["requirement"] == to_dict(served.requirement())
-    assert (target["error"], target["removed"], target["violated"]) == (None, False, False)
+    assert (target["error"], target["removed"], target["violated"]) == (None, False, None)
     assert (champion["artifact"], champion["version"], champion["by"]) == ("old", 1, "policy")
     assert (champion["served_since"], champion["reason"], champion["judge_accuracy"]) == (1.0, "it is good", 1.0)
     assert champion["measurement"]["latency_p95_ms"] == 2.5
@@ -124,7 +124,10 @@ def test_status_counts_samples_by_class_and_role(config: Config, journal: Engine
 def test_status_of_a_violated_target(config: Config, journal: Engine, served: World) -> None:
     served.cycle(state="done", outcome="violated", reason="none fits", ended=3.0)
     (target,) = show(journal, views.status, config)["targets"]
-    assert (target["violated"], target["last_cycle"]["reason"]) == (True, "none fits")
+    assert (target["violated"], target["last_cycle"]["reason"]) == ("none fits", "none fits")
+    served.cycle(state="failed", outcome="failed", reason="disk full", ended=4.0)
+    (target,) = show(journal, views.status, config)["targets"]
+    assert target["violated"] == "none fits"  # nothing is better for that
     assert target["champion"]["artifact"] == "old"  # it serves on
 
 

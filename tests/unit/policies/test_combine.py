@@ -55,6 +55,7 @@ SETTINGS = PoliciesSettings()
         ({"constraints_changed": True, "constraints_changed_at": NOW - 99, **FAILED}, "wait", "failed"),
         ({"lost": True}, "rebuild", "its model gives it again"),
         ({"lost": True, "last_cycle_ended": NOW - 1, **NEW}, "rebuild", "lost"),  # at once: clients may be waiting
+        ({"lost": True, **FAILED}, "wait", "failed 2 times"),
         ({"lost": True, "requested": "ann"}, "train", "requested"),  # which builds it again too
         ({"lost": True, "constraints_changed": True}, "rejudge", "changed"),  # and this
         ({"feasible": False}, "nothing", "does not meet its constraints"),

@@ -48,6 +48,8 @@ LOST = dataclasses.replace(DATA, trigger="stock", **SERVED)
 
 
 def facts(base: CycleFacts, *candidates: Candidate, **known: Any) -> CycleFacts:
+    """The candidates of this snapshot are of the settings as they are now, unless it is said otherwise."""
+    known.setdefault("fresh", frozenset(c.model for c in candidates if c.snapshot == base.snapshot))
     return dataclasses.replace(base, candidates=candidates, **known)
 
 
@@ -247,6 +249,7 @@ def walk(fits: bool, verdict: Verdict) -> tuple[str, int]:
             case Build(model=model):
                 made = candidate(model, model.removeprefix("model "), measurement=MEASURED if fits else SLOW)
                 known = dataclasses.replace(known, unbuilt=(), candidates=(*known.candidates, made))
+                known = dataclasses.replace(known, fresh=known.fresh | {made.model})
             case Judge(artifact=artifact):
                 known = dataclasses.replace(known, verdicts={**known.verdicts, artifact: verdict})
             case Promote(artifact=artifact):
@@ -272,3 +275,9 @@ def walk(fits: bool, verdict: Verdict) -> tuple[str, int]:
 )
 def test_what_was_lost_is_built_again_and_nothing_else_is_begun(known: CycleFacts, step: Step) -> None:
     assert next_step(known) == step
+
+
+def test_a_model_of_other_settings_does_not_stand_for_a_training() -> None:
+    """Someone changed train.epochs and asked for a training, of the same images."""
+    known = facts(DATA, candidate("old"), fresh=frozenset(), **SERVED)
+    assert next_step(known) == Train("large")
