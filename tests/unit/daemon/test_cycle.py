@@ -641,6 +641,17 @@ def test_a_model_that_gives_a_known_artifact_goes_on(lane: Lane) -> None:
     assert (ended.outcome, "still it is asked for" in ended.reason) == ("failed", True)
 
 
+def test_a_verdict_waits_for_a_promotion_of_another_cycle(lane: Lane) -> None:
+    """It was begun when an edit came, and Triton is away: what it replaces is no champion to compare with."""
+    lane.cycle.finish("kept", "")
+    lane.world.champion("old")
+    lane.world.artifact("next", lane.cycle.id)
+    lane.world.promote("next", 2, cycle_id=lane.cycle.id, state="switching", step="put", served=None)
+    lane.open(lane.world.cycle(known=("cat", "dog")))
+    assert lane.work() is None
+    assert lane.world.rows(schema.verdicts) == []
+
+
 # --- what is gone from the disk -----------------------------------------------------------------------------------
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, exc, select, text
 
@@ -127,6 +129,30 @@ def test_an_older_journal_is_brought_up_by_the_daemon_alone(state: Path, journal
     stamp(state, "0000")
     with pytest.raises(WrongJournal, match="`relearn run` brings it up to date"):
         open_journal(state)
+
+
+def test_a_migration_that_is_cut_off_leaves_nothing_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the daemon is killed in its first moment: the next start begins anew."""
+
+    class Killed(BaseException):
+        pass
+
+    create, made = Operations.create_table, []
+
+    def cut_off(operations: Operations, name: str, *columns: Any, **options: Any) -> Any:
+        if len(made) == 3:
+            raise Killed
+        made.append(name)
+        return create(operations, name, *columns, **options)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Operations, "create_table", cut_off)
+        with pytest.raises(Killed):
+            open_journal(tmp_path, migrate=True)
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as left:
+        assert left.execute("SELECT name FROM sqlite_master").fetchall() == []
+    open_journal(tmp_path, migrate=True).dispose()
+    assert revision(tmp_path / "journal.db") == HEAD
 
 
 def test_before_a_migration_all_is_backed_up(state: Path, journal: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

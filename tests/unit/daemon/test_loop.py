@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
 from daemon import loop, people, schema
 from daemon.config import Config, load
@@ -299,6 +300,50 @@ def test_the_champion_is_asked_about_a_drop_before_it_is_decided_on(
     row = world.rows(schema.decisions)[-1]
     assert row.event.startswith("drop ")
     assert row.evidence["new_answers"] == [{"name": "cat", "samples": len(asked), "correct": len(asked)}]
+
+
+def test_a_copy_that_goes_on_is_waited_for_but_not_for_ever(
+    daemon: Daemon, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training would begin on the classes that came first."""
+    clock = [1_800_000_000.0]
+    monkeypatch.setattr(loop, "now", lambda: clock[0])
+    going_on = [True]
+    monkeypatch.setattr(type(daemon.sources), "unsettled", property(lambda _self: going_on[0]))
+    world.require()
+    daemon.brought("drop 1")
+    daemon.work()
+    assert decided(world) == []
+    going_on[0] = False
+    daemon.work()
+    assert decided(world) == [("edge", "drop 1", "nothing")]
+    going_on[0] = True
+    daemon.brought("drop 2")
+    daemon.work()
+    clock[0] += loop.PATIENCE_SECONDS
+    daemon.work()
+    assert decided(world)[1:] == [("edge", "drop 2", "nothing")]
+    daemon.brought("drop 3")
+    daemon.because.append("constraints of edge changed")  # an edit waits for no copy
+    daemon.work()
+    assert decided(world)[2:] == [("edge", "drop 3; constraints of edge changed", "nothing")]
+
+
+def test_a_start_on_a_full_disk_is_tried_again(
+    daemon: Daemon, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_journal: object) -> None:
+        raise OperationalError("", None, Exception("database or disk is full"))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(loop.intake, "close_interrupted", full)
+        with pytest.raises(OperationalError) as caught:
+            daemon.handle(TimerFired("start"))
+        daemon.bear(caught.value)
+    assert "the journal: database or disk is full" in caplog.text
+    assert daemon.sources.scheduler.get_job("start") is not None
+    daemon.handle(TimerFired("start"))
+    assert daemon.because == ["constraints of edge changed", "the daemon started"]
 
 
 def test_what_measures_has_the_machine_to_itself(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import struct
@@ -150,6 +151,28 @@ def test_a_store_that_cannot_be_written_is_no_files_fault(lane: Lane, images: Pa
     lane.limits = {}
     lane.work()
     assert len(lane.rows(schema.occurrences)) == 3
+
+
+def test_a_child_that_could_not_be_started_is_started_later(
+    lane: Lane, images: Path, png: Png, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk takes no job file: the loop bears it, and the drop goes on when there is room."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    png(images / "cat" / "1.png", 1)
+    lane.let_settle()
+    lane.reader.scan()
+    with monkeypatch.context() as broken:
+        broken.setattr("daemon.reader.write_job", full)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                lane.reader.step()
+    assert lane.reader.busy
+    lane.work()
+    assert len(lane.rows(schema.occurrences)) == 1
+    assert not lane.reader.busy
 
 
 def test_a_folder_that_is_away_stops_nothing(lane: Lane, images: Path, png: Png) -> None:

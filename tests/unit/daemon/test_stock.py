@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import Engine
 
@@ -80,6 +81,33 @@ def test_a_workspace_that_was_moved_has_lost_nothing(stored: World, tmp_path: Pa
     stored.config.state.rename(moved)
     with journal.begin() as connection:
         assert stock.take_stock(connection, moved) == []
+
+
+def test_a_damaged_model_is_named_and_trained_again_where_it_is_needed(stored: World) -> None:
+    folder = model_folder(stored.config.state, "a")
+
+    def damage() -> str | None:
+        with stored.journal.begin() as connection:
+            return stock.find_model_damage(connection, stored.config.state, "a")
+
+    assert damage() is None
+    part = {"file": "model.onnx", "sha256": "0" * 64}
+    (folder / MANIFEST).write_text(json.dumps({"format": 1, "graph": part}))
+    (folder / "model.onnx").write_bytes(b"other than")
+    assert f"{folder / 'model.onnx'} is damaged" in str(damage())
+    assert stored.row(schema.models).gone is not None
+
+
+def test_decoded_images_are_there_with_all_their_arrays(tmp_path: Path) -> None:
+    index = tmp_path / "one.npz"
+    assert not stock.has_pixels(index)
+    np.savez(index, shards=["0.npy", "1.npy"])
+    for name in ("0.npy", "1.npy"):
+        assert not stock.has_pixels(index)
+        (tmp_path / name).touch()
+    assert stock.has_pixels(index)
+    index.write_bytes(index.read_bytes()[:40])
+    assert not stock.has_pixels(index)
 
 
 def test_a_damaged_artifact_is_named_and_is_no_candidate(stored: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -51,6 +52,20 @@ def test_stretch_is_pillows_bilinear_resize(encode: Encode, found: tuple[int, in
     image = noise(*found)
     wanted = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     assert np.array_equal(decode(encode(image), size, "stretch"), np.asarray(wanted))
+
+
+def odd_exif() -> bytes:
+    """Little-endian TIFF: orientation 6 and a resolution that is text, of a tag that counts as a fraction."""
+    entries = [(ORIENTATION, 3, 1, struct.pack("<HH", 6, 0)), (0x011A, 2, 4, b"odd\0")]
+    body = b"".join(struct.pack("<HHI", tag, kind, count) + value for tag, kind, count, value in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + body + struct.pack("<I", 0)
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_odd_tags_beside_the_orientation_do_no_harm(encode: Encode, resize: Resize) -> None:
+    found = decode(encode(noise(6, 10), "JPEG", exif=odd_exif()), (10, 6), resize)
+    plain = decode(encode(noise(6, 10), "JPEG"), (6, 10), resize)
+    assert np.array_equal(found, np.rot90(plain, -1))
 
 
 @pytest.mark.parametrize("found", [(40, 30), (30, 40), (7, 9), (16, 24), (100, 10)])

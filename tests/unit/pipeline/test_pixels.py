@@ -244,6 +244,17 @@ def test_a_damaged_array_is_mended_by_running_again(run: Run, rows: Any, store: 
     assert_right(run(content), store, content)
 
 
+def test_an_array_that_was_lost_leaves_its_number_to_older_indexes(
+    inputs: Callable[..., dict[str, Any]], run: Run, rows: Any, store: Path, folder: Path
+) -> None:
+    """Else an index of before would find other images under its labels."""
+    run(rows(6))
+    for file in (*folder.glob("*.npy"), *folder.glob("*.json")):
+        file.unlink()
+    run(rows(9))
+    assert [file.name for file in folder.glob("*.npy")] == ["1.npy"]
+
+
 @pytest.mark.parametrize("content", [None, b"text"])
 def test_a_sample_that_cannot_be_used_is_named_and_nothing_counts_as_whole(
     run: Run, rows: Any, store: Path, folder: Path, content: bytes | None
