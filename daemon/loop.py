@@ -55,6 +55,7 @@ class Daemon:
         self.because: list[str] = []  # and all else, which waits for nothing that is still coming
         self.drops_since = 0.0
         self.recovered = False
+        self.stopping = False
         put, tell = self.queue.put, self.because.append
         self.sources = Sources(config, self.queue)
         self.serving = Serving(config, self.journal, put)
@@ -66,13 +67,18 @@ class Daemon:
         """Runs until SIGTERM or SIGINT. What is unfinished then goes on at the next start."""
         self.queue.put(TimerFired("start"))  # before anything that the sources say
         with running(self.sources), self.serving.running():
-            while not isinstance(event := self.queue.get(), Stop):
+            while not self.stopping and not isinstance(event := self.queue.get(), Stop):
                 try:
                     self.handle(event)
                     self.work()
                 except (OSError, OperationalError) as error:
                     self.bear(error)
             self.end_children()
+
+    def stop(self) -> None:
+        """Ends `run` after what is at hand: what else waits in the queue is found again by the next start."""
+        self.stopping = True
+        self.queue.put(Stop())
 
     def bear(self, error: Exception) -> None:
         """A full disk or a file system that is away ends nothing: all is looked through again in a while."""
@@ -82,7 +88,7 @@ class Daemon:
 
     def work(self) -> None:
         """Does all that can be done before the next event."""
-        while self.step():
+        while not self.stopping and self.step():
             pass
 
     def step(self) -> bool:
@@ -232,7 +238,7 @@ def run(config: Config) -> None:
     with locked(config.state):
         daemon = Daemon(config)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: daemon.queue.put(Stop()))
+            signal.signal(number, lambda *_: daemon.stop())
         log.info("watching %s", ", ".join(str(folder) for folder in config.folders))
         daemon.run()
         log.info("stopped; the next start goes on from here")
