@@ -7,6 +7,7 @@ folder goes: what was decided on it stays true. It is no candidate until the fol
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,36 +27,48 @@ def artifact_folder(state: Path, artifact: str) -> Path:
 
 
 def take_stock(connection: Connection, state: Path) -> list[str]:
-    """Marks what has gone from the disk and what is back; a sentence for each."""
+    """Marks what has gone from the disk and what is back, whole; a sentence for each."""
     said = []
-    for table, folder_of in ((schema.models, model_folder), (schema.artifacts, artifact_folder)):
+    for table, folder_of, check in (
+        (schema.models, model_folder, _check_model),
+        (schema.artifacts, artifact_folder, verify),
+    ):
         for row in connection.execute(select(table.c.id, table.c.gone)).all():
             folder = folder_of(state, row.id)
-            there = (folder / MANIFEST).is_file() and (row.gone is None or is_whole(folder))
+            there = (folder / MANIFEST).is_file() and (row.gone is None or _fault(check, folder) is None)
             if there != (row.gone is None):
                 change(connection, table, row.id, gone=None if there else now())
                 said.append(f"{folder} {'is back' if there else 'is gone: it is made again where it is needed'}")
     return said
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether what was gone or damaged may be used again: a model is checked where it is built from."""
-    try:
-        return "files" not in read_manifest(folder) or bool(verify(folder))
-    except ArtifactError:
-        return False
+def find_damage(connection: Connection, state: Path, artifact: str) -> str | None:
+    """What is wrong with a stored artifact, which then counts as gone until it was built again; None: nothing."""
+    fault = _fault(verify, artifact_folder(state, artifact))
+    if fault:
+        change(connection, schema.artifacts, artifact, gone=now())
+    return fault
 
 
 def find_model_damage(connection: Connection, state: Path, model: str) -> str | None:
     """As `find_damage`, of a model: it is trained again where it is needed."""
-    folder = model_folder(state, model)
-    try:
-        manifest = read_manifest(folder)
-        for part in ("weights", "graph"):
-            if part in manifest:
-                check_file(folder / manifest[part]["file"], manifest[part]["sha256"])
-    except ArtifactError as error:
+    fault = _fault(_check_model, model_folder(state, model))
+    if fault:
         change(connection, schema.models, model, gone=now())
+    return fault
+
+
+def _check_model(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    for part in ("weights", "graph"):
+        if part in manifest:
+            check_file(folder / manifest[part]["file"], manifest[part]["sha256"])
+
+
+def _fault(check: Callable[[Path], object], folder: Path) -> str | None:
+    try:
+        check(folder)
+    except ArtifactError as error:
         return str(error)
     return None
 
@@ -67,13 +80,3 @@ def has_pixels(index: Path) -> bool:
             return all((index.parent / str(name)).is_file() for name in stored["shards"])
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return False
-
-
-def find_damage(connection: Connection, state: Path, artifact: str) -> str | None:
-    """What is wrong with a stored artifact, which then counts as gone until it was built again; None: nothing."""
-    try:
-        verify(artifact_folder(state, artifact))
-    except ArtifactError as error:
-        change(connection, schema.artifacts, artifact, gone=now())
-        return str(error)
-    return None

@@ -95,6 +95,7 @@ def test_a_damaged_model_is_named_and_trained_again_where_it_is_needed(stored: W
     (folder / MANIFEST).write_text(json.dumps({"format": 1, "graph": part}))
     (folder / "model.onnx").write_bytes(b"other than")
     assert f"{folder / 'model.onnx'} is damaged" in str(damage())
+    assert look(stored) == []  # its folder is there, and is not whole
     assert stored.row(schema.models).gone is not None
 
 
