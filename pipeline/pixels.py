@@ -137,7 +137,10 @@ def _next_number(folder: Path) -> int:
     """Past all that ever were: an older index may still name one that was lost."""
     numbers = [int(file.stem) for file in folder.glob("*.json")]
     for index in folder.glob("*.npz"):
-        with suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile), np.load(index) as stored:
+        with (
+            suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile),
+            np.load(index, allow_pickle=False) as stored,
+        ):
             numbers += [int(Path(str(name)).stem) for name in stored["shards"]]
     return max(numbers, default=-1) + 1
 
