@@ -150,7 +150,7 @@ class Server:
         log: Path | None = None,
         environment: Path | None = None,
     ) -> None:
-        """Starts the server on `repository` and waits until it is live, with the models of `load` loaded.
+        """Starts the server on `repository` and waits until it is live at each port, with the models of `load` loaded.
 
         cache: a folder for what is put together from the wheel; ports: (gRPC, HTTP, metrics), free ones where
         not given; log: where the server's own words go, `cache`/tritonserver.log where not given. Start it
@@ -199,11 +199,20 @@ class Server:
     def _wait_until_live(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         with Triton(self.address) as triton:
-            while not triton.is_live(timeout=1.0):
+            while not (triton.is_live(timeout=1.0) and self._listens()):  # gRPC is the first to answer
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     self.stop()
                     raise ServerError(f"tritonserver did not start; {self.log} ends: {self.last_words()}")
                 time.sleep(0.05)
+
+    def _listens(self) -> bool:
+        """Whether HTTP and metrics take connections too."""
+        for port in (self.http_port, self.metrics_port):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+            except OSError:
+                return False
+        return True
 
     def last_words(self) -> str:
         """The end of the server's log."""
