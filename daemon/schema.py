@@ -297,7 +297,7 @@ promotions = Table(
     Column("artifact_id", ForeignKey("artifacts.id"), nullable=False),
     Column("cycle_id", ForeignKey("cycles.id")),
     Column("verdict_id", ForeignKey("verdicts.id")),
-    Column("kind", String, nullable=False),  # promotion, rollback
+    Column("kind", String, nullable=False),  # promotion, rollback, settings
     Column("version", Integer, nullable=False),  # Triton's
     Column("state", String, nullable=False),  # switching, serving, retired, undoing, failed
     Column("step", String),  # of the switch, the last that was finished

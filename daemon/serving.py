@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 from sqlalchemy import Connection, Engine, func, select, update
 
@@ -41,6 +42,7 @@ class Serving:
         self._stop = threading.Event()
         self._triton: Triton | None = None
         self._said: dict[str, str | None] = {}
+        self._tried: dict[str, ServedHow] = {}
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -65,8 +67,12 @@ class Serving:
         kind: str,
         by: str,
         cycle: int | None,
+        reason: str = "",
     ) -> AnyRow:
-        """The promotion of an artifact to a target: the one that this cycle asked for already, or a new one."""
+        """The promotion of an artifact to a target: the one that this cycle asked for already, or a new one.
+
+        reason: where there is no verdict that says it.
+        """
         if cycle is not None:
             mine = (promotions.c.cycle_id == cycle, promotions.c.artifact_id == artifact)
             if row := connection.execute(select(promotions).where(*mine)).first():
@@ -86,7 +92,7 @@ class Serving:
             kind=kind,
             version=self._next_version(connection, target),
             state="switching",
-            reason=verdict.reason if verdict else f"{kind} by {by}",
+            reason=verdict.reason if verdict else reason or f"{kind} by {by}",
             by=by,
             started=now(),
         )
@@ -210,6 +216,28 @@ class Serving:
         if row.step != "retire":
             run_step("retire", switch, self._connection())
             self._write(row, step="retire")
+        self._renew(row, switch.serving)
+
+    def _renew(self, row: AnyRow, wanted: ServedHow) -> None:
+        """Has the champion switched to itself where batch size, instances or threads were edited since its switch."""
+        manifest = repository.versions(self.config.repository, row.target).get(row.version, {})
+        given = manifest.get("serving", {})
+        edited = [f"{k} {given.get(k)} -> {v}" for k, v in asdict(wanted).items() if given.get(k) != v]
+        if not edited or self._tried.get(row.target) == wanted:  # what Triton refused is not tried at every round
+            return
+        with self.journal.begin() as connection:
+            switching = (promotions.c.target == row.target, promotions.c.state.in_(("switching", "undoing")))
+            if connection.execute(select(promotions.c.id).where(*switching)).first():
+                return
+            if row.target not in targets.requirements(connection):  # its file was removed: it serves on as it is
+                return
+            reason = f"how it is served was edited: {', '.join(edited)}"
+            self.request(
+                connection, row.target, row.artifact_id, kind="settings", by="policy", cycle=None, reason=reason
+            )
+        log.info("%s: %s", row.target, reason)
+        self._tried[row.target] = wanted
+        self.tend()
 
     def _look_for_loss(self, row: AnyRow) -> None:
         """Tells the loop, once, where an artifact has to be built again before it can be served."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -269,6 +270,38 @@ def test_a_promotion_is_served_and_the_one_before_retired(
     assert hall.promotion(first.id).state == "retired"
     assert hall.promotion(first.id).ended is not None
     assert [state.version for state in triton.index()["turns"] if state.state == "READY"] == [2]
+
+
+def settle(hall: Hall, target: str, **settings: object) -> list[AnyRow]:
+    """A daemon that was started with these settings of Triton, until all is served; the target's promotions."""
+    triton = hall.config.settings.triton.model_copy(update=settings)
+    config = replace(hall.config, settings=hall.config.settings.model_copy(update={"triton": triton}))
+    hall.serving = Serving(config, hall.world.journal, hall.queue.put)
+    for _ in range(4):
+        hall.serving._round()
+    return hall.world.rows(schema.promotions, target=target)  # type: ignore[no-any-return]
+
+
+def test_edited_settings_reach_what_is_served(hall: Hall, triton: Triton, built: list[Path]) -> None:
+    hall.world.require("wide")
+    hall.request("first", "wide")
+    (before,) = settle(hall, "wide")
+    _, after = settle(hall, "wide", max_batch_size=16)
+    assert (after.artifact_id, after.kind, after.state, after.step) == ("first", "settings", "serving", "retire")
+    assert after.reason == "how it is served was edited: max_batch_size 8 -> 16"
+    assert hall.promotion(before.id).state == "retired"
+    assert answers(triton, "wide", built[0]) == {2}
+    assert len(settle(hall, "wide", max_batch_size=16)) == 2
+
+
+def test_settings_that_cannot_be_served_are_tried_once(hall: Hall, triton: Triton, built: list[Path]) -> None:
+    hall.world.require("narrow")
+    hall.request("first", "narrow")
+    settle(hall, "narrow")
+    shutil.rmtree(hall.folder("first"))
+    before, failed = settle(hall, "narrow", max_batch_size=16)
+    assert (before.state, failed.state) == ("serving", "failed")
+    assert answers(triton, "narrow", built[0]) == {1}
 
 
 def test_what_is_not_served_as_it_should_be_is_mended(
