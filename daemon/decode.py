@@ -27,12 +27,9 @@ from daemon.children import die_with_parent
 
 
 def read_files(job: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """Reads the job's files, a batch at a time. Raises OSError where the store cannot be written (disk full)."""
+    """Reads the job's files, a batch at a time. Raises StoreUnwritable (the disk is full)."""
     keep = Path(job["store"])
-    incoming = keep / "incoming"
-    incoming.mkdir(parents=True, exist_ok=True)
-    for left in incoming.iterdir():
-        left.unlink()  # of a child that was killed
+    incoming = store.make_room(keep)
     files = iter(job["files"])
     while batch := list(islice(files, job["batch"])):
         copies: dict[Path, str] = {}
@@ -46,7 +43,8 @@ def _read(folder: Path, path: str, incoming: Path, copies: dict[Path, str], max_
     try:
         before = file.stat()
         _refuse(file, folder, before)
-        sha256, size = store.copy_in(file, temporary)
+        with file.open("rb") as original:
+            sha256, size = store.copy_in(original, temporary)
         after = file.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             temporary.unlink()
@@ -54,8 +52,8 @@ def _read(folder: Path, path: str, incoming: Path, copies: dict[Path, str], max_
         width, height, mode = _decode(temporary, max_pixels)
     except (FileNotFoundError, NotADirectoryError):
         return {"path": path, "gone": True}
-    except PermissionError as error:
-        return _rejected(path, None, f"may not be read: {error.strerror}")
+    except OSError as error:
+        return _rejected(path, None, f"cannot be read: {error.strerror}")
     except (_Unusable, store.SourceUnreadable) as error:
         temporary.unlink(missing_ok=True)
         return _rejected(path, before, str(error))
@@ -98,12 +96,14 @@ def _decode(file: Path, max_pixels: float) -> tuple[int, int, str]:
                         f"has {width * height / 1e6:.0f} megapixels, more than watch.max_megapixels = "
                         f"{max_pixels / 1e6:g}"
                     )
-                mode = image.mode
                 image.load()
-                return width, height, mode
+                image.crop((0, 0, 1, 1)).convert("RGB")  # as training will
+                return width, height, image.mode
     except UnidentifiedImageError:
         raise _Unusable("is no image that can be recognised, whatever its name says") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, MemoryError) as error:
+    except (_Unusable, MemoryError):  # where memory is short no file is at fault
+        raise
+    except Exception as error:  # whatever odd bytes make Pillow raise
         raise _Unusable(f"cannot be decoded: {error}") from None
 
 

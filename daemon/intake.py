@@ -199,23 +199,26 @@ class Drop:
                 .values(added=drops.c.added + len(good), rejected=drops.c.rejected + len(bad))
             )
 
-    def refuse(self, paths: list[str], reason: str) -> None:
-        """Rejects files unread, as they are now: they are read when their content changes."""
+    def refuse(self, paths: list[str], reason: str, *, again: bool = False) -> None:
+        """Rejects files unread, as they are: they are read when their content changes, or `again` at the next scan."""
         files = []
         for path in paths:
             try:
                 found = (self.folder / path).stat()
             except OSError:
                 continue
-            size, mtime = found.st_size, found.st_mtime_ns
+            size, mtime = UNREADABLE if again else (found.st_size, found.st_mtime_ns)
             files.append({"path": _text(path), "size": size, "mtime_ns": mtime, "reason": reason})
         self.record(files)
 
-    def crashed(self, last_words: str) -> None:
-        """The child died. Its files are read one by one from now on, until the one that kills it is found."""
+    def crashed(self, last_words: str, starved: bool = False) -> None:
+        """The child died. Its files are read one by one from now on, until the one that kills it is found.
+
+        starved: memory was short, which may be nothing of this file's: the next scan tries it again.
+        """
         if self.batch == 1 and self.unread:
             words = next(reversed(last_words.strip().splitlines()), "killed")
-            self.refuse(self.unread[:1], f"crashed the process that read it: {words}")
+            self.refuse(self.unread[:1], f"crashed the process that read it: {words}", again=starved)
             self.unread = self.unread[1:]
             self.batch = BATCH
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from daemon.intake import Drop, compare, write_job
 from daemon.journal import get, now
 from daemon.schema import drops
 from daemon.sources import Sources
+from daemon.store import StoreUnwritable
 
 log = logging.getLogger("relearn")
 PATIENCE_SECONDS = 600.0  # for one batch of files; a decoder or a file system that hangs longer is given up
@@ -92,10 +94,11 @@ class Reader:
         if status != 0:
             self.crashes += 1
             log.warning("the reader of drop %d died (status %d): %s", self.drop.id, status, last_words[-500:])
-            if self.crashes > 1 and "OSError" in last_words:  # the store cannot be written: no file's fault
+            if self.crashes > 1 and StoreUnwritable.__name__ in last_words:
                 self._give_up(last_words)
                 return
-            self.drop.crashed(last_words)
+            starved = status == -signal.SIGKILL or MemoryError.__name__ in last_words
+            self.drop.crashed(last_words, starved)
         self._go_on()
 
     def _go_on(self) -> None:

@@ -10,6 +10,8 @@ import ctypes
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,13 +24,20 @@ def place(store: Path, sha256: str) -> Path:
     return store / sha256[:2] / sha256
 
 
-def copy_in(source: Path, temporary: Path) -> tuple[str, int]:
-    """Copies a file and returns the SHA-256 (hex) and the size of what was copied: the copy is what was hashed.
+class SourceUnreadable(Exception):
+    """The file that is to be copied gives an error when read; nothing is wrong with the store."""
 
-    Not durable until `settle` has synced it and given it its name. Raises SourceUnreadable where the source is at
-    fault (a damaged disk), OSError where the store is (a full one).
+
+class StoreUnwritable(Exception):
+    """The store takes nothing (a full disk, lost rights); nothing is wrong with the file that is to be copied."""
+
+
+def copy_in(original: BinaryIO, temporary: Path) -> tuple[str, int]:
+    """Copies an open file and returns the SHA-256 (hex) and the size of what was copied: the copy is what was hashed.
+
+    Not durable until `settle` has synced it and given it its name. Raises SourceUnreadable, StoreUnwritable.
     """
-    with source.open("rb") as original, temporary.open("w+b") as copy:
+    with _writing(), temporary.open("w+b") as copy:
         try:
             fcntl.ioctl(copy.fileno(), _FICLONE, original.fileno())
         except OSError:
@@ -40,10 +49,6 @@ def copy_in(source: Path, temporary: Path) -> tuple[str, int]:
         return digest, copy.tell()
 
 
-class SourceUnreadable(Exception):
-    """The file that is to be copied gives an error when read; nothing is wrong with the store."""
-
-
 def _read(original: BinaryIO) -> bytes:
     try:
         return original.read(1 << 20)
@@ -51,16 +56,35 @@ def _read(original: BinaryIO) -> bytes:
         raise SourceUnreadable(f"cannot be read: {error.strerror}") from error
 
 
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnwritable(str(error)) from error
+
+
 def settle(store: Path, copies: dict[Path, str]) -> None:
-    """Makes a batch of copies durable with one sync, then gives each its name."""
+    """Makes a batch of copies durable with one sync, then gives each its name. Raises StoreUnwritable."""
     if not copies:
         return
-    _sync_file_system(store)
-    for temporary, sha256 in copies.items():
-        final = place(store, sha256)
-        final.parent.mkdir(exist_ok=True)
-        temporary.replace(final)  # also of a copy that is there: it may be damaged
-    _sync_file_system(store)
+    with _writing():
+        _sync_file_system(store)
+        for temporary, sha256 in copies.items():
+            final = place(store, sha256)
+            final.parent.mkdir(exist_ok=True)
+            temporary.replace(final)  # also of a copy that is there: it may be damaged
+        _sync_file_system(store)
+
+
+def make_room(store: Path) -> Path:
+    """The folder for copies on their way in, emptied of what a reader that was killed left. Raises StoreUnwritable."""
+    incoming = store / "incoming"
+    with _writing():
+        incoming.mkdir(parents=True, exist_ok=True)
+        for left in incoming.iterdir():
+            left.unlink()
+    return incoming
 
 
 def _sync_file_system(folder: Path) -> None:

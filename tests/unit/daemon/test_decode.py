@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from daemon.decode import read_files
+from daemon.store import StoreUnwritable
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -128,6 +129,31 @@ def test_what_cannot_be_used_is_said_with_its_reason(
     assert stored(tmp_path) == set()
 
 
+def test_what_training_could_not_convert_is_refused(
+    job: Callable[..., Any], folder: Path, png: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Pillow says of its mode La."""
+
+    def refuse(image: Image.Image, mode: str) -> None:
+        raise ValueError(f"conversion from La to {mode} not supported")
+
+    png(folder / "a" / "x.png")
+    monkeypatch.setattr(Image.Image, "convert", refuse)
+    assert told(job("a/x.png"))["a/x.png"]["reason"] == "cannot be decoded: conversion from La to RGB not supported"
+
+
+def test_a_lack_of_memory_is_no_fault_of_a_file(
+    job: Callable[..., Any], folder: Path, png: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starve(image: Image.Image, mode: str) -> None:
+        raise MemoryError
+
+    png(folder / "a" / "x.png")
+    monkeypatch.setattr(Image.Image, "convert", starve)
+    with pytest.raises(MemoryError):
+        told(job("a/x.png"))
+
+
 def test_a_file_that_is_gone_is_said_to_be_gone(job: Callable[..., Any], folder: Path) -> None:
     (folder / "a" / "file").touch()
     said = told(job("a/never.png", "b/never.png", "a/file/never.png"))
@@ -211,5 +237,5 @@ def test_a_store_that_cannot_be_written_ends_the_child(
 ) -> None:
     png(folder / "a" / "x.png")
     (tmp_path / "store").write_text("a file where the folder should be")
-    with pytest.raises(OSError, match="store"):
+    with pytest.raises(StoreUnwritable, match="store"):
         told(job("a/x.png"))

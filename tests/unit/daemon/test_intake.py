@@ -276,6 +276,18 @@ def test_a_crash_is_narrowed_down_to_the_file_that_causes_it(
     assert look().read == ["cat/1.png", "cat/2.png"]  # not read, and crashed by, at every scan
 
 
+def test_a_file_that_met_a_lack_of_memory_is_tried_again(
+    config: Config, journal: Engine, images: Path, png: Png, look: Callable[..., Difference]
+) -> None:
+    png(images / "cat" / "1.png", 1)
+    drop = Drop(config, journal, images, look())
+    drop.crashed("", starved=True)
+    drop.crashed("", starved=True)
+    (row,) = rows(journal, schema.rejections)
+    assert row.reason == "crashed the process that read it: killed"
+    assert look().read == ["cat/1.png"]
+
+
 def test_a_drop_that_was_cut_off_is_closed(config: Config, journal: Engine, images: Path, png: Png) -> None:
     Drop(config, journal, images, Difference())
     close_interrupted(journal)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from daemon import store
-from daemon.store import SourceUnreadable, copy_in, place, settle
+from daemon.store import SourceUnreadable, StoreUnwritable, copy_in, place, settle
 
 
 @pytest.fixture
@@ -22,7 +22,8 @@ def keep(tmp_path: Path) -> Path:
 
 def bring(keep: Path, source: Path, name: str = "0") -> str:
     temporary = keep / "incoming" / name
-    sha256, size = copy_in(source, temporary)
+    with source.open("rb") as original:
+        sha256, size = copy_in(original, temporary)
     assert size == source.stat().st_size
     settle(keep, {temporary: sha256})
     return sha256
@@ -57,7 +58,8 @@ def test_twins_in_one_batch_are_kept_once(keep: Path, tmp_path: Path) -> None:
     copies = {}
     for name in ("0", "1"):
         temporary = keep / "incoming" / name
-        copies[temporary], _ = copy_in(tmp_path / "a.png", temporary)
+        with (tmp_path / "a.png").open("rb") as original:
+            copies[temporary], _ = copy_in(original, temporary)
     settle(keep, copies)
     assert len([path for path in keep.rglob("*") if path.is_file()]) == 1
 
@@ -111,5 +113,16 @@ def test_nothing_to_settle_is_no_error(keep: Path) -> None:
 
 
 def test_a_source_that_cannot_be_read_is_told_apart_from_a_full_store(keep: Path) -> None:
-    with pytest.raises(SourceUnreadable, match="cannot be read: Input/output error"):
-        copy_in(Path("/proc/self/mem"), keep / "incoming" / "0")  # its first page is mapped nowhere
+    with (
+        Path("/proc/self/mem").open("rb") as original,  # its first page is mapped nowhere
+        pytest.raises(SourceUnreadable, match="cannot be read: Input/output error"),
+    ):
+        copy_in(original, keep / "incoming" / "0")
+
+
+def test_a_store_that_takes_nothing_is_no_fault_of_the_file(keep: Path, tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(b"content")
+    with (tmp_path / "image.png").open("rb") as original, pytest.raises(StoreUnwritable, match="away"):
+        copy_in(original, keep / "away" / "0")
+    with pytest.raises(StoreUnwritable, match="away"):
+        settle(keep, {keep / "away" / "0": "00" * 32})
