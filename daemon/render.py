@@ -45,9 +45,14 @@ def _target(view: View, triton: View) -> RenderableType:
             lines.append(Text(f"  AWAY: no Triton answers at {triton['url']}; it is served once one does", "red"))
         elif not triton["ready"].get(view["target"]):
             lines.append(Text(f"  AWAY: Triton has not loaded version {champion['version']}", "red"))
+        if champion["trouble"]:
+            lines.append(Text(f"  TROUBLE: {champion['trouble']}", "red"))
         lines.append(Text(f"  since {clock(champion['served_since'])}: {champion['reason']}"))
     else:
         lines.append(Text("  serves nothing yet"))
+    if switching := view["switching"]:
+        far = switching["error"] or (f"after {switching['step']}" if switching["step"] else "it begins")
+        lines.append(Text(f"  {switching['kind']} to version {switching['version']} is under way: {far}", "cyan"))
     if view["violated"]:
         lines.append(Text(f"  VIOLATED: {view['violated']}", "yellow"))
     if view["error"]:

@@ -155,8 +155,12 @@ class Serving:
         try:
             act(row)
             self._say(row.target, None, f"{row.target} is served as it should be again")
+            trouble = None
         except (RepositoryError, SwitchFailed) as error:
             self._say(row.target, str(error))
+            trouble = str(error)
+        if row.state == "serving" and row.error != trouble:
+            self._write(row, error=trouble)
 
     def _switch(self, row: AnyRow) -> None:
         """Goes on with a promotion from its last finished step."""

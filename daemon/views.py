@@ -73,6 +73,7 @@ def target(connection: Connection, config: Config, name: str) -> View:
         "error": newest.error,
         "removed": newest.gone,
         "champion": _champion(connection, champion) if champion else None,
+        "switching": _switching(connection, name),
         "last_cycle": _cycle(connection, last) if last else None,
         "violated": _violated(connection, name),
     }
@@ -98,7 +99,19 @@ def _champion(connection: Connection, champion: targets.Champion) -> View:
         "served_since": row.served,
         "reason": row.reason,
         "by": row.by,
+        "trouble": row.error,
     }
+
+
+def _switching(connection: Connection, name: str) -> View | None:
+    """The promotion under way, whoever asked for it, and what it waits for."""
+    table = schema.promotions
+    row = connection.execute(
+        select(table)
+        .where(table.c.target == name, table.c.state.in_(("switching", "undoing")))
+        .order_by(table.c.id.desc())
+    ).first()
+    return None if row is None else {key: getattr(row, key) for key in ("version", "kind", "by", "step", "error")}
 
 
 def model(connection: Connection, artifact: str) -> View:

@@ -376,5 +376,8 @@ def test_a_target_beyond_repair_leaves_the_others_mended(hall: Hall, triton: Tri
     heard = []
     while not hall.queue.empty():
         heard.append(hall.queue.get())
+    broken, beside = (hall.promotion(row.id).error for row in rows)
+    assert "is missing" in broken
+    assert beside is None
     assert heard.count(ArtifactLost("broken")) == 1  # the loop has it built again, and is told once
     assert hall.world.row(schema.artifacts, id="first").gone is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
 from daemon import render, schema, views
 from daemon.config import Config
@@ -108,6 +108,21 @@ def test_what_triton_says_itself_is_drawn(
     text = drawn.file.getvalue()  # type: ignore[attr-defined]
     assert said in text if said else "AWAY" not in text
     assert "serves version 1: net" in text
+
+
+def test_what_is_under_way_and_what_is_wrong_is_drawn(config: Config, journal: Engine, served: World) -> None:
+    with journal.begin() as connection:
+        connection.execute(update(schema.promotions).values(error="somebody else's folder"))
+    switching = {"kind": "rollback", "by": "ann", "state": "switching", "served": None}
+    served.promote("old", 2, **switching, step=None)
+    (target,) = show(journal, views.status, config)["targets"]
+    assert target["switching"] == {"version": 2, "kind": "rollback", "by": "ann", "step": None, "error": None}
+    served.promote("old", 3, **switching, step="stage", error="waits: Triton is away")
+    drawn = Console(width=200, file=StringIO())
+    drawn.print(render.status(show(journal, views.status, config)))
+    text = drawn.file.getvalue()  # type: ignore[attr-defined]
+    assert "TROUBLE: somebody else's folder" in text
+    assert "rollback to version 3 is under way: waits: Triton is away" in text
 
 
 def test_status_counts_samples_by_class_and_role(config: Config, journal: Engine, served: World) -> None:
