@@ -259,8 +259,9 @@ class Cycle:
     def _begin_attempt(self, connection: Connection, stage: int, token: str) -> None:
         row = get(connection, schema.stages, stage)
         number = row.attempts + 1
-        change(connection, schema.stages, stage, state="running", attempts=number, started=row.started or now())
-        add(connection, schema.attempts, stage_id=stage, number=number, token=token, started=now())
+        begun = {"attempts": number, "started": row.started or now()}
+        if claim(connection, schema.stages, stage, row.state, "running", **begun):
+            add(connection, schema.attempts, stage_id=stage, number=number, token=token, started=now())
 
     def _retry(self, connection: Connection, stage: int) -> None:
         attempts = schema.attempts
