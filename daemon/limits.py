@@ -16,6 +16,8 @@ _CHANCE = (1e-9, 1.0 - 1e-9)
 _BOUNDS = {  # of the settings that policies/settings.py describes with the standard library alone
     "policies.volume.new_samples": _COUNT,
     "policies.volume.new_share": (0.0, math.inf),
+    "policies.volume.class_samples": _COUNT,
+    "policies.volume.class_share": (0.0, math.inf),
     "policies.volume.first_classes": (2.0, math.inf),
     "policies.volume.first_samples_per_class": _COUNT,
     "policies.new_class.samples": _COUNT,

@@ -14,6 +14,8 @@ class VolumeSettings:
     __pydantic_config__ = FORBID
     new_samples: int = 100
     new_share: float = 0.05  # and at least this share of the samples that the last training had
+    class_samples: int = 30  # or so many of one class that the last training had …
+    class_share: float = 0.5  # … and at least this share of what it had of it
     first_classes: int = 2  # the first training of all waits for so many classes …
     first_samples_per_class: int = 20  # … with so many samples each
 

@@ -9,20 +9,33 @@ from policies.statistics import clopper_pearson
 
 
 def volume(evidence: Evidence, settings: VolumeSettings) -> Finding:
-    """Enough new labelled samples since the last training, or enough for a first one."""
+    """Enough new labelled samples since the last training, in all or of one class, or enough for a first one."""
     if not evidence.champion and evidence.trained_on == 0:
         return _first_training(evidence, settings)
     new = sum(evidence.new_by_class.values())
     share = settings.new_share * evidence.trained_on
-    fired = new >= settings.new_samples and new >= share and new > 0
+    grown = _grown_classes(evidence, settings)
+    fired = (new >= settings.new_samples and new >= share and new > 0) or bool(grown)
     by_class = ", ".join(f"{name} {n:,}" for name, n in sorted(evidence.new_by_class.items()) if n)
     reason = (
         f"{new:,} new labelled samples since the last training{f' ({by_class})' if by_class else ''}, "
-        f"it takes {settings.new_samples:,} and {settings.new_share:.0%} of its {evidence.trained_on:,}"
+        f"it takes {settings.new_samples:,} and {settings.new_share:.0%} of its {evidence.trained_on:,}, "
+        f"or of one class {settings.class_samples:,} and {settings.class_share:.0%} of what it had of that"
+        f"{f': {grown}' if grown else ''}"
     )
     if evidence.gone:
         reason += f"; {evidence.gone:,} left"
     return Finding("volume", fired, reason)
+
+
+def _grown_classes(evidence: Evidence, settings: VolumeSettings) -> str:
+    """The classes of the last training that alone are worth another: few samples in all may be many of a rare class."""
+    grown = []
+    for name, new in sorted(evidence.new_by_class.items()):
+        had = evidence.counts.get(name, 0) - new
+        if had > 0 and new >= settings.class_samples and new >= settings.class_share * had:
+            grown.append(f"{name} {new:,} to {had:,}")
+    return ", ".join(grown)
 
 
 def _first_training(evidence: Evidence, settings: VolumeSettings) -> Finding:

@@ -61,6 +61,23 @@ def test_volume_after_a_training(new: dict[str, int], trained_on: int, champion:
     assert f"100 and 5% of its {trained_on:,}" in finding.reason
 
 
+@pytest.mark.parametrize(
+    ("had", "new", "fired"),
+    [
+        (40, 29, False),  # too few
+        (40, 30, True),
+        (200, 99, False),  # less than half of what it had
+        (180, 90, True),
+        (0, 60, False),  # the policy of new classes has a say of its own
+    ],
+)
+def test_volume_of_one_class(had: int, new: int, fired: bool) -> None:
+    evidence = dataclasses.replace(SERVING, counts={"rare": had + new}, new_by_class={"rare": new}, trained_on=5_000)
+    finding = volume(evidence, VolumeSettings(new_samples=1_000))
+    assert finding.fired is fired
+    assert (f"of one class 30 and 50% of what it had of that: rare {new} to {had}" in finding.reason) is fired
+
+
 def test_volume_never_fires_on_nothing_new() -> None:
     assert not volume(SERVING, VolumeSettings(new_samples=0, new_share=0.0)).fired
 
