@@ -82,6 +82,7 @@ class Cycle:
             return None
         self.retry_at = None
         self.measures = False
+        damaged: set[str] = set()
         while True:
             match step := self.next():
                 case Judge() if self._champion_changes():
@@ -89,7 +90,9 @@ class Cycle:
                 case Judge():
                     self._ask(step.artifact)
                 case Build() | Prove() if self._is_damaged(step):
-                    pass  # the next step makes it again
+                    if step.key in damaged:
+                        return Finish("failed", f"{step.key}: what it begins with is gone, and nothing makes it again")
+                    damaged.add(step.key)  # the next step makes it again
                 case Train() | Build() | Prove():
                     self._start(step, alone=alone)
                     if self.child is not None or self.measures:
@@ -141,11 +144,8 @@ class Cycle:
                 rows[0] = self._look_for_pixels(connection, rows[0])
             earlier = {row.name: row.outputs for row in rows if row.state == "done"}
             waiting = [(plan, row) for plan, row in zip(plans, rows, strict=True) if row.state != "done"]
-            if not waiting:  # it would be asked for again and again
-                self._begin_attempt(connection, rows[-1].id, f"c{self.id}.s{rows[-1].id}")
-                words = "all its stages are done, and still it is asked for: what it made is not in stock"
-                connection.execute(_open_attempt(rows[-1].id).values(ended=now(), outcome="failed", last_words=words))
-                change(connection, schema.stages, rows[-1].id, state="failed")
+            if not waiting:
+                self._do_again(connection, rows)
                 return
             package = waiting[0][0].package
             self.measures = package == "deploy"
@@ -155,6 +155,17 @@ class Cycle:
             first = together[0][1]
             job = self._job(f"c{self.id}.s{first.id}.a{first.attempts + 1}", together, earlier)
         self._spawn(job)
+
+    def _do_again(self, connection: Connection, rows: list[AnyRow]) -> None:
+        """All stages of a step are done, and it is asked for: what it made is gone. Once more, and never in a loop."""
+        for row in rows:
+            change(connection, schema.stages, row.id, state="waiting")
+        last = rows[-1]
+        if last.attempts > 1:
+            self._begin_attempt(connection, last.id, f"c{self.id}.s{last.id}")
+            words = "all its stages are done, and still it is asked for: what it made is not in stock"
+            connection.execute(_open_attempt(last.id).values(ended=now(), outcome="failed", last_words=words))
+            change(connection, schema.stages, last.id, state="failed")
 
     def _look_for_pixels(self, connection: Connection, stage: AnyRow) -> AnyRow:
         """The stage that decodes is done where its result lies, whoever made it, and only there."""
@@ -260,8 +271,10 @@ class Cycle:
         row = get(connection, schema.stages, stage)
         number = row.attempts + 1
         begun = {"attempts": number, "started": row.started or now()}
-        if claim(connection, schema.stages, stage, row.state, "running", **begun):
-            add(connection, schema.attempts, stage_id=stage, number=number, token=token, started=now())
+        if not claim(connection, schema.stages, stage, "waiting", "running", **begun):
+            log.error("%s: stage %s is %s: %s does not begin it", row.step, row.name, row.state, token)
+            return
+        add(connection, schema.attempts, stage_id=stage, number=number, token=token, started=now())
 
     def _retry(self, connection: Connection, stage: int) -> None:
         attempts = schema.attempts

@@ -51,6 +51,7 @@ def gather(
             device=device,
             confidence=confidence,
         ),
+        measured=_measured(connection, cycle.id),
         rivals=verdicts.unproven(connection, requirement, judge, device),
         verdicts=_verdicts(connection, cycle.id),
         promoted=_promoted(connection, cycle.id),
@@ -70,6 +71,13 @@ def words_of(connection: Connection, stage: int) -> str:
 def _proven(connection: Connection, cycle: int) -> set[str]:
     proofs = schema.proofs
     return set(connection.execute(select(proofs.c.artifact_id).where(proofs.c.cycle_id == cycle)).scalars())
+
+
+def _measured(connection: Connection, cycle: int) -> frozenset[str]:
+    table = schema.stages
+    done = (table.c.cycle_id == cycle, table.c.name == "measure", table.c.state == "done")
+    outputs = connection.execute(select(table.c.outputs).where(*done)).scalars()
+    return frozenset(said["artifact"] for said in outputs if said)
 
 
 def _verdicts(connection: Connection, cycle: int) -> dict[str, Verdict]:
@@ -105,23 +113,24 @@ def _unbuilt(
 ) -> tuple[str, ...]:
     """Models to be built: begun and interrupted in this cycle, of its recipes, and the champion's if it was lost."""
     models, artifacts, stages = schema.models, schema.artifacts, schema.stages
-    begun = connection.execute(  # built perhaps, but the proof or the measurement is missing
+    steps = connection.execute(
         select(stages.c.step).where(
             stages.c.cycle_id == cycle,
             stages.c.step.startswith("build "),
             stages.c.state.in_(("waiting", "running")),
         )
     ).scalars()
+    begun = [step.removeprefix("build ") for step in steps]
     built = select(artifacts.c.model_id).where(artifacts.c.gone.is_(None))
     wanted: ColumnElement[bool] = models.c.recipe.in_(list(recipes.values()))
     if champion is not None:
         served = select(artifacts.c.model_id).where(artifacts.c.id == champion.artifact)
         size = (models.c.height == requirement.height) & (models.c.width == requirement.width)
         wanted = wanted | (models.c.id.in_(served) & size)
-    missing = connection.execute(
-        select(models.c.id).where(wanted, models.c.gone.is_(None), models.c.id.not_in(built))
-    ).scalars()
-    return tuple(dict.fromkeys([*(step.removeprefix("build ") for step in begun), *missing]))
+    # What was begun is built perhaps, but its proof or its measurement is missing.
+    open_ = models.c.id.in_(begun) | (wanted & models.c.id.not_in(built))
+    found = connection.execute(select(models.c.id).where(open_, models.c.gone.is_(None))).scalars()
+    return tuple(sorted(found, key=lambda model: model not in begun))
 
 
 def _too_large(connection: Connection, requirement: Requirement) -> dict[str, str]:

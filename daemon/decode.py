@@ -54,7 +54,9 @@ def _read(folder: Path, path: str, incoming: Path, copies: dict[Path, str], max_
         return {"path": path, "gone": True}
     except OSError as error:
         return _rejected(path, None, f"cannot be read: {error.strerror}")
-    except (_Unusable, store.SourceUnreadable) as error:
+    except store.SourceUnreadable as error:
+        return _rejected(path, None, str(error))
+    except _Unusable as error:
         temporary.unlink(missing_ok=True)
         return _rejected(path, before, str(error))
     copies[temporary] = sha256
@@ -97,17 +99,20 @@ def _decode(file: Path, max_pixels: float) -> tuple[int, int, str]:
                         f"{max_pixels / 1e6:g}"
                     )
                 image.load()
-                image.crop((0, 0, 1, 1)).convert("RGB")  # as training will
+                image.crop((0, 0, 1, 1)).convert("RGB")  # what training could not convert is refused here
                 return width, height, image.mode
     except UnidentifiedImageError:
         raise _Unusable("is no image that can be recognised, whatever its name says") from None
     except (_Unusable, MemoryError):  # where memory is short no file is at fault
         raise
     except Exception as error:  # whatever odd bytes make Pillow raise
+        if isinstance(error, OSError) and error.errno is not None:  # the copy cannot be read back
+            raise store.StoreUnwritable(str(error)) from error
         raise _Unusable(f"cannot be decoded: {error}") from None
 
 
 def _rejected(path: str, found: os.stat_result | None, reason: str) -> dict[str, Any]:
+    """As it was `found` it is not read again. None: what kept it from being read may pass, the next scan tries it."""
     size, mtime = (found.st_size, found.st_mtime_ns) if found else (-1, -1)
     return {"path": path, "size": size, "mtime_ns": mtime, "reason": reason}
 

@@ -65,6 +65,14 @@ class ArtifactLost:
 
 
 @dataclass(frozen=True, slots=True)
+class SettingsEdited:
+    """What a target serves was switched to with other settings than those in force."""
+
+    promotion: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SourceFailed:
     """A source cannot watch what it should; polling or the next scan goes on in its place."""
 
@@ -85,6 +93,7 @@ Event = (
     | ChildEnded
     | SwitchEnded
     | ArtifactLost
+    | SettingsEdited
     | SourceFailed
     | Stop
 )

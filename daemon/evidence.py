@@ -30,6 +30,12 @@ def gather(
     new = [row for row in usable if before.get(row.sha256) != row.name and row.name in held]
     ended, failures, failed_at, words = _history(connection, target)
     judge = _proof(connection, config, champion) if champion else ()
+    confidence = config.settings.promotion.confidence
+    feasible = (
+        targets.feasible(connection, requirement, champion, judge, device=device, confidence=confidence)
+        if champion
+        else None
+    )
     return Evidence(
         now=now(),
         target=target,
@@ -47,16 +53,10 @@ def gather(
         failure_reason=words,
         constraints_changed=constraints_changed(connection, requirement),
         constraints_changed_at=_edited_at(connection, target),
-        feasible=None
-        if champion is None
-        else targets.feasible(
-            connection,
-            requirement,
-            champion,
-            judge,
-            device=device,
-            confidence=config.settings.promotion.confidence,
-        ),
+        feasible=feasible,
+        unmeasured=champion is not None
+        and feasible is True
+        and targets.unmeasured(connection, requirement, champion, device),
         lost=champion is not None and _is_lost(connection, target, champion),
         requested=requested,
     )

@@ -25,6 +25,7 @@ from daemon.events import (
     DropSettled,
     Event,
     PersonAsked,
+    SettingsEdited,
     SourceFailed,
     Stop,
     SwitchEnded,
@@ -125,6 +126,8 @@ class Daemon:
                 self.listen(event)
             case SwitchEnded():
                 self.worker.switched(event)
+            case SettingsEdited():
+                self.serving.renew(event)
             case ArtifactLost():
                 self.because.append(f"what {event.target} serves is lost")
             case SourceFailed():
@@ -181,6 +184,8 @@ class Daemon:
             return False
         if not self.because and self.sources.unsettled and now() < self.drops_since + PATIENCE_SECONDS:
             return False  # more of the same is being copied
+        if self.worker.recover():
+            return True
         because = "; ".join([*self.drops, *self.because])
         self.drops.clear()
         self.because.clear()

@@ -22,6 +22,7 @@ from daemon.sources import Sources
 from daemon.store import StoreUnwritable
 
 log = logging.getLogger("relearn")
+TROUBLE_SECONDS = 30.0  # after which a store that could not be written is tried again
 PATIENCE_SECONDS = 600.0  # for one batch of files; a decoder or a file system that hangs longer is given up
 
 
@@ -94,7 +95,7 @@ class Reader:
         if status != 0:
             self.crashes += 1
             log.warning("the reader of drop %d died (status %d): %s", self.drop.id, status, last_words[-500:])
-            if self.crashes > 1 and StoreUnwritable.__name__ in last_words:
+            if StoreUnwritable.__name__ in last_words:  # no file's fault
                 self._give_up(last_words)
                 return
             starved = status == -signal.SIGKILL or MemoryError.__name__ in last_words
@@ -124,6 +125,18 @@ class Reader:
         else:
             self.sources.fire_at(now() + PATIENCE_SECONDS - silent, "reading")
 
+    def _give_up(self, last_words: str) -> None:
+        assert self.drop is not None
+        log.error(
+            "drop %d: %d files are not read, the store cannot be written (%s); it is tried again in %g s",
+            self.drop.id,
+            len(self.drop.unread),
+            "".join(last_words.strip().splitlines()[-1:]),
+            TROUBLE_SECONDS,
+        )
+        self.sources.fire_at(now() + TROUBLE_SECONDS, "after trouble")
+        self._finish()
+
     def _finish(self) -> None:
         drop, self.drop = self.drop, None
         assert drop is not None
@@ -136,17 +149,6 @@ class Reader:
         log.info(said)
         if row.added or row.gone:
             self.tell(said)
-
-    def _give_up(self, last_words: str) -> None:
-        drop, self.drop = self.drop, None
-        assert drop is not None
-        drop.finish()
-        log.error(
-            "drop %d: %d files are not read, the store cannot be written (%s); the next scan reads them",
-            drop.id,
-            len(drop.unread),
-            last_words.strip().splitlines()[-1:],
-        )
 
     def _look_again(self, folder: Path, paths: list[str]) -> None:
         if paths:

@@ -175,7 +175,7 @@ stages = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("cycle_id", ForeignKey("cycles.id"), nullable=False, index=True),
-    Column("step", String, nullable=False),  # the step that it belongs to: "train test_resnet", "deploy 1f…"
+    Column("step", String, nullable=False),  # the step that it belongs to: "train test_resnet", "build 1f…"
     Column("name", String, nullable=False),
     Column("state", String, nullable=False),  # waiting, running, done, failed, skipped
     Column("attempts", Integer, nullable=False, default=0),

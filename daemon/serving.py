@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, func, select, update
 
 from daemon import schema, targets
 from daemon.config import Config
-from daemon.events import ArtifactLost, Event, SwitchEnded
+from daemon.events import ArtifactLost, Event, SettingsEdited, SwitchEnded
 from daemon.journal import AnyRow, add, claim, get, now
 from daemon.stock import artifact_folder, find_damage
 from deploy import repository
@@ -28,6 +28,7 @@ from deploy.triton import Triton, TritonUnavailable
 
 log = logging.getLogger("relearn")
 promotions = schema.promotions
+REFUSED_SECONDS = 600.0  # after which settings that Triton did not take are tried again
 
 
 class Serving:
@@ -37,12 +38,11 @@ class Serving:
         self.config = config
         self.journal = journal
         self.put = put
-        self.device = fingerprint(config.settings.build.engine)
+        self.device = fingerprint(config.settings.build.engine, config.settings.compute.serve_threads)
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._triton: Triton | None = None
         self._said: dict[str, str | None] = {}
-        self._tried: dict[str, ServedHow] = {}
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -98,6 +98,25 @@ class Serving:
         )
         return get(connection, promotions, id_)
 
+    def renew(self, event: SettingsEdited) -> None:
+        """Has the champion switched to itself, under a new version, with the settings in force."""
+        with self.journal.begin() as connection:
+            row = get(connection, promotions, event.promotion)
+            switching = (promotions.c.target == row.target, promotions.c.state.in_(("switching", "undoing")))
+            if row.state != "serving" or connection.execute(select(promotions.c.id).where(*switching)).first():
+                return
+            self.request(
+                connection,
+                row.target,
+                row.artifact_id,
+                kind="settings",
+                by="policy",
+                cycle=None,
+                reason=event.reason,
+            )
+        log.info("%s: %s", row.target, event.reason)
+        self.tend()
+
     def withdraw(self, cycle: int) -> None:
         """Takes back the promotions of a cycle that no client can have met; what was begun is undone.
 
@@ -139,8 +158,11 @@ class Serving:
                 )
             )
         try:
+            waiting: set[str] = set()
             for row in under_way:
-                self._try(row, self._undo if row.state == "undoing" else self._switch)
+                act = self._undo if row.state == "undoing" else self._switch
+                if row.target in waiting or not self._try(row, act):
+                    waiting.add(row.target)  # a later promotion never overtakes an earlier one
             with self.journal.connect() as connection:  # as it is after the switches
                 served = list(connection.execute(select(promotions).where(promotions.c.state == "serving")))
             for row in served:
@@ -150,8 +172,11 @@ class Serving:
         except TritonUnavailable as error:
             self._say("triton", str(error))
 
-    def _try(self, row: AnyRow, act: Callable[[AnyRow], None]) -> None:
-        """One target's trouble is said and leaves the others alone. Raises TritonUnavailable: that is everyone's."""
+    def _try(self, row: AnyRow, act: Callable[[AnyRow], None]) -> bool:
+        """One target's trouble is said (False) and leaves the others alone.
+
+        Raises TritonUnavailable: that is everyone's.
+        """
         try:
             act(row)
             self._say(row.target, None, f"{row.target} is served as it should be again")
@@ -161,6 +186,7 @@ class Serving:
             trouble = str(error)
         if row.state == "serving" and row.error != trouble:
             self._write(row, error=trouble)
+        return trouble is None
 
     def _switch(self, row: AnyRow) -> None:
         """Goes on with a promotion from its last finished step."""
@@ -220,28 +246,36 @@ class Serving:
         if row.step != "retire":
             run_step("retire", switch, self._connection())
             self._write(row, step="retire")
-        self._renew(row, switch.serving)
+        self._compare_settings(row, switch.serving)
 
-    def _renew(self, row: AnyRow, wanted: ServedHow) -> None:
-        """Has the champion switched to itself where batch size, instances or threads were edited since its switch."""
-        manifest = repository.versions(self.config.repository, row.target).get(row.version, {})
+    def _compare_settings(self, row: AnyRow, wanted: ServedHow) -> None:
+        """Tells the loop where batch size, instances or threads were edited since the switch to what is served."""
+        manifest = repository.versions(self.config.repository, row.target).get(row.version)
+        if manifest is None:  # its folder was removed: it serves on from Triton's memory, and is made anew when lost
+            return
         given = manifest.get("serving", {})
         edited = [f"{k} {given.get(k)} -> {v}" for k, v in asdict(wanted).items() if given.get(k) != v]
-        if not edited or self._tried.get(row.target) == wanted:  # what Triton refused is not tried at every round
+        if not edited:
             return
-        with self.journal.begin() as connection:
-            switching = (promotions.c.target == row.target, promotions.c.state.in_(("switching", "undoing")))
-            if connection.execute(select(promotions.c.id).where(*switching)).first():
-                return
-            if row.target not in targets.requirements(connection):  # its file was removed: it serves on as it is
-                return
-            reason = f"how it is served was edited: {', '.join(edited)}"
-            self.request(
-                connection, row.target, row.artifact_id, kind="settings", by="policy", cycle=None, reason=reason
-            )
-        log.info("%s: %s", row.target, reason)
-        self._tried[row.target] = wanted
-        self.tend()
+        how = f"how it is served was edited: {', '.join(edited)}"
+        with self.journal.connect() as connection:
+            gone = get(connection, schema.artifacts, row.artifact_id).gone is not None
+            unmanaged = row.target not in targets.requirements(connection)
+            refused = connection.execute(
+                select(promotions.c.error)
+                .where(
+                    promotions.c.target == row.target,
+                    promotions.c.kind == "settings",
+                    promotions.c.state == "failed",
+                    promotions.c.ended > now() - REFUSED_SECONDS,
+                )
+                .order_by(promotions.c.id.desc())
+            ).scalar()
+        if gone or unmanaged:
+            return
+        if refused is not None:
+            raise SwitchFailed(f"{how}; Triton did not take it: {refused}")
+        self.put(SettingsEdited(row.id, how))
 
     def _look_for_loss(self, row: AnyRow) -> None:
         """Tells the loop, once, where an artifact has to be built again before it can be served."""

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, func, select
 
 from daemon import schema
 from policies.constraints import infeasible_accuracy, shortfalls
-from policies.facts import Candidate, ClassCount, ClassTally, Measurement, Requirement, from_dict
+from policies.facts import METHOD, Candidate, ClassCount, ClassTally, Measurement, Requirement, from_dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +129,15 @@ def _tune_accuracy(connection: Connection, artifact: str, of_model: float | None
 
 
 def measurement(connection: Connection, artifact: str, requirement: Requirement, device: str) -> Measurement | None:
-    """The newest measurement of an artifact under the requirement's load on this device."""
+    """The newest measurement of an artifact under the requirement's load on this device, by the method in use."""
     table = schema.measurements
     rows = connection.execute(
         select(table.c.figures).where(table.c.artifact_id == artifact).order_by(table.c.id.desc())
     ).scalars()
     for figures in rows:
         found = from_dict(Measurement, figures)
-        asked = (requirement.batch_size, requirement.concurrency, device)
-        if (found.batch_size, found.concurrency, found.device) == asked:
+        asked = (requirement.batch_size, requirement.concurrency, device, METHOD)
+        if (found.batch_size, found.concurrency, found.device, found.method) == asked:
             return found
     return None
 
@@ -165,6 +165,12 @@ def feasible(
     if candidate is None or shortfalls(requirement, candidate):
         return False
     return not infeasible_accuracy(requirement, judge, confidence)
+
+
+def unmeasured(connection: Connection, requirement: Requirement, champion: Champion, device: str) -> bool:
+    """Whether the champion is in stock, and was never measured as it is served now."""
+    in_stock = candidates(connection, requirement, (), device)
+    return any(c.artifact == champion.artifact and c.measurement is None for c in in_stock)
 
 
 @dataclass(frozen=True, slots=True)

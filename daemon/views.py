@@ -107,9 +107,7 @@ def _switching(connection: Connection, name: str) -> View | None:
     """The promotion under way, whoever asked for it, and what it waits for."""
     table = schema.promotions
     row = connection.execute(
-        select(table)
-        .where(table.c.target == name, table.c.state.in_(("switching", "undoing")))
-        .order_by(table.c.id.desc())
+        select(table).where(table.c.target == name, table.c.state.in_(("switching", "undoing"))).order_by(table.c.id)
     ).first()
     return None if row is None else {key: getattr(row, key) for key in ("version", "kind", "by", "step", "error")}
 

@@ -60,12 +60,16 @@ class Worker:
         self.cycle = Cycle(self.config, self.journal, cycle, self.put, self.serving.device)
         log.info("cycle %d for %s begins", cycle, self.cycle.target)
 
-    def recover(self) -> None:
-        """Goes on with the cycle that was running when the daemon last ended."""
+    def recover(self) -> bool:
+        """Goes on with a cycle that was begun before the daemon last ended, or had trouble. False: there is none."""
+        cycles = schema.cycles
+        begun = select(cycles.c.id).where(cycles.c.state == "running").order_by(cycles.c.id)
         with self.journal.connect() as connection:
-            running = connection.execute(select(schema.cycles.c.id).where(schema.cycles.c.state == "running")).scalar()
-        if running is not None and self.cycle is None:
-            self.begin(running)
+            running = connection.execute(begun).scalar()
+        if running is None or self.cycle is not None:
+            return False
+        self.begin(running)
+        return True
 
     def step(self, *, alone: bool = True) -> bool:
         """Starts what the cycle does next. False: it waits for a child, for Triton, for a retry, or to be alone."""

@@ -8,14 +8,21 @@ import platform
 from pathlib import Path
 
 
-def fingerprint(engine: str = "onnxruntime") -> str:
-    """As "AMD EPYC 7B13, 2 cores, onnxruntime 1.22.0": the processor, the cores given to this process, the engine."""
+def fingerprint(engine: str = "onnxruntime", threads: int = 1) -> str:
+    """As "AMD EPYC 7B13, 2 cores, onnxruntime 1.22.0, 1 thread": processor, cores given to this process, the engine's.
+
+    threads: of one session of the engine.
+    """
     cores = len(os.sched_getaffinity(0))
     try:
         version = importlib.metadata.version(engine)
     except importlib.metadata.PackageNotFoundError:
         version = "not installed"
-    return f"{processor()}, {cores} core{'s' if cores > 1 else ''}, {engine} {version}"
+    return f"{processor()}, {_count(cores, 'core')}, {engine} {version}, {_count(threads, 'thread')}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def processor() -> str:

@@ -33,10 +33,9 @@ from deploy import artifact
 from deploy.device import fingerprint
 from deploy.engines import Runner, find_engine
 from deploy.lifeline import die_with_parent
-from policies.facts import Measurement, to_dict
+from policies.facts import METHOD, Measurement, to_dict
 from policies.job import Outputs, Report, StageError
 
-METHOD = 1
 SECONDS_MAX = 3.0
 ENOUGH_REPETITIONS, ENOUGH_SECONDS = 1000, 1.0
 LEAST_REPETITIONS = 3  # a thread
@@ -76,7 +75,7 @@ def measure(folder: Path, batch_size: int, concurrency: int, threads: int, secon
     times, wall = time_runs(runner, inputs, concurrency, deadline)
     p50, p95, p99 = np.percentile(np.array(times) * 1e3, [50, 95, 99])
     return Measurement(
-        device=fingerprint(manifest["engine"]),
+        device=fingerprint(manifest["engine"], threads),
         batch_size=batch_size,
         concurrency=concurrency,
         threads=threads,

@@ -32,6 +32,9 @@ def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
         asked = "the artifact that is served is lost from the disk: its model gives it again"
         return _backing_off(evidence, asked, findings, settings) or Decision("rebuild", asked, findings)
     fired = [f"{finding.policy}: {finding.reason}" for finding in findings if finding.fired]
+    if not fired and evidence.unmeasured:
+        asked = "the champion has no figures as it is served now (another machine, engine or number of threads)"
+        return _backing_off(evidence, asked, findings, settings) or Decision("rejudge", asked, findings)
     if not fired:
         idle = "; ".join(f"{finding.policy}: {finding.reason}" for finding in findings)
         return Decision("nothing", f"{_standing(evidence)}{idle}", findings)

@@ -29,8 +29,6 @@ def shortfalls(requirement: Requirement, candidate: Candidate) -> tuple[Shortfal
 def unmeasured(requirement: Requirement, candidate: Candidate) -> tuple[str, ...]:
     """The constraints that ask for a measurement which the candidate lacks."""
     asked = [(field, key) for field, key, _, _ in _SPEED if getattr(requirement, key) is not None]
-    if requirement.accelerator == "cpu":
-        asked = [(field, key) for field, key in asked if key != "gpu_memory_max_mb"]
     return tuple(key for field, key in asked if _measured(candidate.measurement, field) is None)
 
 
@@ -156,6 +154,11 @@ def contradictions(requirement: Requirement) -> tuple[str, ...]:
         value = getattr(requirement, key)
         if value is not None and not (math.isfinite(value) and value > 0):
             wrong.append(f"require.{key} is {value:g}: it must be a number above 0; leave the line out to ask nothing")
+    if requirement.accelerator == "cpu" and requirement.gpu_memory_max_mb is not None:
+        wrong.append(
+            f"require.gpu_memory_max_mb is {requirement.gpu_memory_max_mb:g}: a processor has no such memory, leave "
+            "the line out, or ask for a GPU in accelerator.kind"
+        )
     shares = {"accuracy_min": requirement.accuracy_min}
     shares |= {f"recall_min.{name}": value for name, value in requirement.recall_min.items()}
     for key, share in shares.items():

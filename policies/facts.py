@@ -40,11 +40,14 @@ class Requirement:
     prefer: Preference = "accuracy"
 
 
+METHOD = 1  # version of how deploy/measure.py measures; figures of two versions are never compared
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """Speed and size of one artifact on one device, by one version of the method (deploy/measure.py)."""
 
-    device: str  # fingerprint: processor, cores given, versions
+    device: str  # fingerprint: processor, cores given, version and threads of the engine
     batch_size: int
     concurrency: int
     threads: int  # per session

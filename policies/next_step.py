@@ -99,6 +99,7 @@ class CycleFacts:
     too_large: Mapping[str, str] = field(default_factory=dict)  # architecture -> why, found before training it
     champion: str | None = None  # artifact
     champion_feasible: bool = False  # as far as it is measured and proven
+    measured: frozenset[str] = frozenset()  # artifacts that were, in this cycle
     rivals: tuple[str, ...] = ()  # champion and anchor, where they lack answers to the judge set as it is now
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)  # artifact -> what was said in this cycle
     promoted: str | None = None  # artifact, in this cycle
@@ -177,6 +178,8 @@ def _next_training(facts: CycleFacts) -> Step:
         reasons = [verdict.reason for verdict in facts.verdicts.values()]
         return Finish("kept", reasons[-1] if reasons else "the champion meets the constraints as they are now")
     unfit = known_unfit(facts)
+    if again := _measured_long_ago(facts, unfit):
+        return Prove(again, measure=True)
     for architecture in facts.architectures:
         if architecture not in facts.trained and architecture not in unfit:
             return Train(architecture)
@@ -184,12 +187,29 @@ def _next_training(facts: CycleFacts) -> Step:
 
 
 def known_unfit(facts: CycleFacts) -> dict[str, str]:
-    """Architectures that cannot meet the constraints, by what was measured of them; with the reason."""
+    """Architectures that cannot meet the constraints, by what was measured of all of their models; with the reason."""
     unfit = dict(facts.too_large)
-    for candidate in facts.candidates:
-        if broken := shortfalls(facts.requirement, candidate):
-            unfit.setdefault(candidate.architecture, broken[0].sentence)
+    broken = {c.artifact: shortfalls(facts.requirement, c) for c in facts.candidates}
+    fitting = {c.architecture for c in facts.candidates if not broken[c.artifact]}
+    for candidate in facts.candidates:  # the newest is the last
+        if candidate.architecture not in (*facts.too_large, *fitting):
+            unfit[candidate.architecture] = broken[candidate.artifact][0].sentence
     return unfit
+
+
+def _measured_long_ago(facts: CycleFacts, unfit: Mapping[str, str]) -> str | None:
+    """The artifact whose figures of an earlier cycle rule its architecture out: no noisy moment must do so for good.
+
+    Its size is no such figure.
+    """
+    newest = {c.architecture: c for c in facts.candidates if c.architecture in unfit}
+    for architecture in facts.architectures:
+        if architecture in newest and architecture not in (*facts.trained, *facts.too_large):
+            candidate = newest[architecture]
+            sizes = any(s.constraint == "artifact_max_mb" for s in shortfalls(facts.requirement, candidate))
+            if not sizes and candidate.artifact not in facts.measured:
+                return candidate.artifact
+    return None
 
 
 def _nothing_left(facts: CycleFacts, unfit: Mapping[str, str]) -> str:

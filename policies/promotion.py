@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Literal
 
 from policies.comparison import Comparison, compare
 from policies.constraints import accuracy_shortfalls, shortfalls, unmeasured
@@ -58,8 +59,8 @@ def judge(
     if champion is None:
         first = f"nothing is served yet that takes {requirement.height}x{requirement.width} images"
         return say("promote", f"it meets every constraint{_proof(challenger)}; {first}", better=True)
-    if dropped := _dropped(challenger, champion):
-        return say("keep", f"the challenger does not know {dropped}, which the champion serves and judge still has")
+    if dropped := [name for name in champion.classes if name not in challenger.classes]:
+        return say(*_dropped(dropped, challenger, champion, requirement.target))
     if not champion_feasible:
         return say("promote", f"it meets every constraint, the champion does not. {_cost(whole, tests)}", better=True)
     gains = weigh(requirement, challenger, champion, whole.tally, newcomers)
@@ -80,11 +81,18 @@ def _unmet(requirement: Requirement, challenger: Candidate) -> tuple[tuple[Short
     return (*broken, *accuracy_shortfalls(requirement, challenger.proof)), unknown
 
 
-def _dropped(challenger: Candidate, champion: Candidate) -> str:
-    """The classes that would be lost: of the champion's, with samples on judge, unknown to the challenger."""
-    counts = (*(challenger.proof or ()), *(champion.proof or ()))
-    present = {c.name for c in counts if c.samples}
-    return _names(n for n in champion.classes if n in present and n not in challenger.classes)
+def _dropped(
+    dropped: Sequence[str], challenger: Candidate, champion: Candidate, target: str
+) -> tuple[Literal["keep", "ask"], str]:
+    """A class that clients are served is not taken from them: where its images have left the data, a person decides."""
+    present = {c.name for c in (*(challenger.proof or ()), *(champion.proof or ())) if c.samples}
+    if judged := [name for name in dropped if name in present]:
+        return "keep", f"the challenger does not know {_names(judged)}, which the champion serves and judge still has"
+    return "ask", (
+        f"the challenger does not know {_names(dropped)}, which the champion serves: none of its images is left to "
+        f"judge by. Where clients need it no longer, `relearn rollback {target} --to {challenger.artifact}` serves "
+        "the challenger; where they do, bring its images back"
+    )
 
 
 def _class_refusal(tests: Sequence[ClassTest], newcomers: Sequence[NewClass]) -> str:

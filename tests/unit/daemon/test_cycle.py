@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -639,6 +640,26 @@ def test_a_model_that_gives_a_known_artifact_goes_on(lane: Lane) -> None:
     ended = lane.work()  # that it is asked for again is a fault: it ends the cycle, and is no loop
     assert isinstance(ended, Finish)
     assert (ended.outcome, "still it is asked for" in ended.reason) == ("failed", True)
+
+
+@pytest.mark.parametrize("how", ["killed", "failed"])
+def test_a_model_that_is_lost_while_it_is_built_is_trained_again(lane: Lane, clock: Clock, how: str) -> None:
+    lane.stand_in.behave(build=["hang" if how == "killed" else "fail", "ok"])
+    if how == "killed":
+        lane.cycle.advance()
+        lane.child()
+        lane.cycle.advance()
+        lane.until("build")
+        lane.killed()
+    else:
+        lane.work()
+        clock.now += 1000.0
+    (model,) = lane.world.rows(schema.models)
+    shutil.rmtree(model_folder(lane.world.config.state, model.id))
+    lane.cycle.advance()
+    assert lane.world.row(schema.models, id=model.id).gone is not None
+    lane.child()
+    assert lane.attempts("train") == [(1, "done"), (2, "done")]
 
 
 def test_a_verdict_waits_for_a_promotion_of_another_cycle(lane: Lane) -> None:

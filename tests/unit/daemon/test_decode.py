@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from daemon.decode import read_files
-from daemon.store import StoreUnwritable
+from daemon.store import SourceUnreadable, StoreUnwritable
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -151,6 +152,33 @@ def test_a_lack_of_memory_is_no_fault_of_a_file(
     png(folder / "a" / "x.png")
     monkeypatch.setattr(Image.Image, "convert", starve)
     with pytest.raises(MemoryError):
+        told(job("a/x.png"))
+
+
+def test_what_may_pass_is_tried_again_by_the_next_scan(
+    job: Callable[..., Any], folder: Path, png: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a network file system that was away for a moment."""
+
+    def fail(original: object, temporary: Path) -> None:
+        temporary.touch()
+        raise SourceUnreadable("cannot be read: Stale file handle")
+
+    png(folder / "a" / "x.png")
+    monkeypatch.setattr("daemon.store.copy_in", fail)
+    said = told(job("a/x.png"))["a/x.png"]
+    assert said == {"path": "a/x.png", "size": -1, "mtime_ns": -1, "reason": "cannot be read: Stale file handle"}
+
+
+def test_a_copy_that_cannot_be_read_back_is_no_fault_of_the_file(
+    job: Callable[..., Any], folder: Path, png: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(image: Image.Image) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    png(folder / "a" / "x.png")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(StoreUnwritable, match="Input/output error"):
         told(job("a/x.png"))
 
 

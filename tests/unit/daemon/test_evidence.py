@@ -178,6 +178,19 @@ def test_a_champion_too_slow_for_what_is_asked_now_is_infeasible(gather: Any, wo
     assert gather(latency_p95_ms=1.0).feasible is False
 
 
+def test_a_champion_on_another_machine_has_no_figures(gather: Any, world: World) -> None:
+    data(world)
+    world.champion()
+    assert gather().unmeasured is False
+    assert gather(batch_size=4).unmeasured is True
+    world.device = "another machine"
+    assert gather().unmeasured is True
+    world.measure("old", method=0)
+    assert gather().unmeasured is True  # by a method that is no longer used
+    world.measure("old")
+    assert gather().unmeasured is False
+
+
 def test_a_champion_without_a_proof_has_none(gather: Any, world: World) -> None:
     data(world)
     world.artifact("old", world.cycle(state="done"))

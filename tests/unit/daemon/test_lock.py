@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +24,18 @@ with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     threading.Event().wait()
 """
+
+
+def test_a_question_does_not_keep_a_daemon_from_starting(tmp_path: Path) -> None:
+    """`relearn status` holds the lock for a moment while it asks whether anybody has it."""
+    (tmp_path / "lock").touch()
+    with (tmp_path / "lock").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        timer = threading.Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN))
+        timer.start()
+        with locked(tmp_path):
+            assert is_running(tmp_path)
+        timer.join()
 
 
 @pytest.fixture

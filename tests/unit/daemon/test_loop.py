@@ -5,6 +5,7 @@ Where a cycle runs, its children stand in for pipeline and deploy, so that the d
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -78,6 +79,28 @@ def enough(world: World) -> None:
     for name in ("cat", "dog"):
         world.samples(name, "train", 18)
         world.samples(name, "judge", 2)
+
+
+def test_a_cycle_that_could_not_begin_is_gone_on_with(
+    daemon: Daemon, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk error between its decision and its first step: no second one is begun beside it."""
+
+    def fail(file: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    world.require()
+    enough(world)
+    daemon.because.append("drop 1")
+    with monkeypatch.context() as broken:
+        broken.setattr("daemon.cycle.snapshot.read", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            daemon.work()
+    daemon.handle(TimerFired("after trouble"))
+    daemon.work()
+    (cycle,) = world.rows(schema.cycles)
+    assert daemon.worker.cycle is not None
+    assert (cycle.state, daemon.worker.cycle.id) == ("running", cycle.id)
 
 
 def work(daemon: Daemon, until: Callable[[], object] = lambda: False) -> None:

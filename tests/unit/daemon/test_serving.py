@@ -17,11 +17,12 @@ from sqlalchemy import Engine
 from daemon import schema
 from daemon.config import Config, load
 from daemon.errors import NotFound
-from daemon.events import ArtifactLost, Event, SwitchEnded
+from daemon.events import ArtifactLost, Event, SettingsEdited, SwitchEnded
 from daemon.journal import AnyRow, change
 from daemon.serving import Serving
 from daemon.stock import artifact_folder
 from deploy import artifact as artifacts
+from deploy.repository import RepositoryError
 from deploy.server import Server, free_ports
 from deploy.triton import Triton
 from tests.unit.deploy.models import class_names, make_artifact
@@ -190,6 +191,28 @@ def test_one_target_s_trouble_is_not_another_s(away: Hall) -> None:
     assert away.state(other.id) == ("switching", "stage")
 
 
+def test_a_later_promotion_never_overtakes_an_earlier_one(away: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first finds no room on the disk: the second, which would, waits for it."""
+
+    def full(*_: object) -> None:
+        raise RepositoryError("No space left on device")
+
+    first, second = away.request("first"), away.request("second")
+    with monkeypatch.context() as broken:
+        broken.setattr("daemon.serving.run_step", full)
+        away.serving._round()
+    assert away.promotion(first.id).error == "waits: No space left on device"
+    assert away.promotion(second.id).error is None
+
+
+def test_a_switch_under_way_brings_the_settings_itself(away: Hall) -> None:
+    """What was served when the edit was seen is not switched to itself behind what replaces it."""
+    before = away.world.promote("first", 1)
+    away.request("second")
+    away.serving.renew(SettingsEdited(before, "instances 2 -> 4"))
+    assert [row.kind for row in away.world.rows(schema.promotions)] == ["promotion", "rollback"]
+
+
 def test_a_promotion_withdrawn_at_the_last_moment_retires_nobody(away: Hall) -> None:
     """Between the check of its last step and its own row an edit came: what served before serves on."""
     before = away.world.promote("second", 1)
@@ -279,6 +302,9 @@ def settle(hall: Hall, target: str, **settings: object) -> list[AnyRow]:
     hall.serving = Serving(config, hall.world.journal, hall.queue.put)
     for _ in range(4):
         hall.serving._round()
+        while not hall.queue.empty():  # as the loop does
+            if isinstance(event := hall.queue.get(), SettingsEdited):
+                hall.serving.renew(event)
     return hall.world.rows(schema.promotions, target=target)  # type: ignore[no-any-return]
 
 
@@ -298,9 +324,14 @@ def test_settings_that_cannot_be_served_are_tried_once(hall: Hall, triton: Trito
     hall.world.require("narrow")
     hall.request("first", "narrow")
     settle(hall, "narrow")
-    shutil.rmtree(hall.folder("first"))
+    golden = hall.folder("first") / "golden.npz"
+    whole = golden.read_bytes()
+    golden.write_bytes(b"damaged")
+    hall.world.rows(schema.promotions)
     before, failed = settle(hall, "narrow", max_batch_size=16)
     assert (before.state, failed.state) == ("serving", "failed")
+    assert "max_batch_size 8 -> 16; Triton did not take it: " in before.error
+    golden.write_bytes(whole)
     assert answers(triton, "narrow", built[0]) == {1}
 
 

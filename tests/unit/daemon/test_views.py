@@ -117,12 +117,15 @@ def test_what_is_under_way_and_what_is_wrong_is_drawn(config: Config, journal: E
     served.promote("old", 2, **switching, step=None)
     (target,) = show(journal, views.status, config)["targets"]
     assert target["switching"] == {"version": 2, "kind": "rollback", "by": "ann", "step": None, "error": None}
-    served.promote("old", 3, **switching, step="stage", error="waits: Triton is away")
+    with journal.begin() as connection:
+        waits = {"step": "stage", "error": "waits: Triton is away"}
+        connection.execute(update(schema.promotions).where(schema.promotions.c.version == 2).values(**waits))
+    served.promote("old", 3, **switching, step=None)  # it waits for that one
     drawn = Console(width=200, file=StringIO())
     drawn.print(render.status(show(journal, views.status, config)))
     text = drawn.file.getvalue()  # type: ignore[attr-defined]
     assert "TROUBLE: somebody else's folder" in text
-    assert "rollback to version 3 is under way: waits: Triton is away" in text
+    assert "rollback to version 2 is under way: waits: Triton is away" in text
 
 
 def test_status_counts_samples_by_class_and_role(config: Config, journal: Engine, served: World) -> None:

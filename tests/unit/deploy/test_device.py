@@ -20,7 +20,9 @@ Start = Callable[..., subprocess.Popen[str]]
 def test_processor_cores_and_engine_are_named() -> None:
     cores = len(os.sched_getaffinity(0))
     plural = "s" if cores > 1 else ""
-    assert device.fingerprint() == f"{device.processor()}, {cores} core{plural}, onnxruntime {onnxruntime.__version__}"
+    engine = f"onnxruntime {onnxruntime.__version__}"
+    assert device.fingerprint() == f"{device.processor()}, {cores} core{plural}, {engine}, 1 thread"
+    assert device.fingerprint(threads=4).endswith(f"{engine}, 4 threads")
 
 
 def test_the_processor_is_that_of_the_kernel() -> None:
@@ -36,7 +38,7 @@ def test_the_cores_are_those_given_to_the_process(start: Start) -> None:
 
 
 def test_an_engine_that_is_not_installed_is_said_so() -> None:
-    assert device.fingerprint("no-such-engine").endswith(", no-such-engine not installed")
+    assert device.fingerprint("no-such-engine").endswith(", no-such-engine not installed, 1 thread")
 
 
 def test_a_kernel_that_tells_nothing_leaves_the_architecture(monkeypatch: pytest.MonkeyPatch) -> None:

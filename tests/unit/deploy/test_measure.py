@@ -59,7 +59,7 @@ def test_the_figures_hang_together(made: Path, batch_size: int, concurrency: int
     found = from_dict(Measurement, outputs)
     assert outputs.keys() == set(Measurement.__dataclass_fields__)
     assert {name: outputs[name] for name in asked} == asked
-    assert (found.device, found.method, found.gpu_memory_mb) == (fingerprint(), 1, None)
+    assert (found.device, found.method, found.gpu_memory_mb) == (fingerprint(threads=threads), 1, None)
     assert found.artifact_mb == (made / "model.onnx").stat().st_size / 1e6
     assert found.repetitions >= 3
     assert 0 < found.latency_p50_ms <= found.latency_p95_ms <= found.latency_p99_ms

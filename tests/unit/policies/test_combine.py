@@ -53,6 +53,9 @@ SETTINGS = PoliciesSettings()
         ({"constraints_changed": True, **FAILED}, "wait", "failed 2 times"),
         ({"constraints_changed": True, "constraints_changed_at": NOW - 1, **FAILED}, "rejudge", "changed"),
         ({"constraints_changed": True, "constraints_changed_at": NOW - 99, **FAILED}, "wait", "failed"),
+        ({"unmeasured": True}, "rejudge", "no figures as it is served now"),
+        ({"unmeasured": True, **FAILED}, "wait", "failed 2 times"),
+        ({"unmeasured": True, **NEW}, "train", "new labelled samples"),  # which measures it too
         ({"lost": True}, "rebuild", "its model gives it again"),
         ({"lost": True, "last_cycle_ended": NOW - 1, **NEW}, "rebuild", "lost"),  # at once: clients may be waiting
         ({"lost": True, **FAILED}, "wait", "failed 2 times"),

@@ -92,8 +92,7 @@ def test_gpu_memory() -> None:
         ({"artifact_max_mb": 1.0}, None, ()),
         ({"latency_p95_ms": 1.0, "memory_max_mb": 9.0}, None, ("latency_p95_ms", "memory_max_mb")),
         ({"latency_p95_ms": 1.0}, MEASURED, ()),
-        ({"gpu_memory_max_mb": 1.0}, MEASURED, ()),  # a processor uses none
-        ({"gpu_memory_max_mb": 1.0, "accelerator": "cuda"}, MEASURED, ("gpu_memory_max_mb",)),
+        ({"gpu_memory_max_mb": 1.0}, MEASURED, ("gpu_memory_max_mb",)),
     ],
 )
 def test_unmeasured(limits: dict[str, Any], measurement: Measurement | None, expected: tuple[str, ...]) -> None:
@@ -190,7 +189,8 @@ def test_nearest_of_none() -> None:
         ({"latency_p95_ms": 0.0}, "require.latency_p95_ms is 0"),
         ({"throughput_min": -3.0}, "require.throughput_min is -3"),
         ({"memory_max_mb": float("inf")}, "require.memory_max_mb is inf"),
-        ({"gpu_memory_max_mb": float("nan")}, "require.gpu_memory_max_mb is nan"),
+        ({"gpu_memory_max_mb": float("nan"), "accelerator": "cuda"}, "require.gpu_memory_max_mb is nan"),
+        ({"gpu_memory_max_mb": 100.0}, "require.gpu_memory_max_mb is 100: a processor has no such memory"),
         ({"artifact_max_mb": -1.0}, "require.artifact_max_mb is -1"),
     ],
 )

@@ -77,7 +77,10 @@ def test_a_first_training_goes_from_step_to_step(known: CycleFacts, step: Step) 
         (facts(DATA, too_large={"large": "its weights alone are 44 MB"}), Train("small")),
         (facts(DATA, candidate("big", artifact_mb=44.8), trained=("large",)), Train("small")),
         (facts(DATA, candidate("slow", measurement=SLOW), trained=("large",)), Train("small")),
-        (facts(DATA, candidate("slow", measurement=SLOW, snapshot="old")), Train("small")),  # known of an older model
+        (
+            facts(DATA, candidate("slow", measurement=SLOW, snapshot="old"), measured=frozenset({"slow"})),
+            Train("small"),
+        ),
         (
             facts(DATA, FRESH, trained=("large",), verdicts={"fresh": KEEP}),
             Train("small"),
@@ -87,6 +90,24 @@ def test_a_first_training_goes_from_step_to_step(known: CycleFacts, step: Step) 
 )
 def test_an_architecture_that_does_not_fit_gives_way_to_the_next(known: CycleFacts, step: Step) -> None:
     assert next_step(known) == step
+
+
+@pytest.mark.parametrize(
+    ("earlier", "changes", "step"),
+    [
+        ([candidate("slow", measurement=SLOW)], {}, Prove("slow", measure=True)),
+        ([candidate("first", measurement=SLOW), candidate("slow", measurement=SLOW)], {}, Prove("slow", measure=True)),
+        ([candidate("slow", measurement=SLOW), candidate("fits")], {"fresh": frozenset()}, Train("large")),
+        ([candidate("big", artifact_mb=44.8)], {}, Train("small")),
+        ([candidate("slow", measurement=SLOW)], {"too_large": {"large": "44 MB of weights"}}, Train("small")),
+    ],
+    ids=["is measured again", "the newest of them", "another of its models fits", "its size is no noise", "too large"],
+)
+def test_one_noisy_measurement_rules_no_architecture_out(
+    earlier: list[Candidate], changes: dict[str, Any], step: Step
+) -> None:
+    earlier = [dataclasses.replace(known, model="earlier") for known in earlier]
+    assert next_step(facts(DATA, *earlier, **changes)) == step
 
 
 def test_the_reasons_against_an_architecture_are_told() -> None:

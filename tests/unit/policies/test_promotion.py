@@ -129,15 +129,16 @@ CASES: list[tuple[str, dict[str, Any], str, bool, str]] = [
         "does not know b",
     ),
     (
-        "a class that is gone from judge is dropped",
+        "a class whose images are all gone is a person's to drop",
         {
             "tallies": [tally("a", 500, 0, 60)],
             "challenger": model("new", classes=("a",), proof=(("a", 500, 490),)),
             "champion": model("old", proof=(("a", 500, 430),)),
         },
-        "promote",
-        True,
-        "better than the champion beyond chance",
+        "ask",
+        False,
+        "does not know b, which the champion serves: none of its images is left to judge by. Where clients need it no "
+        "longer, `relearn rollback edge --to new` serves",
     ),
     (
         "champion infeasible",
@@ -228,6 +229,17 @@ CASES: list[tuple[str, dict[str, Any], str, bool, str]] = [
         {
             "tallies": [],
             "challenger": model("new", classes=("c",), proof=(("c", 30, 29),)),
+            "champion": model("old", proof=()),
+        },
+        "ask",
+        False,
+        "does not know a, b, which the champion serves",
+    ),
+    (
+        "nothing of what the champion knows is left on judge",
+        {
+            "tallies": [],
+            "challenger": model("new", classes=("a", "b", "c"), proof=(("c", 30, 29),)),
             "champion": model("old", proof=()),
         },
         "promote",
