@@ -202,6 +202,18 @@ def retrain(
 
 
 @app.command()
+def audit(
+    labels: Annotated[Path, typer.Option(help="A .npy file: the index of each label's class, (n,).")],
+    probabilities: Annotated[Path, typer.Option(help="A .npy file: out-of-sample probabilities, (n, classes).")],
+    as_json: AsJson = False,
+) -> None:
+    """Says which labels of anyone's arrays are probably wrong, and how many."""
+    from daemon import audit_arrays, render
+
+    show(audit_arrays.audit(labels, probabilities), render.audit, as_json)
+
+
+@app.command()
 def triton(workspace: Workspace = HERE, overrides: Overrides = None) -> None:
     """Starts the packaged Triton on the workspace's repository, until Ctrl-C."""
     from daemon import packaged_triton

@@ -106,6 +106,16 @@ def watch(console: Console, view: Callable[[], View]) -> None:
             return
 
 
+def audit(view: View) -> RenderableType:
+    rate = view["noise_rate"]
+    table = Table("index", "given", "suggested", Column("score", justify="right"))
+    for flag in view["flagged"]:
+        _row(table, str(flag["index"]), str(flag["given"]), str(flag["suggested"]), f"{flag['score']:.3g}")
+    wrong = f"{percent(rate['estimate'])} of the labels are estimated to be wrong"
+    between = f"{percent(rate['low'])} to {percent(rate['high'])} at 95% confidence"
+    return Group(table, Text(f"{len(view['flagged']):,} flagged; {wrong} ({between})"))
+
+
 def cycles(view: Sequence[View]) -> RenderableType:
     table = Table("cycle", "target", "began", "because of", "outcome", "reason")
     for cycle in view:
