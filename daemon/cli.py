@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from sqlalchemy import Connection
 
+from daemon import cli_flags as flags
 from daemon import config as configuration
 from daemon.children import CHECKOUT
-from daemon.config import Config
+from daemon.command import HERE, AsJson, Overrides, Workspace, ask, console, read, show
 from daemon.errors import RelearnError, UsageError
 
 app = typer.Typer(
@@ -27,16 +25,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+app.add_typer(flags.app, name="flags")
 errors = Console(stderr=True)
-
-Workspace = Annotated[
-    Path,
-    typer.Option("--workspace", "-w", envvar="RELEARN_WORKSPACE", help="The folder that holds config.toml."),
-]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting for this command: --set train.epochs=3.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-HERE = Path()
 
 
 def main() -> None:
@@ -233,29 +223,3 @@ def demo(
     from daemon.demo import run_demo
 
     raise typer.Exit(run_demo(workspace, keep=keep, as_json=as_json))
-
-
-def read(config: Config, view: Callable[[Connection], Any]) -> Any:
-    """A view of the journal, whether a daemon runs or not."""
-    from daemon.journal import open_journal
-
-    with open_journal(config.state).connect() as connection:
-        return view(connection)
-
-
-def ask(config: Config, kind: str, as_json: bool, **arguments: Any) -> None:
-    """Asks the running daemon for something and shows its answer."""
-    from daemon import people, render
-
-    answer = people.ask_and_wait(config, kind, **arguments)
-    show(answer, render.answer, as_json)
-    if answer["state"] not in ("done", "owed"):
-        raise typer.Exit(1)
-
-
-def show(view: Any, for_people: Callable[[Any], Any], as_json: bool) -> None:
-    """A view as JSON, or drawn for people."""
-    if as_json:
-        print(json.dumps(view, indent=2, default=str))
-    else:
-        console.print(for_people(view))

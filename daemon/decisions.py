@@ -15,6 +15,7 @@ from policies.combine import decide
 from policies.decision import Decision
 from policies.evidence import Evidence
 from policies.facts import Requirement, to_dict
+from policies.labels import DropAudit
 
 log = logging.getLogger("relearn")
 TRIGGERS = {"train": "data", "rejudge": "constraints", "rebuild": "stock"}  # of the cycle that an action begins
@@ -53,7 +54,7 @@ def write(
     target: str,
     because: str,
     decision: Decision,
-    found: Evidence | None,
+    found: Evidence | DropAudit | None,
 ) -> int:
     """The decision as a row, with all that it rests on: `relearn explain` replays it."""
     return add(

@@ -1,7 +1,8 @@
 """The daemon: one loop over one queue of events. Sources fill it, lanes do the work, children the heavy part.
 
 reader     drops into samples            observer   the champion's answers to new samples
-worker     the running cycle             serving    what Triton should serve (a thread of its own)
+worker     the running cycle             auditor    labels that are probably wrong
+serving    what Triton should serve (a thread of its own)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from queue import SimpleQueue
 from sqlalchemy.exc import OperationalError
 
 from daemon import decisions, intake, people, targets
+from daemon.auditor import Auditor
 from daemon.children import Child
 from daemon.config import Config
 from daemon.constraint_file import take_in
@@ -62,6 +64,7 @@ class Daemon:
         self.serving = Serving(config, self.journal, put)
         self.reader = Reader(config, self.journal, put, self.sources, self.brought)
         self.observer = Observer(config, self.journal, put)
+        self.auditor = Auditor(config, self.journal, put)
         self.worker = Worker(config, self.journal, put, self.sources, self.serving, tell)
 
     def run(self) -> None:
@@ -94,10 +97,14 @@ class Daemon:
 
     def step(self) -> bool:
         """Starts one thing. What measures has the machine to itself: nothing begins to compute beside it."""
-        if not self.worker.measures and (self.reader.step() or self.observer.step()):
+        if not self.worker.measures and (self.reader.step() or self.observer.step() or self._audit()):
             return True
-        alone = self.reader.child is None and self.observer.child is None
+        alone = all(lane.child is None for lane in (self.reader, self.observer, self.auditor))
         return self.decide() or self.worker.step(alone=alone)
+
+    def _audit(self) -> bool:
+        """Labels are audited once all that has come is read: one audit for many drops."""
+        return not self.reader.busy and not self.observer.busy and self.auditor.step()
 
     def recover(self) -> None:
         """Finds what changed while no daemon ran, and goes on with what was unfinished."""
@@ -107,6 +114,7 @@ class Daemon:
         self.read_constraints()
         self.reader.scan()
         self.observer.want()
+        self.auditor.want()
         self.because.append("the daemon started")
         self.serving.tend()
         self.answer_people()
@@ -126,6 +134,7 @@ class Daemon:
                 self.listen(event)
             case SwitchEnded():
                 self.worker.switched(event)
+                self.auditor.want()  # a first champion is what labels can be audited by
             case SettingsEdited():
                 self.serving.renew(event)
             case ArtifactLost():
@@ -144,6 +153,7 @@ class Daemon:
             case "triton":
                 self.serving.tend()
                 self.observer.stop_overdue()
+                self.auditor.stop_overdue()
             case "timeout":
                 self.worker.stop_overdue()
             case "reading":
@@ -166,9 +176,14 @@ class Daemon:
         elif not self.worker.left(event.token) and lane:
             lane.bury(event.status, event.last_words)
 
-    def lane_of(self, token: str) -> Reader | Observer | Worker | None:
+    def lane_of(self, token: str) -> Reader | Observer | Auditor | Worker | None:
         """The lane whose child speaks; None: a child of the past."""
-        lanes: tuple[Reader | Observer | Worker, ...] = (self.reader, self.observer, self.worker)
+        lanes: tuple[Reader | Observer | Auditor | Worker, ...] = (
+            self.reader,
+            self.observer,
+            self.auditor,
+            self.worker,
+        )
         return next((lane for lane in lanes if lane.child and lane.child.token == token), None)
 
     def brought(self, what: str) -> None:
@@ -177,10 +192,12 @@ class Daemon:
             self.drops_since = now()
         self.drops.append(what)
         self.observer.want()
+        self.auditor.want()
 
     def decide(self) -> bool:
         """Decides, once all that has come is known and no cycle runs. False: not now."""
-        if not (self.drops or self.because) or self.reader.busy or self.observer.busy or self.worker.busy:
+        busy = any(lane.busy for lane in (self.reader, self.observer, self.auditor, self.worker))
+        if busy or not (self.drops or self.because):
             return False
         if not self.because and self.sources.unsettled and now() < self.drops_since + PATIENCE_SECONDS:
             return False  # more of the same is being copied
@@ -222,7 +239,7 @@ class Daemon:
 
     def end_children(self) -> None:
         """Every child is asked to end, and ended if it does not."""
-        children = [lane.child for lane in (self.reader, self.observer, self.worker)]
+        children = [lane.child for lane in (self.reader, self.observer, self.auditor, self.worker)]
         alive: list[Child] = [child for child in (*children, *self.worker.leaving.values()) if child]
         for child in alive:
             child.stop(grace_seconds=STOP_SECONDS - 2)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, select
 
-from daemon import schema, targets
+from daemon import flags, schema, targets
 from daemon.config import Config
 from daemon.errors import DaemonNotRunning, NotFound, RelearnError, UsageError
 from daemon.journal import AnyRow, add, claim, get, now, open_journal
@@ -62,12 +62,23 @@ def take(journal: Engine, serving: Serving) -> Iterator[Taken]:
             claim(connection, schema.requests, request.id, "asked", state, answer=answer)
         serving.tend()
         if state != "refused":
-            target = request.arguments["target"]
-            what = "training" if request.kind == "retrain" else request.kind
-            yield Taken(request.kind, target, f"{request.by} asked for a {what} of {target}")
+            yield Taken(request.kind, request.arguments.get("target", ""), _tell(request, answer))
+
+
+def _tell(request: AnyRow, answer: str) -> str:
+    if request.kind in ("flags", "release"):
+        return f"{request.by}: {answer}"
+    what = "training" if request.kind == "retrain" else request.kind
+    return f"{request.by} asked for a {what} of {request.arguments['target']}"
 
 
 def _do(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
+    if request.kind == "release":
+        return "done", flags.release(connection, request.arguments["drop"], request.by)
+    if request.kind == "flags":
+        chosen = flags.Chosen(**request.arguments["chosen"])
+        how, to = request.arguments["how"], request.arguments["to"]
+        return "done", flags.answer(connection, how, chosen, to, request.by)
     target = request.arguments["target"]
     requirement = targets.requirements(connection).get(target)
     if requirement is None:

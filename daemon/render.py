@@ -21,6 +21,13 @@ PROGRESS: dict[str, Callable[[float], str]] = {
     "images_per_second": lambda value: f"{value:,.0f} images/s",
     "seconds_left": lambda value: f"{duration(value)} left",
 }
+DATA = {  # what of the data is in no class's counts, or not for training
+    "unlabelled": "unlabelled",
+    "in_conflict": "in conflict",
+    "held": "held",
+    "flagged": "flagged",
+    "rejected": "rejected",
+}
 OUTCOME_STYLE = {"promoted": "green", "kept": "cyan", "failed": "red", "violated": "yellow", "ask": "magenta"}
 
 
@@ -91,7 +98,7 @@ def _data(view: View) -> RenderableType:
         table.add_column(column, justify="left" if column == "class" else "right")
     for name, counts in view["classes"].items():
         _row(table, name, *(str(counts.get(role, 0)) for role in ("train", "tune", "judge")))
-    rest = f"unlabelled {view['unlabelled']}, in conflict {view['in_conflict']}, rejected {view['rejected']}"
+    rest = ", ".join(f"{words} {view[key]}" for key, words in DATA.items())
     return Group(table, Text(rest))
 
 
@@ -104,6 +111,16 @@ def watch(console: Console, view: Callable[[], View]) -> None:
                 live.update(status(view()), refresh=True)
         except KeyboardInterrupt:
             return
+
+
+def flags(view: View) -> RenderableType:
+    table = Table("flag", "file", "given", "suggested", Column("score", justify="right"), "drop")
+    for flag in view["flags"]:
+        drop = str(flag["drop"])
+        _row(table, str(flag["id"]), flag["file"], flag["given"], flag["suggested"], f"{flag['score']:.2g}", drop)
+    held = [Text(f"HELD: {drop['reason']}; `relearn flags release {drop['drop']}`", "yellow") for drop in view["held"]]
+    answers = "`relearn flags accept|keep|relabel FLAG… [--to CLASS]` answers, `--pair GIVEN:SUGGESTED` in bulk"
+    return Group(table, *held, Text(f"{len(view['flags']):,} open; {answers}"))
 
 
 def audit(view: View) -> RenderableType:

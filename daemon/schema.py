@@ -36,12 +36,14 @@ drops = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("folder", String, nullable=False),
-    Column("state", String, nullable=False),  # reading, ready
+    Column("state", String, nullable=False),  # reading, ready, held (in no snapshot until a person releases it)
     Column("started", Float, nullable=False),
     Column("ended", Float),
     Column("added", Integer, nullable=False, default=0),  # occurrences
     Column("gone", Integer, nullable=False, default=0),
     Column("rejected", Integer, nullable=False, default=0),
+    Column("audited", Float),  # when its labels were; null: not yet
+    Column("reason", String),  # what the policy of labels said of it
 )
 
 groups = Table(  # samples that share a role, because they show the same thing
@@ -108,6 +110,22 @@ labels = Table(  # append-only
     Column("by", String, nullable=False),
     Column("at", Float, nullable=False),
     Column("drop_id", ForeignKey("drops.id")),
+)
+
+flags = Table(  # labels that the audit takes for wrong, and what a person answered
+    "flags",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sample_id", ForeignKey("samples.id"), nullable=False, index=True),
+    Column("given", String, nullable=False),
+    Column("suggested", String, nullable=False),
+    Column("score", Float, nullable=False),  # out-of-sample probability of the class given
+    Column("suggested_score", Float, nullable=False),
+    Column("model_id", ForeignKey("models.id"), nullable=False),  # whose embedding told
+    Column("at", Float, nullable=False),
+    Column("state", String, nullable=False, index=True),  # open, accepted, kept, relabelled, withdrawn
+    Column("by", String),
+    Column("answered", Float),
 )
 
 snapshots = Table(

@@ -18,8 +18,9 @@ from pathlib import Path
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects.sqlite import insert
 
+from daemon import labels
 from daemon.journal import now
-from daemon.schema import groups, occurrences, samples, snapshots
+from daemon.schema import flags, groups, samples, snapshots
 from deploy import durable
 from policies.facts import ROLES, Role
 
@@ -46,12 +47,27 @@ class Snapshot:
 
 
 def usable(connection: Connection) -> tuple[list[Labelled], int]:
-    """Every usable sample, sorted by hash, and how many are in conflict (in two classes at once)."""
+    """Every sample that may be used, sorted by hash, and how many are in conflict (in two classes at once).
+
+    One whose label is flagged is left out of training until a person has answered, never out of judge.
+    """
+    found, conflicts = _read_labels(connection)
+    flagged = set(connection.execute(select(flags.c.sample_id).where(flags.c.state == "open")).scalars())
+    return [row for row in found if row.role == "judge" or row.sample not in flagged], conflicts
+
+
+def labelled(connection: Connection) -> list[Labelled]:
+    """The same, with those whose labels are flagged: what an audit looks at."""
+    return _read_labels(connection)[0]
+
+
+def _read_labels(connection: Connection) -> tuple[list[Labelled], int]:
+    said = labels.current()
     rows = connection.execute(
-        select(samples.c.id, samples.c.sha256, groups.c.role, occurrences.c.class_name)
-        .join(samples, samples.c.id == occurrences.c.sample_id)
+        select(samples.c.id, samples.c.sha256, groups.c.role, said.c.class_name)
+        .select_from(said)
+        .join(samples, samples.c.id == said.c.sample_id)
         .join(groups, groups.c.id == samples.c.group_id)
-        .where(occurrences.c.gone.is_(None), occurrences.c.class_name.is_not(None))
         .distinct()
         .order_by(samples.c.sha256)
     ).all()
@@ -84,6 +100,8 @@ def take(connection: Connection, folder: Path, *, known: Sequence[str], at_least
     for row in rows:
         counts[row.name][row.role] += 1
     left_out = {f"class {name} has only {n} samples": n for name, n in per_class.items() if name not in index}
+    if flagged := len(labelled(connection)) - len(found):
+        left_out["flagged, and not answered yet"] = flagged
     if conflicts:
         left_out["in two classes at once"] = conflicts
     header = {"format": 1, "id": id_, "classes": classes, "rows": len(rows)}

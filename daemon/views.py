@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from daemon import schema, targets
+from daemon import labels, schema, targets
 from daemon.config import Config
 from daemon.errors import NotFound
 from daemon.journal import AnyRow, get
@@ -17,8 +17,10 @@ from daemon.lock import is_running
 from daemon.stock import artifact_folder
 from deploy.triton import Triton, TritonError
 from policies.combine import decide
+from policies.decision import Decision
 from policies.evidence import Evidence
 from policies.facts import from_dict, to_dict
+from policies.labels import DropAudit, hold_drop
 from policies.settings import PoliciesSettings
 
 View = dict[str, Any]
@@ -147,12 +149,12 @@ def model(connection: Connection, artifact: str) -> View:
 
 def judge_accuracy(connection: Connection, artifact: str, classes: list[str]) -> float | None:
     """Share of right answers on the judge samples, of the classes it knows, that the artifact was asked about."""
-    answers, occurrences = schema.answers, schema.occurrences
+    answers, said = schema.answers, labels.current()
     rows = connection.execute(
-        select(answers.c.sample_id, answers.c.predicted, occurrences.c.class_name)
+        select(answers.c.sample_id, answers.c.predicted, said.c.class_name)
         .distinct()
-        .join(occurrences, occurrences.c.sample_id == answers.c.sample_id)
-        .where(answers.c.artifact_id == artifact, occurrences.c.gone.is_(None), occurrences.c.class_name.in_(classes))
+        .join(said, said.c.sample_id == answers.c.sample_id)
+        .where(answers.c.artifact_id == artifact, said.c.class_name.in_(classes))
     ).all()
     return sum(predicted == name for _, predicted, name in rows) / len(rows) if rows else None
 
@@ -205,31 +207,29 @@ def working(connection: Connection) -> View | None:
 def data(connection: Connection) -> View:
     """Samples by class and role, and the files that could not be used."""
     occurrences, samples, groups = schema.occurrences, schema.samples, schema.groups
-    live = occurrences.c.gone.is_(None)
+    said, held = labels.current(), labels.held()
     rows = connection.execute(
-        select(occurrences.c.class_name, groups.c.role, func.count(func.distinct(samples.c.id)))
-        .join(samples, samples.c.id == occurrences.c.sample_id)
+        select(said.c.class_name, groups.c.role, func.count(func.distinct(samples.c.id)))
+        .select_from(said)
+        .join(samples, samples.c.id == said.c.sample_id)
         .outerjoin(groups, groups.c.id == samples.c.group_id)
-        .where(live)
-        .group_by(occurrences.c.class_name, groups.c.role)
+        .group_by(said.c.class_name, groups.c.role)
     )
     classes: dict[str, Counter[str]] = {}
-    unlabelled = 0
     for name, role, number in rows:
-        if name is None:
-            unlabelled += number
-        else:
-            classes.setdefault(name, Counter())[role] += number
+        classes.setdefault(name, Counter())[role] += number
     several = (
-        select(occurrences.c.sample_id)
-        .where(live, occurrences.c.class_name.is_not(None))
-        .group_by(occurrences.c.sample_id)
-        .having(func.count(func.distinct(occurrences.c.class_name)) > 1)
+        select(said.c.sample_id).group_by(said.c.sample_id).having(func.count(func.distinct(said.c.class_name)) > 1)
+    )
+    unlabelled = select(func.count(func.distinct(occurrences.c.sample_id))).where(
+        occurrences.c.gone.is_(None), occurrences.c.class_name.is_(None)
     )
     return {
         "classes": {name: dict(counts) for name, counts in sorted(classes.items())},
-        "unlabelled": unlabelled,
+        "unlabelled": connection.execute(unlabelled).scalar(),
         "in_conflict": len(connection.execute(several).all()),
+        "held": connection.execute(select(func.count(func.distinct(held.c.sample_id)))).scalar(),
+        "flagged": connection.execute(select(func.count()).where(schema.flags.c.state == "open")).scalar(),
         "rejected": connection.execute(select(func.count()).where(schema.rejections.c.gone.is_(None))).scalar(),
     }
 
@@ -242,6 +242,37 @@ def rejected(connection: Connection) -> list[View]:
         {"file": str(Path(row.folder) / row.path), "reason": row.reason, "drop": row.drop_id, "at": row.at}
         for row in rows
     ]
+
+
+def flags(connection: Connection, drop: int | None = None) -> View:
+    """The open flags, the least likely label first, by drop where one is named; and the drops that are held."""
+    table, samples, occurrences = schema.flags, schema.samples, schema.occurrences
+    rows = connection.execute(
+        select(table, samples.c.sha256, occurrences.c.folder, occurrences.c.path, occurrences.c.drop_id)
+        .join(samples, samples.c.id == table.c.sample_id)
+        .join(occurrences, (occurrences.c.sample_id == samples.c.id) & occurrences.c.gone.is_(None))
+        .where(table.c.state == "open", *([] if drop is None else [occurrences.c.drop_id == drop]))
+        .order_by(table.c.score, table.c.id)
+    )
+    held = connection.execute(select(schema.drops).where(schema.drops.c.state == "held").order_by(schema.drops.c.id))
+    return {
+        "flags": [
+            {
+                "id": row.id,
+                "file": str(Path(row.folder) / row.path),
+                "sha256": row.sha256.hex(),
+                "given": row.given,
+                "suggested": row.suggested,
+                "score": row.score,
+                "why": f"{row.given} by its folder; seen without its label, {row.suggested} has a probability of "
+                f"{row.suggested_score:.2g}, {row.given} of {row.score:.2g} (embedding of model {row.model_id})",
+                "drop": row.drop_id,
+                "at": row.at,
+            }
+            for row in rows
+        ],
+        "held": [{"drop": row.id, "images": row.added, "reason": row.reason} for row in held],
+    }
 
 
 def decisions(connection: Connection, limit: int) -> list[View]:
@@ -358,7 +389,14 @@ def _decision(connection: Connection, id_: int) -> View:
     row = get(connection, schema.decisions, id_)
     view = {column: getattr(row, column) for column in row._fields}
     if row.evidence:
-        again = decide(from_dict(Evidence, row.evidence), from_dict(PoliciesSettings, row.settings))
+        again = _replay(row)
         same = (again.action, again.reason) == (row.action, row.reason)
         view["replayed"] = "the same" if same else f"this version would say: {again.action}: {again.reason}"
     return view
+
+
+def _replay(row: AnyRow) -> Decision:
+    settings = from_dict(PoliciesSettings, row.settings)
+    if row.action == "hold":
+        return hold_drop(from_dict(DropAudit, row.evidence), settings.labels)
+    return decide(from_dict(Evidence, row.evidence), settings)

@@ -39,6 +39,16 @@ class AccuracySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelSettings:
+    """Labels that the audit takes for wrong."""
+
+    __pydantic_config__ = FORBID
+    hold_above: float = 0.1  # share of a drop's labels, by the lower bound, above which a person has to look first
+    samples: int = 20  # audited labels of a drop; fewer say nothing of it
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True, slots=True)
 class CooldownSettings:
     __pydantic_config__ = FORBID
     minutes: float = 10.0  # between the end of one cycle and the start of the next that data asks for
@@ -58,6 +68,7 @@ class PoliciesSettings:
     volume: VolumeSettings = field(default_factory=VolumeSettings)
     new_class: NewClassSettings = field(default_factory=NewClassSettings)
     accuracy: AccuracySettings = field(default_factory=AccuracySettings)
+    labels: LabelSettings = field(default_factory=LabelSettings)
     cooldown: CooldownSettings = field(default_factory=CooldownSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
 

@@ -17,7 +17,7 @@ from daemon import children, schema, snapshot
 from daemon.config import Config, dump, load
 from daemon.decode import read_files
 from daemon.intake import Drop, compare
-from daemon.journal import AnyRow, add, open_journal
+from daemon.journal import AnyRow, add, now, open_journal
 from daemon.stock import artifact_folder, model_folder
 from deploy.artifact import MANIFEST
 from policies.facts import Requirement, to_dict
@@ -112,6 +112,15 @@ class World:
         with self.journal.begin() as connection:
             where = schema.occurrences.c.sample_id == sample
             connection.execute(update(schema.occurrences).where(where).values(class_name=name))
+
+    def move(self, sample: int, name: str) -> None:
+        """Its file is moved to the folder of this class, now."""
+        self.vanish(sample)
+        with self.journal.begin() as connection:
+            drop = add(connection, schema.drops, folder=self.folder, state="ready", started=now())
+            place = {"folder": self.folder, "path": f"{name}/{drop} moved", "class_name": name, "drop_id": drop}
+            found = {"size": 9, "mtime_ns": 1, "first_seen": now()}
+            add(connection, schema.occurrences, sample_id=sample, **place, **found)
 
     def appear(self, sample: int, name: str) -> None:
         """One more file with this sample's content, in the folder of this class."""
@@ -276,6 +285,10 @@ class StandIn:
         self.outputs[stage] = outputs
         (self.folder / "outputs.json").write_text(json.dumps(self.outputs))
 
+    def flag(self, *shas: bytes) -> None:
+        """The audit takes the labels of these samples for wrong from now on."""
+        (self.folder / "wrong.json").write_text(json.dumps([sha.hex() for sha in shas]))
+
     @property
     def runs(self) -> list[dict[str, Any]]:
         """Each run of a stage: its "stage", "package", "pid", "inputs" and "earlier"."""
@@ -374,6 +387,17 @@ def answer(stage, inputs, earlier):
         answers = {"samples": inputs["samples"], "predicted": [0] * count, "confidence": [0.9] * count}
         Path(inputs["answers"]).write_text(json.dumps(answers))
         return {"answers": inputs["answers"], "n": count}
+    if stage == "audit":
+        rows = json.loads(Path(inputs["rows"]).read_text())
+        wrong = HERE / "wrong.json"
+        wrong = set(json.loads(wrong.read_text())) if wrong.exists() else set()
+        flags = [
+            {"sample": sample, "given": rows["classes"][label], "suggested": rows["classes"][label - 1],
+             "score": 0.01, "suggested_score": 0.98}
+            for sample, label in zip(rows["samples"], rows["labels"]) if sample in wrong
+        ]
+        Path(inputs["found"]).write_text(json.dumps({"audited": rows["samples"], "flags": flags}))
+        return {"found": inputs["found"], "n": len(rows["samples"]), "flags": len(flags)}
     return {}
 
 

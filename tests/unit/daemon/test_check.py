@@ -73,6 +73,8 @@ def test_status_is_drawn(config: Config, known: Engine) -> None:
         "classes": {"[bold]cat": {"train": 8, "tune": 1, "judge": 1}},
         "unlabelled": 1,
         "in_conflict": 0,
+        "held": 0,
+        "flagged": 0,
         "rejected": 1,
     }
     said = drawn(render.status(view))

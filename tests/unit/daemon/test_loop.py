@@ -69,7 +69,13 @@ def begin(world: World) -> Daemon:
 def end(daemon: Daemon) -> None:
     daemon.sources.scheduler.remove_all_jobs()  # one that falls due while it stops would be missed
     daemon.sources.scheduler.shutdown(wait=False)
-    for child in (daemon.reader.child, daemon.worker.child, daemon.observer.child, *daemon.worker.leaving.values()):
+    for child in (
+        daemon.reader.child,
+        daemon.worker.child,
+        daemon.observer.child,
+        daemon.auditor.child,
+        *daemon.worker.leaving.values(),
+    ):
         if child:
             child.kill()
             child.wait(30)
@@ -106,7 +112,7 @@ def test_a_cycle_that_could_not_begin_is_gone_on_with(
 def work(daemon: Daemon, until: Callable[[], object] = lambda: False) -> None:
     """As the loop does it, until nothing is under way or a condition holds."""
     daemon.work()
-    while not until() and (daemon.reader.child or daemon.worker.busy or daemon.observer.child):
+    while not until() and (daemon.reader.child or daemon.worker.busy or daemon.observer.child or daemon.auditor.child):
         if daemon.worker.cycle and not daemon.worker.child:
             return  # it waits for Triton, or for a retry
         daemon.handle(daemon.queue.get(timeout=60))
@@ -322,6 +328,7 @@ def test_the_champion_is_asked_about_a_drop_before_it_is_decided_on(
     assert len(asked) == sum(run["stage"] == "observe" for run in stand_in.runs) * len(asked) > 0
     row = world.rows(schema.decisions)[-1]
     assert row.event.startswith("drop ")
+    assert [run["stage"] for run in stand_in.runs] == ["observe", "audit"]
     assert row.evidence["new_answers"] == [{"name": "cat", "samples": len(asked), "correct": len(asked)}]
 
 

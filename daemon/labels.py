@@ -1,0 +1,50 @@
+"""What each sample shows, as people last said: the folder it lies in, or what was answered in review since.
+
+The latest human act wins: a file that is moved to another class folder after a review is a newer one.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Subquery, case, func, select
+
+from daemon.schema import drops, labels, occurrences
+
+REVIEW = "review"
+
+
+def current() -> Subquery:
+    """sample_id, class_name and drop_id of each occurrence that is live and labelled, held drops apart.
+
+    A sample has several rows where it lies in several places; where they differ in class it is in conflict.
+    """
+    return _current(occurrences.c.class_name.is_not(None) & (drops.c.state != "held"))
+
+
+def held() -> Subquery:
+    """The same of what is held."""
+    return _current(occurrences.c.class_name.is_not(None) & (drops.c.state == "held"))
+
+
+def _current(which) -> Subquery:  # type: ignore[no-untyped-def]
+    newest = (
+        select(labels.c.sample_id, func.max(labels.c.id).label("id"))
+        .where(labels.c.source == REVIEW)
+        .group_by(labels.c.sample_id)
+        .subquery()
+    )
+    review = (
+        select(labels.c.sample_id, labels.c.class_name, labels.c.at).join(newest, newest.c.id == labels.c.id).subquery()
+    )
+    reviewed_since = review.c.at >= occurrences.c.first_seen
+    return (
+        select(
+            occurrences.c.sample_id,
+            occurrences.c.drop_id,
+            case((reviewed_since, review.c.class_name), else_=occurrences.c.class_name).label("class_name"),
+            case((reviewed_since, True), else_=False).label("reviewed"),
+        )
+        .join(drops, drops.c.id == occurrences.c.drop_id)
+        .outerjoin(review, review.c.sample_id == occurrences.c.sample_id)
+        .where(occurrences.c.gone.is_(None), which)
+        .subquery()
+    )

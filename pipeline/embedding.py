@@ -1,0 +1,136 @@
+"""The numbers that a stored model knows an image by: what its last linear layer, the classifier, looks at.
+
+The exported graph has them inside; here the tensor is found and made a second output, in memory. They are kept in
+chunks beside the model, so that each image is embedded once by each model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from pipeline.durable import read_json, replacing
+from pipeline.pixels import decode_all
+from policies.job import Report, StageError
+
+Embeddings = NDArray[np.float32]  # (n, width)
+_LINEAR = ("Gemm", "MatMul", "Conv")
+_SAMPLES, _EMBEDDINGS = ".samples.npy", ".embeddings.npy"
+
+
+def find_embedding(graph: onnx.GraphProto) -> str:
+    """The name of the tensor that goes into the classifier: back from the output to the first layer with weights.
+
+    Where a network averages several classifiers it is that of the first. Raises StageError where there is none.
+    """
+    made_by = {name: node for node in graph.node for name in node.output}
+    weights = {initializer.name for initializer in graph.initializer}
+    for node in graph.node:  # in the order in which they are computed
+        if all(name in weights for name in node.input):
+            weights.update(node.output)
+    reached = [graph.output[0].name]
+    while reached:
+        node = made_by.get(reached.pop(0))
+        if node is None:
+            continue
+        if node.op_type in _LINEAR and any(name in weights for name in node.input[1:]):
+            return str(node.input[0])
+        reached += [name for name in node.input if name not in weights]
+    raise StageError("the graph has no classifier with weights: it gives no embedding")
+
+
+class Embedder:
+    """A stored model that answers with embeddings and probabilities. Raises StageError where it cannot be loaded."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        import onnxruntime
+
+        about = read_json(model / "manifest.json")
+        file = model / about["graph"]["file"]
+        self.size = (int(about["input"]["height"]), int(about["input"]["width"]))
+        self.resize: Any = about["resize"]
+        self.threads = threads
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            graph = onnx.load(file)
+            self.tensor = find_embedding(graph.graph)
+            if self.tensor != graph.graph.output[0].name:
+                graph.graph.output.append(onnx.ValueInfoProto(name=self.tensor))
+            content = graph.SerializeToString()
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except StageError:
+            raise
+        except Exception as error:  # ONNX and ONNX Runtime have classes of their own for each kind of damage
+            raise StageError(f"{file} cannot be loaded: {error}") from error
+
+    def embed(self, images: NDArray[np.uint8]) -> Embeddings:
+        """The embeddings of uint8 (n, H, W, 3)."""
+        (found,) = self.session.run([self.tensor], {"images": images})
+        flat: Embeddings = found.reshape(len(images), -1)
+        return flat
+
+
+class Cache:
+    """Embeddings by one model, in chunks that are written once: `000001.samples.npy`, `000001.embeddings.npy`, …"""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.chunks = [
+            (np.load(file, allow_pickle=False), _beside(file)) for file in sorted(folder.glob(f"*{_SAMPLES}"))
+        ]
+
+    def known(self) -> dict[bytes, tuple[int, int]]:
+        """Chunk and row by the sample's SHA-256."""
+        return {
+            row.tobytes(): (number, index)
+            for number, (samples, _) in enumerate(self.chunks)
+            for index, row in enumerate(samples)
+        }
+
+    def take(self, samples: Sequence[bytes]) -> Embeddings:
+        """The embeddings of these samples, all of which are known, in their order."""
+        places = self.known()
+        loaded = [np.load(file, mmap_mode="r", allow_pickle=False) for _, file in self.chunks]
+        return np.stack([loaded[number][index] for number, index in (places[sample] for sample in samples)])
+
+    def add(self, samples: Sequence[bytes], embeddings: Embeddings) -> None:
+        """One more chunk; the file of its samples is written last, and says that it is whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        numbers = [int(file.name.removesuffix(_SAMPLES)) for file in self.folder.glob(f"*{_SAMPLES}")]
+        name = self.folder / f"{max(numbers, default=0) + 1:06}"
+        rows = np.frombuffer(b"".join(samples), np.uint8).reshape(len(samples), -1)
+        for ending, array in ((_EMBEDDINGS, embeddings), (_SAMPLES, rows)):
+            with replacing(name.with_name(name.name + ending)) as aside, aside.open("wb") as file:
+                np.save(file, array)
+        self.chunks.append((rows, name.with_name(name.name + _EMBEDDINGS)))
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(file.name.removesuffix(_SAMPLES) + _EMBEDDINGS)
+
+
+def embed_all(
+    model: Path, store: Path, folder: Path, samples: Sequence[bytes], threads: int, report: Report
+) -> Embeddings:
+    """The embeddings of these samples by this model: those that lie in `folder`, and the others made and put there."""
+    cache = Cache(folder)
+    known = cache.known()
+    missing = [sample for sample in samples if sample not in known]
+    if missing:
+        embedder = Embedder(model, threads)
+        parts: list[Embeddings] = []
+        done = 0
+        names = [sample.hex() for sample in missing]
+        for images in decode_all(store, names, embedder.size, embedder.resize, threads):
+            parts.append(embedder.embed(images))
+            done += len(images)
+            report(done, len(missing), "image")
+        cache.add(missing, np.concatenate(parts))
+    return cache.take(samples)

@@ -1,0 +1,223 @@
+"""The lane that audits labels; the child stands in for pipeline, the journal is real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from daemon import flags, schema, snapshot, views
+from daemon.auditor import Auditor
+from daemon.errors import NotFound, UsageError
+from daemon.events import ChildEnded, ChildSpoke, Event
+from daemon.flags import Chosen
+from daemon.stock import model_folder
+
+World = Any  # tests/unit/daemon/conftest.py
+StandIn = Any
+
+
+class Lane:
+    """An auditor with its queue."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.queue: SimpleQueue[Event] = SimpleQueue()
+        self.auditor = Auditor(world.config, world.journal, self.queue.put)
+
+    def work(self) -> None:
+        """What is due, to its end."""
+        self.auditor.want()
+        while self.auditor.step() or self.auditor.child:
+            if self.auditor.child:
+                event = self.queue.get(timeout=60)
+                if isinstance(event, ChildSpoke):
+                    self.auditor.hear(event.line)
+                elif isinstance(event, ChildEnded):
+                    self.auditor.bury(event.status, event.last_words)
+
+    def usable(self) -> dict[int, str]:
+        with self.world.journal.connect() as connection:
+            return {row.sample: row.name for row in snapshot.usable(connection)[0]}
+
+    def answer(self, how: str, to: str | None = None, **chosen: Any) -> str:
+        with self.world.journal.begin() as connection:
+            return flags.answer(connection, how, Chosen(**chosen), to, "ann")
+
+    def open(self) -> list[int]:
+        return [row.id for row in self.world.rows(schema.flags, state="open")]
+
+    def shas(self, *samples: int) -> list[bytes]:
+        return [self.world.row(schema.samples, id=sample).sha256 for sample in samples]
+
+
+@pytest.fixture
+def lane(world: World, stand_in: StandIn) -> Iterator[Lane]:
+    """A target with a champion; what there is, is audited and clean."""
+    for name in ("cat", "dog"):
+        world.samples(name, "train", 15)
+        world.samples(name, "judge", 15)
+    world.require()
+    world.champion()
+    lane = Lane(world)
+    lane.work()
+    yield lane
+    if lane.auditor.child:
+        lane.auditor.child.kill()
+
+
+def test_each_drop_is_audited_once(lane: Lane, stand_in: StandIn) -> None:
+    runs = len(stand_in.runs)
+    lane.work()
+    assert len(stand_in.runs) == runs == 1
+    assert all(row.audited for row in lane.world.rows(schema.drops))
+    inputs = stand_in.runs[0]["inputs"]
+    assert inputs["model"] == str(model_folder(lane.world.config.state, "old"))
+    lane.world.samples("cat", "train", 2, mark="new")
+    lane.work()
+    assert len(stand_in.runs) == 2
+    assert lane.world.rows(schema.drops)[-1].reason.endswith("2 of its labels could be audited, it takes 20")
+
+
+def test_without_a_champion_drops_wait(world: World, stand_in: StandIn) -> None:
+    world.samples("cat", "train", 2)
+    world.require()
+    lane = Lane(world)
+    lane.work()
+    assert stand_in.runs == []
+    assert lane.world.rows(schema.drops)[0].audited is None
+    world.samples("dog", "judge", 2)
+    world.samples("cat", "judge", 2)
+    world.champion()
+    lane.work()
+    assert lane.world.rows(schema.drops)[0].audited is not None
+
+
+def test_unlabelled_images_alone_are_not_audited(lane: Lane, stand_in: StandIn) -> None:
+    lane.world.samples(None, "", 3)
+    lane.work()
+    assert len(stand_in.runs) == 1
+
+
+def test_flagged_labels_are_left_out_of_training_and_never_of_judge(lane: Lane, stand_in: StandIn) -> None:
+    train = lane.world.samples("cat", "train", 30, mark="new")
+    judge = lane.world.samples("dog", "judge", 30, mark="new")
+    stand_in.flag(*lane.shas(train[0], judge[0]))
+    lane.work()
+    assert train[0] not in lane.usable()
+    assert lane.usable()[judge[0]] == "dog"
+    assert {(row.sample_id, row.given, row.suggested, row.score) for row in lane.world.rows(schema.flags)} == {
+        (train[0], "cat", "dog", 0.01),
+        (judge[0], "dog", "cat", 0.01),
+    }
+    assert all(row.state == "ready" for row in lane.world.rows(schema.drops))
+
+
+def test_a_drop_of_many_wrong_labels_is_held_until_it_is_released(lane: Lane, stand_in: StandIn) -> None:
+    new = lane.world.samples("cat", "train", 30, mark="new")
+    stand_in.flag(*lane.shas(*new[:10]))
+    lane.work()
+    drop = lane.world.rows(schema.drops)[-1]
+    assert (drop.state, drop.reason.startswith(f"drop {drop.id}: 10 of 30 labels are flagged")) == ("held", True)
+    assert not set(new) & lane.usable().keys()
+    decision = lane.world.rows(schema.decisions)[-1]
+    assert decision.action == "hold"
+    with lane.world.journal.connect() as connection:
+        assert views.explain(connection, f"d{decision.id}")["replayed"] == "the same"
+        shown = views.flags(connection, drop.id)
+        assert views.data(connection)["held"] == 30
+    assert len(shown["flags"]) == 10
+    assert shown["held"][0]["drop"] == drop.id
+    assert "dog has a probability of 0.98, cat of 0.01" in shown["flags"][0]["why"]
+    with lane.world.journal.begin() as connection:
+        assert flags.release(connection, drop.id, "ann").startswith(f"drop {drop.id} is released")
+        with pytest.raises(UsageError, match="is not held"):
+            flags.release(connection, drop.id, "ann")
+        with pytest.raises(NotFound):
+            flags.release(connection, 999, "ann")
+    assert set(new) & lane.usable().keys() == set(new[10:])  # the others are still asked about
+    lane.work()
+    assert lane.world.row(schema.drops, id=drop.id).state == "ready"
+
+
+def test_answers_are_labels_and_are_not_asked_again(lane: Lane, stand_in: StandIn) -> None:
+    new = lane.world.samples("cat", "train", 30, mark="new")
+    stand_in.flag(*lane.shas(*new[:3]))
+    lane.work()
+    number = {row.sample_id: row.id for row in lane.world.rows(schema.flags)}
+    first, second, third = (number[sample] for sample in new[:3])
+    assert lane.answer("accept", ids=[first]) == "flags answered: 1, accepted"
+    assert lane.answer("keep", ids=[second]) == "flags answered: 1, kept"
+    assert lane.answer("relabel", to="owl", ids=[third]) == "flags answered: 1, relabelled to owl"
+    assert [lane.usable()[sample] for sample in new[:3]] == ["dog", "cat", "owl"]
+    states = {row.id: row.state for row in lane.world.rows(schema.flags)}
+    assert [states[number] for number in (first, second, third)] == ["accepted", "kept", "relabelled"]
+    assert [(row.source, row.by) for row in lane.world.rows(schema.labels)[-3:]] == [("review", "ann")] * 3
+    stand_in.flag(*lane.shas(*new))
+    lane.world.samples("cat", "train", 1, mark="newest")
+    lane.work()
+    asked = {row.sample_id for row in lane.world.rows(schema.flags, state="open")}
+    assert not asked & set(new[:3])
+
+
+def test_flags_are_answered_in_bulk(lane: Lane, stand_in: StandIn) -> None:
+    cats = lane.world.samples("cat", "train", 30, mark="new")
+    dogs = lane.world.samples("dog", "train", 30, mark="new")
+    stand_in.flag(*lane.shas(*cats[:2], *dogs[:2]))
+    lane.work()
+    lane.answer("accept", pair=("cat", "dog"))
+    assert [lane.usable().get(sample) for sample in (*cats[:2], *dogs[:2])] == ["dog", "dog", None, None]
+    lane.answer("keep", drop=lane.world.rows(schema.drops)[-1].id)
+    assert lane.usable()[dogs[0]] == "dog"
+    assert lane.open() == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({}, "which flags"),
+        ({"ids": [99]}, "no open flag with the number 99"),
+        ({"pair": ("cat", "owl")}, "no open flag like that"),
+    ],
+)
+def test_an_answer_to_nothing_is_refused(lane: Lane, chosen: dict[str, Any], said: str) -> None:
+    with pytest.raises((UsageError, NotFound), match=said):
+        lane.answer("keep", **chosen)
+
+
+def test_a_class_is_needed_to_relabel(lane: Lane) -> None:
+    with pytest.raises(UsageError, match="--to CLASS"):
+        lane.answer("relabel", ids=[1])
+
+
+def test_what_is_no_longer_flagged_is_withdrawn(lane: Lane, stand_in: StandIn) -> None:
+    new = lane.world.samples("cat", "train", 30, mark="new")
+    stand_in.flag(*lane.shas(new[0]))
+    lane.work()
+    stand_in.flag()
+    lane.world.samples("cat", "train", 1, mark="newest")
+    lane.work()
+    assert [row.state for row in lane.world.rows(schema.flags)] == ["withdrawn"]
+    assert new[0] in lane.usable()
+
+
+def test_a_move_after_the_review_is_a_newer_act(lane: Lane, stand_in: StandIn) -> None:
+    (sample,) = lane.world.samples("cat", "train", 1, mark="new")
+    stand_in.flag(*lane.shas(sample))
+    lane.work()
+    lane.answer("accept", ids=lane.open())
+    assert lane.usable()[sample] == "dog"
+    lane.world.move(sample, "owl")
+    assert lane.usable()[sample] == "owl"
+
+
+def test_an_audit_that_fails_holds_nothing_up(lane: Lane, stand_in: StandIn) -> None:
+    stand_in.behave(audit=["ok", "fail", "ok"])
+    lane.world.samples("cat", "train", 2, mark="new")
+    lane.work()
+    assert not lane.auditor.busy
+    assert lane.world.rows(schema.drops)[-1].audited is None
+    lane.work()
+    assert lane.world.rows(schema.drops)[-1].audited is not None

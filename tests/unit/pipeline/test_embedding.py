@@ -1,0 +1,74 @@
+"""The embedding inside a stored model's graph, and the chunks in which embeddings are kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+
+from pipeline.embedding import Cache, Embedder, embed_all, find_embedding
+from pipeline.export import export_graph
+from pipeline.model import Served
+from policies.job import StageError
+
+HALF = (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "mobilenetv3_small_050"])
+def test_it_is_what_timm_s_classifier_looks_at(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=3).eval()
+    side = int(net.pretrained_cfg["input_size"][1])
+    model = tmp_path / "model"
+    model.mkdir()
+    export_graph(Served(net, HALF, HALF).eval(), (side, side), model / "model.onnx")
+    about = {"graph": {"file": "model.onnx"}, "input": {"height": side, "width": side}, "resize": "stretch"}
+    (model / "manifest.json").write_text(json.dumps(about))
+    images = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    found = Embedder(model, 1).embed(images)
+    with torch.inference_mode():
+        scaled = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+        wanted = net.forward_head(net.forward_features(scaled), pre_logits=True).flatten(1).numpy()
+    assert found.shape == wanted.shape
+    assert np.allclose(found, wanted, atol=1e-4)
+
+
+def test_a_graph_without_a_classifier_has_none() -> None:
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    with pytest.raises(StageError, match="no classifier"):
+        find_embedding(graph)
+
+
+def test_a_damaged_graph_is_said_so(trained: Any, tmp_path: Path) -> None:
+    shutil.copytree(trained.model, tmp_path / "model")
+    (tmp_path / "model" / "model.onnx").write_bytes(b"damaged")
+    with pytest.raises(StageError, match=r"model\.onnx cannot be loaded"):
+        Embedder(tmp_path / "model", 1)
+
+
+def test_each_image_is_embedded_once(trained: Any, colours: Any, tmp_path: Path, said: Any) -> None:
+    samples = [bytes.fromhex(sha) for sha, _, _ in colours.rows[:7]]
+    store = colours.store
+    first = embed_all(trained.model, store, tmp_path / "kept", samples[:5], 1, said)
+    both = embed_all(trained.model, store, tmp_path / "kept", samples[::-1], 1, said)
+    assert np.array_equal(both[::-1][:5], first)
+    assert sorted(file.name for file in (tmp_path / "kept").iterdir()) == [
+        "000001.embeddings.npy", "000001.samples.npy", "000002.embeddings.npy", "000002.samples.npy",
+    ]  # fmt: skip
+    assert len(Cache(tmp_path / "kept").known()) == 7
+
+
+def test_a_chunk_that_was_cut_off_is_made_again(trained: Any, colours: Any, tmp_path: Path, said: Any) -> None:
+    samples = [bytes.fromhex(sha) for sha, _, _ in colours.rows[:3]]
+    first = embed_all(trained.model, colours.store, tmp_path / "kept", samples, 1, said)
+    (tmp_path / "kept" / "000001.samples.npy").unlink()  # it is written last
+    again = embed_all(trained.model, colours.store, tmp_path / "kept", samples, 1, said)
+    assert np.array_equal(again, first)

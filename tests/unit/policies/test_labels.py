@@ -1,0 +1,43 @@
+"""When a drop is held for its labels."""
+
+from __future__ import annotations
+
+import pytest
+
+from policies.labels import DropAudit, hold, hold_drop
+from policies.settings import LabelSettings
+
+
+@pytest.mark.parametrize(
+    ("audit", "fired"),
+    [
+        (DropAudit(1, 120, 40), True),
+        (DropAudit(1, 120, 40, 1_000, 20), True),
+        (DropAudit(1, 120, 40, 1_000, 300), False),  # the classifier flags as many of the others: it tells little
+        (DropAudit(1, 120, 12), False),  # 10%: not beyond chance
+        (DropAudit(1, 1_200, 150), True),  # 12.5%: with so many labels it is
+        (DropAudit(1, 19, 19), False),  # too few
+        (DropAudit(1, 20, 20), True),
+        (DropAudit(1, 120, 0, 1_000, 0), False),
+        (DropAudit(1, 1, 1), False),  # a drop of one image
+        (DropAudit(1, 0, 0), False),
+    ],
+)
+def test_hold(audit: DropAudit, fired: bool) -> None:
+    finding = hold(audit, LabelSettings())
+    assert (finding.policy, finding.fired) == ("labels", fired)
+
+
+def test_the_reason_has_the_numbers() -> None:
+    assert hold(DropAudit(7, 120, 40, 1_000, 20), LabelSettings()).reason == (
+        "drop 7: 40 of 120 labels are flagged, at least 23.3% beyond the 2.9% at most that are flagged of the 1,000 "
+        "others; it is held above 10.0%"
+    )
+    assert hold(DropAudit(7, 3, 3), LabelSettings()).reason == "drop 7: 3 of its labels could be audited, it takes 20"
+
+
+def test_what_a_person_can_do_is_said() -> None:
+    assert hold_drop(DropAudit(7, 120, 40), LabelSettings()).reason.endswith(
+        "`relearn flags --drop 7` shows them, `relearn flags release 7` lets the drop in"
+    )
+    assert hold_drop(DropAudit(7, 120, 1), LabelSettings()).action == "nothing"
