@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -21,15 +21,40 @@ from pydantic_settings import (
 
 from daemon import limits
 from daemon.errors import ConfigError
+from daemon.text_file import parse_toml, read_text
 from daemon.toml_lines import line_of, nearest_line
 from policies.settings import PoliciesSettings, PromotionSettings
 from policies.suggest import nearest
 
 ENV_PREFIX = "RELEARN__"
 _LISTS = ("watch.folders", "model.architectures")
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+MOST = 10**7  # of any number: a timer of so many minutes still has a date
+
+
+def _refuse_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _refuse_nul(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("holds a NUL character")
+    return path
+
+
+def _check_url(url: str) -> str:
+    host, colon, port = url.rpartition(":")
+    if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536) or "/" in host:
+        raise ValueError('must be HOST:PORT of Triton\'s gRPC endpoint, as "127.0.0.1:8001"')
+    return url
+
+
+Number = BeforeValidator(_refuse_bool)
+Share = Annotated[float, Number, Field(ge=0, le=1)]
+Positive = Annotated[float, Number, Field(gt=0, le=MOST)]
+Count = Annotated[int, Number, Field(ge=1, le=MOST)]
+Place = Annotated[Path, AfterValidator(_refuse_nul)]
 
 
 class Section(BaseModel):
@@ -37,12 +62,12 @@ class Section(BaseModel):
 
 
 class Paths(Section):
-    constraints: Path = Path("constraints")
-    state: Path = Path("state")
+    constraints: Place = Path("constraints")
+    state: Place = Path("state")
 
 
 class Watch(Section):
-    folders: tuple[Path, ...] = Field(default=(Path("images"),), min_length=1)
+    folders: tuple[Place, ...] = Field(default=(Path("images"),), min_length=1)
     settle_seconds: Positive = 2.0
     rescan_minutes: Positive = 30.0
     polling: bool = False
@@ -86,7 +111,7 @@ class Train(Section):
     batch_size: Count = 64
     optimizer: str = "adamw"
     learning_rate: Positive = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay: Annotated[float, Number, Field(ge=0, le=MOST)] = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     scheduler: Literal["onecycle", "cosine", "constant"] = "onecycle"
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -95,8 +120,8 @@ class Train(Section):
     freeze_batch_norm: bool = False
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     sampling: Literal["uniform", "balanced"] = "uniform"
-    early_stopping_patience: Annotated[int, Field(ge=0)] = 0
-    seed: Annotated[int, Field(ge=0)] = 0
+    early_stopping_patience: Annotated[int, Number, Field(ge=0, le=MOST)] = 0
+    seed: Annotated[int, Number, Field(ge=0, le=2**32 - 1)] = 0
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     augment: Augment = Augment()
@@ -112,15 +137,15 @@ class Measure(Section):
 
 
 class Compute(Section):
-    threads: Annotated[int, Field(ge=0)] = 0
-    serve_threads: Count = 1
+    threads: Annotated[int, Number, Field(ge=0, le=1024)] = 0
+    serve_threads: Annotated[int, Number, Field(ge=1, le=1024)] = 1
     nice: Annotated[int, Field(ge=0, le=19)] = 5
     stage_timeout_minutes: Positive = 720.0
 
 
 class Triton(Section):
-    url: str = "127.0.0.1:8001"
-    repository: Path = Path("triton")
+    url: Annotated[str, AfterValidator(_check_url)] = "127.0.0.1:8001"
+    repository: Place = Path("triton")
     max_batch_size: Count = 8
     instances: Count = 2
     timeout_seconds: Positive = 30.0
@@ -196,10 +221,7 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
     """
     file = workspace / "config.toml"
     text = _read(file)
-    try:
-        from_file = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    from_file = parse_toml(text, file)
     from_set = parse_overrides(overrides)
     from_env = {
         name[len(ENV_PREFIX) :].lower().replace("__", "."): name
@@ -235,7 +257,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {override}: write it as KEY=VALUE, for instance --set train.epochs=3")
         try:
             parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             parsed = value
         *sections, last = key.split(".")
         place = nested
@@ -286,14 +308,12 @@ def _layered(from_file: Mapping[str, Any]) -> type[Settings]:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return read_text(file)
     except FileNotFoundError:
         raise ConfigError(
             f"{file}: there is no configuration; `relearn init {file.parent}` writes one, "
             "or name another workspace with --workspace"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
 
 
 def _explain(

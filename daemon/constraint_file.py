@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +12,7 @@ from sqlalchemy import Connection, func, null, select
 from daemon.errors import ConfigError
 from daemon.journal import AnyRow, add, get, now
 from daemon.schema import constraint_files
+from daemon.text_file import parse_toml, read_text
 from daemon.toml_lines import nearest_line
 from policies.constraints import contradictions
 from policies.facts import Requirement, to_dict
@@ -88,10 +88,9 @@ def read(file: Path) -> Requirement:
     Raises ConfigError with a line for each thing wrong: file, line, key, and what to do.
     """
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
-    return parse(text, file)
+        return parse(read_text(file), file)
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: is not there") from None
 
 
 def parse(text: str, file: Path) -> Requirement:
@@ -101,10 +100,7 @@ def parse(text: str, file: Path) -> Requirement:
             f"{file}: the file's name is the Triton model's: letters, digits, - and _ alone, "
             "and not ending in -candidate; rename the file"
         )
-    try:
-        plain = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    plain = parse_toml(text, file)
     try:
         parsed = _ConstraintFile.model_validate(plain)
     except ValidationError as error:
@@ -143,7 +139,8 @@ def _explain(problem: Any, file: Path, text: str) -> str:
         return f"{file}:{line}: unknown key {key!r}" + (f"; did you mean {guess!r}?" if guess else "")
     if problem["type"] == "missing":
         return f"{file}:{line}: {key} is missing: add it"
-    return f"{file}:{line}: {key}: {problem['msg']} (is {problem.get('input')!r})"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{file}:{line}: {key}: {message} (is {problem.get('input')!r})"
 
 
 def take_in(connection: Connection, folder: Path) -> list[AnyRow]:
@@ -186,9 +183,9 @@ def _newest(connection: Connection) -> dict[str, AnyRow]:
 def _attempt(file: Path) -> tuple[str, Requirement | None, str | None]:
     text = ""
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        text = read_text(file)
         return text, parse(text, file), None
-    except OSError as error:
-        return text, None, f"{file}: cannot be read: {error}"
+    except FileNotFoundError:
+        return text, None, f"{file}: is a link to nothing"
     except ConfigError as error:
         return text, None, str(error)

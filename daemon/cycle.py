@@ -137,6 +137,7 @@ class Cycle:
 
     def _start(self, step: Train | Build | Prove, *, alone: bool) -> None:
         with self.journal.begin() as connection:
+            _lose_attempts(connection, self.id)  # whose end could not be written down: the disk was full
             _skip_waiting(connection, self.id, unless=step.key)
             plans = jobs.plan(step, self.ground, connection)
             rows = [self._stage(connection, step, plan) for plan in plans]
@@ -245,8 +246,11 @@ class Cycle:
                 case "failed":
                     connection.execute(_open_attempt(stage).values(last_words=line["error"]))
 
-    def ended(self, status: int, last_words: str) -> None:
-        """The child is gone: if it left a stage unfinished, that attempt failed; the policy says when to try again."""
+    def ended(self, status: int, last_words: str) -> str:
+        """The child is gone: if it left a stage unfinished, that attempt failed; the policy says when to try again.
+
+        Returns why.
+        """
         self.child = None
         self.measures = False
         how = "timed out" if self.timed_out else "failed"
@@ -257,7 +261,7 @@ class Cycle:
             if row is None:
                 states = [get(connection, schema.stages, id_).state for id_ in self._stage_rows.values()]
                 if "done" in states:  # what it said is done, however it ended; what is left is begun anew
-                    return
+                    return last_words
                 first = next(iter(self._stage_rows.values()))  # it ended before it began a stage
                 self._begin_attempt(connection, first, f"c{self.id}.s{first}")
                 row = get(connection, schema.stages, first)
@@ -266,6 +270,7 @@ class Cycle:
                 words = f"took longer than compute.stage_timeout_minutes; {words}"
             connection.execute(_open_attempt(row.id).values(ended=now(), outcome=how, last_words=words))
             self._retry(connection, row.id)
+        return words
 
     def _begin_attempt(self, connection: Connection, stage: int, token: str) -> None:
         row = get(connection, schema.stages, stage)

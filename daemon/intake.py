@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,7 @@ from policies.facts import Role
 Stat = tuple[int, int]  # size, mtime in nanoseconds
 UNREADABLE: Stat = (-1, -1)  # of a file that may not be read: a change of its mode changes neither size nor mtime
 BATCH = 128  # files that are made durable with one sync
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(slots=True)
@@ -36,7 +38,7 @@ class Difference:
     read: list[str] = field(default_factory=list)  # new, or changed
     gone: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)  # changed a moment ago: to be looked at again
-    unnamable: list[str] = field(default_factory=list)  # new, and their names are not UTF-8
+    unnamable: list[str] = field(default_factory=list)  # new, and their names are not text
 
 
 def compare(connection: Connection, folder: Path, paths: Iterable[Path] | None, settle_seconds: float) -> Difference:
@@ -86,8 +88,12 @@ def _known(connection: Connection, folder: Path, paths: Iterable[Path] | None) -
 
 
 def _text(path: str) -> str:
-    """The path as the journal can hold it: bytes that are not UTF-8 are written as \\xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """The path as the journal can hold it: bytes that are not UTF-8, and control characters, are written as \\xNN.
+
+    A line break in a class's name would be two lines of Triton's labels.
+    """
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _present(folder: Path, paths: Iterable[Path] | None, away: list[str]) -> Iterator[tuple[str, tuple[Stat, float]]]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from daemon.config import Config
 
-_COUNT = (1.0, math.inf)
+_MOST = 1e7  # a timer of so many minutes still has a date
+_COUNT = (1.0, _MOST)
 _SHARE = (0.0, 1.0)
 _CHANCE = (1e-9, 1.0 - 1e-9)
 _BOUNDS = {  # of the settings that policies/settings.py describes with the standard library alone
@@ -18,7 +19,7 @@ _BOUNDS = {  # of the settings that policies/settings.py describes with the stan
     "policies.volume.new_share": (0.0, math.inf),
     "policies.volume.class_samples": _COUNT,
     "policies.volume.class_share": (0.0, math.inf),
-    "policies.volume.first_classes": (2.0, math.inf),
+    "policies.volume.first_classes": (2.0, _MOST),
     "policies.volume.first_samples_per_class": _COUNT,
     "policies.new_class.samples": _COUNT,
     "policies.accuracy.fall": _SHARE,
@@ -27,14 +28,14 @@ _BOUNDS = {  # of the settings that policies/settings.py describes with the stan
     "policies.labels.hold_above": _SHARE,
     "policies.labels.samples": _COUNT,
     "policies.labels.confidence": _CHANCE,
-    "policies.cooldown.minutes": (0.0, math.inf),
+    "policies.cooldown.minutes": (0.0, _MOST),
     "policies.retry.attempts": _COUNT,
-    "policies.retry.first_seconds": (0.01, math.inf),
-    "policies.retry.max_seconds": (0.01, math.inf),
+    "policies.retry.first_seconds": (0.01, _MOST),
+    "policies.retry.max_seconds": (0.01, _MOST),
     "promotion.margin": _SHARE,
     "promotion.class_margin": _SHARE,
     "promotion.error_budget": _CHANCE,
-    "promotion.period_days": (0.01, math.inf),
+    "promotion.period_days": (0.01, _MOST),
     "promotion.new_class_recall_min": _SHARE,
     "promotion.confidence": _CHANCE,
 }
@@ -48,7 +49,7 @@ def out_of_bounds(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             if (low, high) == _CHANCE:
                 asked = "lie between 0 and 1"
             else:
-                asked = f"be at least {low:g}" if high == math.inf else f"lie from {low:g} to {high:g}"
+                asked = f"be at least {low:g}" if value < low else f"be at most {high:g}"
             yield key, f"must {asked} (is {value:g})"
     if settings["policies.retry.max_seconds"] < settings["policies.retry.first_seconds"]:
         yield "policies.retry.max_seconds", "must not be below policies.retry.first_seconds"
@@ -61,6 +62,11 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
         "triton.repository": config.repository,
         "paths.constraints": config.constraints,
     }
+    for key, path in ours.items():
+        if path.exists() and not path.is_dir():
+            yield key, f"{path} is a file: name a folder"
+    if config.repository.resolve() == config.state.resolve():
+        yield "triton.repository", f"{config.repository} is paths.state too: Triton's models need a folder of their own"
     seen: list[Path] = []
     for folder in (folder.resolve() for folder in config.folders):
         for other in seen:

@@ -255,7 +255,11 @@ def run(config: Config) -> None:
     """
     for folder in (*config.folders, config.constraints):
         if not folder.is_dir():
-            raise ConfigError(f"{folder}: is watched and does not exist; make it, or correct {config.file}")
+            key = "paths.constraints" if folder == config.constraints else "watch.folders"
+            where = config.origin.get(key, config.file.name)
+            raise ConfigError(
+                f"{where}: {key}: {folder} is watched and does not exist; make it, or correct the setting"
+            )
     config.state.mkdir(parents=True, exist_ok=True)
     with locked(config.state):
         daemon = Daemon(config)

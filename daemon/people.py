@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, select
 
-from daemon import flags, schema, targets
+from daemon import flags, schema, snapshot, targets
 from daemon.config import Config
 from daemon.errors import DaemonNotRunning, NotFound, RelearnError, UsageError
 from daemon.journal import AnyRow, add, claim, get, now, open_journal
@@ -84,8 +85,10 @@ def _do(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str,
     if requirement is None:
         raise NotFound(f"there is no target {target!r} with a valid constraint file")
     if request.kind == "retrain":
+        _check_enough(connection, serving.config, target)
         return "owed", f"{target} is trained next"
-    artifact = request.arguments.get("artifact") or previous(connection, target)
+    named = request.arguments.get("artifact")
+    artifact = _find_artifact(connection, named) if named else previous(connection, target)
     stored = get(connection, schema.artifacts, artifact)
     if stored.gone is not None:
         raise UsageError(f"the folder of {artifact} is gone or damaged: it cannot be served")
@@ -97,6 +100,30 @@ def _do(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str,
         )
     promotion = serving.request(connection, target, artifact, kind="rollback", by=request.by, cycle=None)
     return "done", f"{target} goes back to {artifact}: Triton loads it as version {promotion.version} now"
+
+
+def _find_artifact(connection: Connection, name: str) -> str:
+    """The artifact whose id begins like this. Raises NotFound, UsageError where several do."""
+    ids = connection.execute(select(schema.artifacts.c.id)).scalars()
+    found = [id_ for id_ in ids if id_.startswith(name)]
+    if name in found or len(found) == 1:
+        return name if name in found else str(found[0])
+    if found:
+        raise UsageError(f"{name} is the beginning of several artifacts: {', '.join(sorted(found))}")
+    raise NotFound(f"the journal has no artifact {name!r}; `relearn models` lists them")
+
+
+def _check_enough(connection: Connection, config: Config, target: str) -> None:
+    """Raises UsageError where a training could not even begin: two classes at least, with images to train on."""
+    champion, policies = targets.champion(connection, target), config.settings.policies
+    least = policies.new_class.samples if champion else policies.volume.first_samples_per_class
+    rows, _ = snapshot.usable(connection)
+    counts = Counter(row.name for row in rows)
+    classes = snapshot.choose_classes(counts, champion.classes if champion else (), least)
+    train = {row.name for row in rows if row.role == "train" and row.name in classes}
+    if len(train) < 2:
+        have = ", ".join(f"{name} {number:,}" for name, number in sorted(counts.items())) or "no labelled image"
+        raise UsageError(f"a training takes two classes with {least} images each; there is {have}")
 
 
 def owed(connection: Connection, target: str) -> str | None:

@@ -78,7 +78,10 @@ class Reader:
         self._look_again(settled.folder, difference.fresh)
         if difference.read or difference.gone or difference.unnamable:
             self.drop = Drop(self.config, self.journal, settled.folder, difference)
-            self.drop.refuse(difference.unnamable, "its name is not UTF-8: rename it")
+            self.drop.refuse(
+                difference.unnamable,
+                "its name is not UTF-8 text on one line: rename it",
+            )
             self._go_on()
         return True
 

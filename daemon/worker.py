@@ -124,9 +124,9 @@ class Worker:
 
     def bury(self, status: int, last_words: str) -> None:
         assert self.cycle is not None
-        self.cycle.ended(status, last_words)
+        words = self.cycle.ended(status, last_words)
         if status != 0:
-            log.warning("cycle %d: a stage ended with status %d: %s", self.cycle.id, status, last_words[-800:])
+            log.warning("cycle %d: a stage ended with status %d: %s", self.cycle.id, status, words[-800:])
 
     def left(self, token: str) -> bool:
         """Whether this was the end of a child that had been asked to end."""

@@ -216,10 +216,11 @@ def compare(switch: Switch, triton: Triton, model: str, version: int | None = No
 
 
 def find_label_fault(switch: Switch, triton: Triton) -> str | None:
-    """Whether the classification extension names the class that the record says."""
+    """Whether the classification extension names each class as the record does."""
     classes = artifact.read_manifest(switch.artifact)["classes"]
     images, _ = artifact.read_golden(switch.artifact)
-    [[(_, index, name), *_]], _ = triton.classify(switch.target, images[:1])
-    if name != classes[index]:
-        return f"class {index} is called {name!r} by Triton and {classes[index]!r} by the artifact"
+    [named], _ = triton.classify(switch.target, images[:1], count=len(classes))
+    for _, index, name in named:
+        if name != classes[index]:
+            return f"class {index} is called {name!r} by Triton and {classes[index]!r} by the artifact"
     return None

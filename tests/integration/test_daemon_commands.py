@@ -167,7 +167,7 @@ def test_run_refuses_a_folder_that_is_missing(workspace: Workspace, missing: str
     shutil.rmtree(workspace.folder / missing)
     done = workspace("run")
     assert done.returncode == 2
-    assert f"{missing}: is watched and does not exist; make it, or correct" in done.stderr
+    assert f"{missing} is watched and not there; make it, or correct" in done.stderr
 
 
 def test_few_images_are_noticed_and_decided_on(workspace: Workspace, png: Png) -> None:

@@ -208,6 +208,19 @@ def test_a_list_in_the_environment_must_be_json(workspace: Path, monkeypatch: py
         (["policies.volume.first_classes=1"], "must be at least 2"),
         (["policies.accuracy.confidence=95"], "must lie between 0 and 1"),
         (["promotion.confidence=1"], "must lie between 0 and 1"),
+        (["watch.settle_seconds=inf"], "less than or equal to 10000000"),
+        (["triton.check_seconds=1e300"], "less than or equal to 10000000"),
+        (["watch.rescan_minutes=nan"], "greater than 0"),
+        (["policies.cooldown.minutes=inf"], "must be at most 1e+07"),
+        (["train.epochs=true"], "must be a number"),
+        (["train.epochs=99999999999999999999"], "less than or equal to 10000000"),
+        (["triton.url="], "must be HOST:PORT"),
+        (["triton.url=http://localhost:8001"], "must be HOST:PORT"),
+        (["triton.url=127.0.0.1"], "must be HOST:PORT"),
+        (["triton.url=127.0.0.1:99999"], "must be HOST:PORT"),
+        (["triton.repository=state"], "a folder of their own"),
+        (["paths.state=config.toml"], "is a file: name a folder"),
+        (['paths.state="a\\u0000b"'], "NUL character"),
         (["policies.cooldown.minutes=-1"], "must be at least 0"),
         (["policies.retry.first_seconds=0"], "must be at least 0.01"),
         (["policies.retry.first_seconds=60", "policies.retry.max_seconds=5"], "must not be below"),
@@ -222,7 +235,7 @@ def test_files_that_cannot_be_read_are_refused_by_name(workspace: Path) -> None:
     file.write_text("[train\n", encoding="utf-8")
     assert error_of(workspace).startswith(f"{file}: not valid TOML: ")
     file.write_bytes(b"\xff\xfe")
-    assert error_of(workspace).startswith(f"{file}: cannot be read: ")
+    assert error_of(workspace).startswith(f"{file}:1: is not UTF-8 text: ")
     file.unlink()
     assert f"`relearn init {workspace}` writes one" in error_of(workspace)
 

@@ -276,6 +276,16 @@ def test_a_crash_is_narrowed_down_to_the_file_that_causes_it(
     assert look().read == ["cat/1.png", "cat/2.png"]  # not read, and crashed by, at every scan
 
 
+@pytest.mark.parametrize("name", ["weird\nclass", "bell\x07", "next\u2028line"])
+def test_names_with_control_characters_are_not_taken_in(
+    images: Path, png: Png, look: Callable[..., Difference], name: str
+) -> None:
+    """A line break in a class's name would be two lines of Triton's labels."""
+    png(images / name / "1.png", 1)
+    found = look()
+    assert (found.read, found.unnamable) == ([], [f"{name}/1.png"])
+
+
 def test_a_file_that_met_a_lack_of_memory_is_tried_again(
     config: Config, journal: Engine, images: Path, png: Png, look: Callable[..., Difference]
 ) -> None:

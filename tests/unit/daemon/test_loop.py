@@ -578,7 +578,7 @@ def test_a_signal_stops_it(
 @pytest.mark.parametrize("missing", ["images", "constraints"])
 def test_it_does_not_start_without_its_folders(config: Config, missing: str) -> None:
     (config.folders[0] if missing == "images" else config.constraints).rename(config.workspace / "away")
-    with pytest.raises(ConfigError, match=f"{missing}: is watched and does not exist"):
+    with pytest.raises(ConfigError, match=f"{missing} is watched and not there"):
         loop.run(config)
 
 

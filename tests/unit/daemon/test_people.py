@@ -6,6 +6,7 @@ import getpass
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, select, update
@@ -21,9 +22,11 @@ from daemon.serving import Serving
 
 
 @pytest.fixture
-def serving(config: Config, journal: Engine) -> Serving:
-    """Not started: no Triton is asked."""
+def serving(config: Config, journal: Engine, world: Any) -> Serving:
+    """Not started: no Triton is asked. There is enough to train on."""
     heard: list[Event] = []
+    for name in ("cat", "dog"):
+        world.samples(name, "train", 30)
     with journal.begin() as connection:
         take_in(connection, config.constraints)
     return Serving(config, journal, heard.append)
@@ -68,6 +71,34 @@ def answer(journal: Engine, request: int) -> tuple[str, str]:
     with journal.connect() as connection:
         row = get(connection, schema.requests, request)
     return row.state, row.answer
+
+
+def test_a_training_that_could_not_begin_is_refused(config: Config, journal: Engine, world: Any) -> None:
+    with journal.begin() as connection:
+        take_in(connection, config.constraints)
+    idle = Serving(config, journal, lambda event: None)
+    request = ask(config, journal, "retrain", target="edge")
+    assert taken(journal, idle) == []
+    told = "a training takes two classes with 20 images each; there is "
+    assert answer(journal, request) == ("refused", f"{told}no labelled image")
+    world.samples("cat", "train", 30)
+    world.samples("dog", "train", 5)
+    request = ask(config, journal, "retrain", target="edge")
+    taken(journal, idle)
+    assert answer(journal, request) == ("refused", f"{told}cat 30, dog 5")
+
+
+def test_an_artifact_is_named_by_the_beginning_of_its_id(config: Config, journal: Engine, serving: Serving) -> None:
+    served(journal, "abc1", "abd2", "abc1")
+    for named, state, said in (
+        ("abd", "done", "goes back to abd2"),
+        ("ab", "refused", "ab is the beginning of several artifacts: abc1, abd2"),
+        ("x", "refused", "the journal has no artifact 'x'"),
+    ):
+        request = ask(config, journal, "rollback", target="edge", artifact=named)
+        taken(journal, serving)
+        found = answer(journal, request)
+        assert (found[0], said in found[1]) == (state, True), found
 
 
 def test_without_a_daemon_the_command_says_so(config: Config, journal: Engine) -> None:

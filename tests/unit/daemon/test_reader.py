@@ -207,7 +207,7 @@ def test_a_name_that_is_not_utf8_is_rejected_once(lane: Lane, images: Path, png:
     lane.work()
     lane.work()
     assert [(row.path, row.reason) for row in lane.rows(schema.rejections)] == [
-        ("cat/caf\\xe9.png", "its name is not UTF-8: rename it")
+        ("cat/caf\\xe9.png", "its name is not UTF-8 text on one line: rename it")
     ]
     assert [row.path for row in lane.rows(schema.occurrences)] == ["cat/2.png"]
 
