@@ -257,9 +257,7 @@ def run(config: Config) -> None:
         if not folder.is_dir():
             key = "paths.constraints" if folder == config.constraints else "watch.folders"
             where = config.origin.get(key, config.file.name)
-            raise ConfigError(
-                f"{where}: {key}: {folder} is watched and does not exist; make it, or correct the setting"
-            )
+            raise ConfigError(f"{where}: {key}: {folder} is watched and not there; make it, or correct the key")
     config.state.mkdir(parents=True, exist_ok=True)
     with locked(config.state):
         daemon = Daemon(config)

@@ -317,7 +317,7 @@ def test_images_and_names_of_all_kinds_do_not_stop_it(workspace: Workspace, png:
     os.mkfifo(workspace.images / "deep" / "pipe.png")
     workspace.wait(lambda: count(workspace, "occurrences") == 2 and count(workspace, "rejections") == 2)
     assert {row["reason"] for row in workspace.view("rejected")} == {
-        "its name is not UTF-8: rename it",
+        "its name is not UTF-8 text on one line: rename it",
         "is no regular file (a device, pipe or socket is never opened)",
     }
     assert workspace.stop() == 0
