@@ -67,6 +67,7 @@ class Cycle:
             self.row,
             self.ground,
             self.rows,
+            repository=self.config.repository,
             device=self.device,
             confidence=self.config.settings.promotion.confidence,
         )

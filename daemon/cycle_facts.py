@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 from sqlalchemy import ColumnElement, Connection, select
 
@@ -17,7 +18,14 @@ Rows = Mapping[bytes, tuple[str, Role]]  # of a snapshot: class and role by the 
 
 
 def gather(
-    connection: Connection, cycle: AnyRow, ground: Ground, rows: Rows, *, device: str, confidence: float
+    connection: Connection,
+    cycle: AnyRow,
+    ground: Ground,
+    rows: Rows,
+    *,
+    repository: Path,
+    device: str,
+    confidence: float,
 ) -> CycleFacts:
     """All that `next_step` decides on, for the cycle of this row."""
     requirement = ground.requirement
@@ -43,6 +51,7 @@ def gather(
         too_large=_too_large(connection, requirement),
         champion=champion.artifact if champion else None,
         champion_feasible=champion is not None
+        and not targets.is_beyond_repair(connection, champion, repository, cycle.target)
         and targets.feasible(
             connection,
             requirement,

@@ -58,6 +58,9 @@ def gather(
         and feasible is True
         and targets.unmeasured(connection, requirement, champion, device),
         lost=champion is not None and _is_lost(connection, target, champion),
+        beyond_repair=champion is not None
+        and targets.is_beyond_repair(connection, champion, config.repository, target),
+        rebuildable=champion is None or targets.has_model(connection, champion.artifact),
         requested=requested,
     )
 
@@ -74,13 +77,9 @@ def constraints_changed(connection: Connection, requirement: Requirement) -> boo
 
 
 def _is_lost(connection: Connection, target: str, champion: targets.Champion) -> bool:
-    """Whether the champion's artifact has to be built again, can be, and no cycle came to its end since."""
-    artifacts, models, cycles = schema.artifacts, schema.models, schema.cycles
-    since = connection.execute(
-        select(artifacts.c.gone)
-        .join(models, models.c.id == artifacts.c.model_id)
-        .where(artifacts.c.id == champion.artifact, models.c.gone.is_(None))
-    ).scalar()
+    """Whether the champion's artifact has to be made again, and no cycle came to its end since."""
+    artifacts, cycles = schema.artifacts, schema.cycles
+    since = connection.execute(select(artifacts.c.gone).where(artifacts.c.id == champion.artifact)).scalar()
     if since is None:
         return False
     tried = (cycles.c.target == target, cycles.c.started >= since, cycles.c.state == "done")

@@ -28,12 +28,18 @@ DATA = {  # what of the data is in no class's counts, or not for training
     "flagged": "flagged",
     "rejected": "rejected",
 }
+LEAST_FREE_MB = 100.0
 OUTCOME_STYLE = {"promoted": "green", "kept": "cyan", "failed": "red", "violated": "yellow", "ask": "magenta"}
 
 
 def status(view: View) -> RenderableType:
     state = Text("running", "green") if view["running"] else Text("no daemon runs (relearn run)", "yellow")
     parts: list[RenderableType] = [Text.assemble(f"{view['workspace']}: ", state)]
+    if view["disk_free_mb"] is not None and view["disk_free_mb"] < LEAST_FREE_MB:
+        full = (
+            f"FULL: {view['disk_free_mb']:.0f} MB are left on the disk of the state folder; make room, it goes on then"
+        )
+        parts.append(Text(full, "red"))
     parts += [_target(target, view["triton"]) for target in view["targets"]] or [
         Text("no constraint file was read yet")
     ]
@@ -52,6 +58,8 @@ def _target(view: View, triton: View) -> RenderableType:
             lines.append(Text(f"  AWAY: no Triton answers at {triton['url']}; it is served once one does", "red"))
         elif not triton["ready"].get(view["target"]):
             lines.append(Text(f"  AWAY: Triton has not loaded version {champion['version']}", "red"))
+        if champion["gone"] is not None:
+            lines.append(Text("  LOST: its artifact is gone from the disk, and is made again", "red"))
         if champion["trouble"]:
             lines.append(Text(f"  TROUBLE: {champion['trouble']}", "red"))
         lines.append(Text(f"  since {clock(champion['served_since'])}: {champion['reason']}"))
@@ -60,6 +68,10 @@ def _target(view: View, triton: View) -> RenderableType:
     if switching := view["switching"]:
         far = switching["error"] or (f"after {switching['step']}" if switching["step"] else "it begins")
         lines.append(Text(f"  {switching['kind']} to version {switching['version']} is under way: {far}", "cyan"))
+    if view["asks"]:
+        lines.append(Text(f"  ASKS YOU: {view['asks']}", "magenta"))
+    elif (last := view["last_cycle"]) and last["outcome"] in ("kept", "failed"):
+        lines.append(Text(f"  last cycle c{last['id']}: {last['outcome']}: {last['reason']}"))
     if view["violated"]:
         lines.append(Text(f"  VIOLATED: {view['violated']}", "yellow"))
     if view["error"]:
@@ -150,7 +162,18 @@ def cycles(view: Sequence[View]) -> RenderableType:
 
 
 def models(view: Sequence[View]) -> RenderableType:
-    table = Table("artifact", "architecture", "classes", "tune", "judge", "p95 ms", "img/s", "MB", "memory", "serves")
+    table = Table(
+        Column("artifact", no_wrap=True, min_width=16),
+        "architecture",
+        "classes",
+        "tune",
+        "judge",
+        "p95 ms",
+        "img/s",
+        "MB",
+        "memory",
+        "serves",
+    )
     for model in view:
         figures = model["measurement"] or {}
         _row(
@@ -202,7 +225,7 @@ def explained(view: View) -> RenderableType:
 
 def _by_class(rows: Sequence[View]) -> RenderableType:
     columns = list(rows[0])
-    table = Table(*columns)
+    table = Table(*(Column(name.replace("_", " "), overflow="fold") for name in columns), box=None, pad_edge=False)
     for row in rows:
         _row(table, *(number(v) if isinstance(v, float) else str(v) for v in (row.get(c) for c in columns)))
     return table

@@ -23,7 +23,7 @@ from deploy import repository
 from deploy.config_pbtxt import Serving as ServedHow
 from deploy.device import fingerprint
 from deploy.repository import RepositoryError
-from deploy.switch import STEPS, Switch, SwitchFailed, mend, run_step, undo
+from deploy.switch import STEPS, Switch, SwitchFailed, is_lost, mend, run_step, undo
 from deploy.triton import Triton, TritonUnavailable
 
 log = logging.getLogger("relearn")
@@ -42,6 +42,7 @@ class Serving:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._triton: Triton | None = None
+        self._unserved: set[int] = set()  # promotions that Triton cannot be given again, told once
         self._said: dict[str, str | None] = {}
 
     @contextmanager
@@ -239,10 +240,16 @@ class Serving:
         try:
             done = mend(switch, self._connection())
         except SwitchFailed:
-            self._look_for_loss(row)
+            told = self._look_for_loss(row) or row.id in self._unserved
+            self._unserved.add(row.id)
+            if not told and is_lost(switch.artifact):  # known to be lost, and now nothing is left to serve it from
+                self.put(ArtifactLost(row.target))
             raise
+        self._unserved.discard(row.id)
         if done:
             log.warning("%s", done)
+        if is_lost(switch.artifact):  # it serves on; what it is made of again is noticed now, not at Triton's next end
+            self._look_for_loss(row)
         if row.step != "retire":
             run_step("retire", switch, self._connection())
             self._write(row, step="retire")
@@ -277,13 +284,14 @@ class Serving:
             raise SwitchFailed(f"{how}; Triton did not take it: {refused}")
         self.put(SettingsEdited(row.id, how))
 
-    def _look_for_loss(self, row: AnyRow) -> None:
-        """Tells the loop, once, where an artifact has to be built again before it can be served."""
+    def _look_for_loss(self, row: AnyRow) -> bool:
+        """Tells the loop, once, where an artifact has to be built again before it can be served. False: it has not."""
         with self.journal.begin() as connection:
             known = get(connection, schema.artifacts, row.artifact_id).gone is not None
             lost = not known and find_damage(connection, self.config.state, row.artifact_id)
         if lost:
             self.put(ArtifactLost(row.target))
+        return bool(lost)
 
     def _write(self, row: AnyRow, **values: str | None) -> bool:
         """Writes how far a promotion has come. False: it is no longer what it was."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
 from daemon import schema
+from deploy.artifact import ArtifactError
+from deploy.repository import verify_model
 from policies.constraints import infeasible_accuracy, shortfalls
 from policies.facts import METHOD, Candidate, ClassCount, ClassTally, Measurement, Requirement, from_dict
 
@@ -165,6 +168,30 @@ def feasible(
     if candidate is None or shortfalls(requirement, candidate):
         return False
     return not infeasible_accuracy(requirement, judge, confidence)
+
+
+def has_model(connection: Connection, artifact: str) -> bool:
+    """Whether the model of this artifact is in stock."""
+    artifacts, models = schema.artifacts, schema.models
+    there = (artifacts.c.id == artifact, models.c.gone.is_(None))
+    model = select(models.c.id).join(artifacts, artifacts.c.model_id == models.c.id).where(*there)
+    return connection.execute(model).first() is not None
+
+
+def is_beyond_repair(connection: Connection, champion: Champion, repository: Path, target: str) -> bool:
+    """Whether nothing is left to serve it from: neither artifact, nor model, nor its version in Triton's folder.
+
+    It stands in nobody's way then: a worse answer is better than none.
+    """
+    artifacts = schema.artifacts
+    gone = connection.execute(select(artifacts.c.gone).where(artifacts.c.id == champion.artifact)).scalar()
+    if gone is None or has_model(connection, champion.artifact):
+        return False
+    try:
+        verify_model(repository, target, champion.version)
+    except ArtifactError:
+        return True
+    return False
 
 
 def unmeasured(connection: Connection, requirement: Requirement, champion: Champion, device: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +33,18 @@ def status(connection: Connection, config: Config) -> View:
     return {
         "workspace": str(config.workspace),
         "running": is_running(config.state),
+        "disk_free_mb": free_mb(config.state),
         "targets": (found := [target(connection, config, name) for name in _target_names(connection)]),
         "triton": _ask_triton(config.settings.triton.url, found),
         "working": working(connection),
         "data": data(connection),
         "last_decision": next(iter(decisions(connection, 1)), None),
     }
+
+
+def free_mb(state: Path) -> float | None:
+    """Megabytes left for the state folder. None: it is not there yet."""
+    return shutil.disk_usage(state).free / 1e6 if state.is_dir() else None
 
 
 def _ask_triton(url: str, found: Sequence[View]) -> View:
@@ -55,7 +62,12 @@ def _ask_triton(url: str, found: Sequence[View]) -> View:
 
 
 def _target_names(connection: Connection) -> list[str]:
-    return list(connection.execute(select(schema.constraint_files.c.target).distinct().order_by("target")).scalars())
+    """Of the targets that have a constraint file, or are served."""
+    files, promotions = schema.constraint_files, schema.promotions
+    newest = select(func.max(files.c.id)).group_by(files.c.target)
+    served = select(promotions.c.target).where(promotions.c.state == "serving")
+    wanted = files.c.id.in_(newest) & (files.c.gone.is_(False) | files.c.target.in_(served))
+    return list(connection.execute(select(files.c.target).where(wanted).order_by(files.c.target)).scalars())
 
 
 def target(connection: Connection, config: Config, name: str) -> View:
@@ -77,6 +89,7 @@ def target(connection: Connection, config: Config, name: str) -> View:
         "champion": _champion(connection, champion) if champion else None,
         "switching": _switching(connection, name),
         "last_cycle": _cycle(connection, last) if last else None,
+        "asks": last.reason if last and last.outcome == "ask" else None,
         "violated": _violated(connection, name),
     }
 

@@ -28,9 +28,8 @@ def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
         return _rejudge(evidence, findings, settings)
     if evidence.requested is not None:
         return Decision("train", f"requested: {evidence.requested}", findings)
-    if evidence.lost:
-        asked = "the artifact that is served is lost from the disk: its model gives it again"
-        return _backing_off(evidence, asked, findings, settings) or Decision("rebuild", asked, findings)
+    if evidence.lost or evidence.beyond_repair:
+        return _replace_lost(evidence, findings, settings)
     fired = [f"{finding.policy}: {finding.reason}" for finding in findings if finding.fired]
     if not fired and evidence.unmeasured:
         asked = "the champion has no figures as it is served now (another machine, engine or number of threads)"
@@ -42,6 +41,17 @@ def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
     return _backing_off(evidence, asked, findings, settings) or (
         _cooling_down(evidence, asked, findings, settings) or Decision("train", asked, findings)
     )
+
+
+def _replace_lost(evidence: Evidence, findings: tuple[Finding, ...], settings: PoliciesSettings) -> Decision:
+    if evidence.rebuildable:
+        asked = "the artifact that is served is lost from the disk: its model gives it again"
+        return _backing_off(evidence, asked, findings, settings) or Decision("rebuild", asked, findings)
+    asked = "the artifact that is served is lost from the disk, and its model: another has to be trained"
+    waits = _backing_off(evidence, asked, findings, settings)
+    if not evidence.lost:  # a cycle tried already, and clients have nothing: again, but in no hot loop
+        waits = waits or _cooling_down(evidence, asked, findings, settings)
+    return waits or Decision("train", asked, findings)
 
 
 def _rejudge(evidence: Evidence, findings: tuple[Finding, ...], settings: PoliciesSettings) -> Decision:

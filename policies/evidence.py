@@ -34,5 +34,7 @@ class Evidence:
     constraints_changed_at: float | None = None
     feasible: bool | None = None  # whether the champion meets its constraints; None: no champion
     lost: bool = False  # the artifact that is served is gone or damaged, and no cycle came to its end since
+    beyond_repair: bool = False  # nothing is left that it could be served from
+    rebuildable: bool = True  # its model is in stock
     unmeasured: bool = False  # a feasible champion without figures as it is served now: device, versions, threads
     requested: str | None = None  # who asked for a training, and why

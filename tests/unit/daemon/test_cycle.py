@@ -711,8 +711,13 @@ def test_a_champion_that_is_lost_is_built_again_before_it_is_compared(lane: Lane
     assert lane.world.row(schema.artifacts).gone is None
 
 
-def test_a_champion_that_is_lost_with_its_model_is_compared_on_what_it_answered(lane: Lane) -> None:
-    """Else anything at all could replace it, as if nothing were served."""
+@pytest.mark.parametrize("served", [True, False])
+def test_a_champion_that_is_lost_with_its_model_is_compared_on_what_it_answered(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch, served: bool
+) -> None:
+    """Else anything at all could replace it, as if nothing were served; where Triton lost it too, nothing is."""
+    if served:
+        monkeypatch.setattr("daemon.targets.verify_model", lambda *_: None)
     lane.cycle.finish("kept", "")
     lane.world.champion("old")
     lane.world.samples("cat", "judge", 2, mark="later")
@@ -722,8 +727,8 @@ def test_a_champion_that_is_lost_with_its_model_is_compared_on_what_it_answered(
     lane.open(lane.world.cycle(known=("cat", "dog")))
     step = lane.work()
     verdict = lane.world.row(schema.verdicts)
-    assert isinstance(step, Finish)
-    assert (step.outcome, verdict.champion_id, verdict.answer) == ("kept", "old", "keep")
+    assert isinstance(step, Finish if served else Promote)
+    assert (verdict.champion_id, verdict.answer) == ("old", "keep" if served else "promote")
     assert len(lane.world.rows(schema.answers, artifact_id="old")) == 4
 
 

@@ -302,7 +302,7 @@ def test_a_champion_is_lost_until_a_cycle_came_to_its_end(gather: Any, world: Wo
     assert gather().lost
     with world.journal.begin() as connection:
         change(connection, schema.models, "old", gone=5.0)
-    assert not gather().lost  # there is nothing to build it from
+    assert (gather().lost, gather().rebuildable, gather().beyond_repair) == (True, False, True)
     with world.journal.begin() as connection:
         change(connection, schema.models, "old", gone=None)
     world.cycle("other", state="done", outcome="kept", reason="", started=6.0, ended=7.0)
@@ -313,3 +313,4 @@ def test_a_champion_is_lost_until_a_cycle_came_to_its_end(gather: Any, world: Wo
     assert gather().failures == 2
     world.cycle(state="done", outcome="kept", reason="", started=6.0, ended=7.0)
     assert not gather().lost  # what it built is another, or it would no longer be gone
+    assert not gather().beyond_repair

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from io import StringIO
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from rich.console import Console
@@ -65,6 +66,7 @@ def test_status_of_an_empty_workspace(config: Config, journal: Engine) -> None:
     assert show(journal, views.status, config) == {
         "workspace": str(config.workspace),
         "running": False,
+        "disk_free_mb": ANY,
         "targets": [],
         "triton": {"url": config.settings.triton.url, "answers": False, "ready": {}},
         "working": None,

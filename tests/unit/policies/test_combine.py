@@ -59,6 +59,10 @@ SETTINGS = PoliciesSettings()
         ({"lost": True}, "rebuild", "its model gives it again"),
         ({"lost": True, "last_cycle_ended": NOW - 1, **NEW}, "rebuild", "lost"),  # at once: clients may be waiting
         ({"lost": True, **FAILED}, "wait", "failed 2 times"),
+        ({"lost": True, "rebuildable": False}, "train", "and its model: another has to be trained"),
+        ({"lost": True, "rebuildable": False, "last_cycle_ended": NOW - 1}, "train", "another has to be trained"),
+        ({"beyond_repair": True, "rebuildable": False, "last_cycle_ended": NOW - 1}, "wait", "cool-down"),
+        ({"beyond_repair": True, "rebuildable": False, "last_cycle_ended": NOW - 1e6}, "train", "another has to be"),
         ({"lost": True, "requested": "ann"}, "train", "requested"),  # which builds it again too
         ({"lost": True, "constraints_changed": True}, "rejudge", "changed"),  # and this
         ({"feasible": False}, "nothing", "does not meet its constraints"),
