@@ -219,8 +219,17 @@ def explained(view: View) -> RenderableType:
     if rows := view.get("table"):
         parts.append(_by_class(rows))
     skip = ("reason", "findings", "table", "verdicts", "action", "answer")
-    parts.append(Pretty({key: value for key, value in view.items() if key not in skip}, expand_all=False))
+    parts.append(Pretty(_dated({key: value for key, value in view.items() if key not in skip}), expand_all=False))
     return Group(*parts)
+
+
+def _dated(value: Any) -> Any:
+    """Moments as dates: no other number that is shown is that large."""
+    if isinstance(value, Mapping):
+        return {key: _dated(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_dated(inner) for inner in value]
+    return clock(value) if isinstance(value, float) and 1e9 < value < 1e10 else value
 
 
 def _by_class(rows: Sequence[View]) -> RenderableType:

@@ -24,7 +24,7 @@ from deploy.config_pbtxt import Serving as ServedHow
 from deploy.device import fingerprint
 from deploy.repository import RepositoryError
 from deploy.switch import STEPS, Switch, SwitchFailed, is_lost, mend, run_step, undo
-from deploy.triton import Triton, TritonUnavailable
+from deploy.triton import Triton, TritonRefused, TritonUnavailable
 
 log = logging.getLogger("relearn")
 promotions = schema.promotions
@@ -43,6 +43,7 @@ class Serving:
         self._stop = threading.Event()
         self._triton: Triton | None = None
         self._unserved: set[int] = set()  # promotions that Triton cannot be given again, told once
+        self._failures: dict[int, int] = {}  # of requests, by promotion, as Triton counts them
         self._said: dict[str, str | None] = {}
 
     @contextmanager
@@ -238,7 +239,7 @@ class Serving:
         """Mends a target that Triton does not serve as the journal says, and tidies up after its switch."""
         switch = self._describe(row)
         try:
-            done = mend(switch, self._connection())
+            done = mend(switch, self._connection(), suspected=self._fails(row))
         except SwitchFailed:
             told = self._look_for_loss(row) or row.id in self._unserved
             self._unserved.add(row.id)
@@ -254,6 +255,16 @@ class Serving:
             run_step("retire", switch, self._connection())
             self._write(row, step="retire")
         self._compare_settings(row, switch.serving)
+
+    def _fails(self, row: AnyRow) -> bool:
+        """Whether requests to it have failed since the last look: one of its instances may be dead."""
+        try:
+            count = self._connection().count_failures(row.target, row.version)
+        except TritonRefused:  # it is not loaded
+            return False
+        before = self._failures.get(row.id, count)
+        self._failures[row.id] = count
+        return count > before
 
     def _compare_settings(self, row: AnyRow, wanted: ServedHow) -> None:
         """Tells the loop where batch size, instances or threads were edited since the switch to what is served."""

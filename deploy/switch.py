@@ -13,6 +13,8 @@ load. Going back is a switch too: the earlier artifact under a new, higher versi
 from __future__ import annotations
 
 import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from deploy.artifact import GOLDEN_TOLERANCE
 from deploy.config_pbtxt import Serving
 from deploy.triton import Triton, TritonError, TritonRefused
 
+PROBE_SECONDS = 2.0
 STEPS = ("stage", "probe", "put", "load", "verify", "retire")
 
 
@@ -144,17 +147,43 @@ def find_index_fault(switch: Switch, triton: Triton) -> str | None:
     return None
 
 
-def mend(switch: Switch, triton: Triton) -> str | None:
+def find_failing_instance(switch: Switch, triton: Triton, seconds: float = PROBE_SECONDS) -> str | None:
+    """What one of the instances says to requests; None: all of them answer.
+
+    A dead one is busy failing somebody's request most of the time, and a single question lands on another: as many
+    as there are instances ask at once, for a while.
+    """
+    images, _ = artifact.read_golden(switch.artifact)
+    deadline = time.monotonic() + seconds
+
+    def ask(_: int) -> None:
+        with Triton(triton.address) as connection:
+            while time.monotonic() < deadline:
+                connection.infer(switch.target, images[:1], switch.version)
+
+    number = switch.serving.instances + 1
+    with ThreadPoolExecutor(number) as pool:
+        try:
+            list(pool.map(ask, range(number)))
+        except TritonRefused as error:
+            return str(error)
+    return None
+
+
+def mend(switch: Switch, triton: Triton, *, suspected: bool = False) -> str | None:
     """Makes Triton serve `switch.version` again if it does not: what was done in a sentence; None: nothing was wrong.
 
     For a Triton that was restarted and came back empty, a backend process that died, a folder that was
-    damaged or removed. Where the artifact itself is gone there are no recorded answers to compare with: Triton's
-    own word is taken then, and the version in the repository is loaded as it lies there. Raises SwitchFailed
-    where even that does not help, TritonUnavailable where Triton is away.
+    damaged or removed. `suspected`: requests have failed, so that each instance is asked. Where the artifact itself
+    is gone there are no recorded answers to compare with: Triton's own word is taken then, and the version in the
+    repository is loaded as it lies there. Raises SwitchFailed where even that does not help, TritonUnavailable
+    where Triton is away.
     """
     comparable = not is_lost(switch.artifact)
     find = find_fault if comparable else find_index_fault
     fault = find(switch, triton)
+    if fault is None and suspected and comparable:
+        fault = find_failing_instance(switch, triton)
     if fault is None:
         return None
     try:

@@ -108,6 +108,13 @@ class Triton:
                 versions.append(VersionState(int(entry.version), entry.state, entry.reason))
         return {name: sorted(versions, key=lambda v: v.version) for name, versions in models.items()}
 
+    def count_failures(self, model: str, version: int) -> int:
+        """How many requests Triton has failed that were for this version, since it was loaded."""
+        found = self._ask(
+            lambda: self._client.get_inference_statistics(model, _text(version), client_timeout=self._timeout)
+        )
+        return sum(int(row.inference_stats.fail.count) for row in found.model_stats)
+
     def infer(
         self, model: str, images: NDArray[np.uint8], version: int | None = None
     ) -> tuple[NDArray[np.float32], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -528,6 +529,38 @@ def test_a_backend_process_that_died_is_mended(
         process.kill()
         eventually(lambda: process.status() == psutil.STATUS_ZOMBIE)
         assert mend(switch, triton) is not None
+        assert_served(triton, switch, old)
+
+
+def test_one_dead_instance_of_two_is_found_and_mended(
+    restarting: Restarting, old: Known, eventually: Callable[..., None]
+) -> None:
+    """A client that asks all the time keeps it busy with failures, so that a single question finds the other."""
+    two = replace(ONE, instances=2)
+    with Triton(restarting.server.address) as triton, Triton(restarting.server.address) as asking:
+        switch = Switch(restarting.root, "edge", old.folder, 1, serving=two)
+        promote(switch, triton)
+        eventually(lambda: len(stubs(restarting.server)) == 2)
+        assert triton.count_failures("edge", 1) == 0
+        assert mend(switch, triton, suspected=True) is None
+        stop = threading.Event()
+
+        def ask() -> None:
+            while not stop.wait(0.05):
+                with contextlib.suppress(TritonRefused):
+                    asking.infer("edge", noise(1), 1)
+
+        client = threading.Thread(target=ask)
+        client.start()
+        try:
+            stubs(restarting.server)[0].kill()
+            eventually(lambda: triton.count_failures("edge", 1) > 0)
+            done = mend(switch, triton, suspected=True)
+        finally:
+            stop.set()
+            client.join()
+        assert "not healthy" in str(done)
+        assert mend(switch, triton, suspected=True) is None
         assert_served(triton, switch, old)
 
 
