@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine
 
 from daemon import decisions, flags, jobs, schema, snapshot, targets
 from daemon.children import Child
@@ -49,27 +49,13 @@ class Auditor:
         self.due = False
         with self.journal.connect() as connection:
             drops = flags.due_drops(connection)
-            model = self._champion(connection) if drops else None
+            model = targets.embedding_model(connection) if drops else None
             if model is None:
                 return True
             rows = snapshot.labelled(connection)
         self.drops, self.model = drops, model
         self._start(rows)
         return True
-
-    def _champion(self, connection: Connection) -> str | None:
-        """The model whose embedding tells: that of the first target's champion that is in stock."""
-        for target in targets.requirements(connection):
-            if champion := targets.champion(connection, target):
-                artifacts, models = schema.artifacts, schema.models
-                stored = connection.execute(
-                    select(models.c.id)
-                    .join(artifacts, artifacts.c.model_id == models.c.id)
-                    .where(artifacts.c.id == champion.artifact, models.c.gone.is_(None))
-                ).scalar()
-                if stored is not None:
-                    return str(stored)
-        return None
 
     def _start(self, rows: list[snapshot.Labelled]) -> None:
         folder = self.config.state / "audits"

@@ -27,7 +27,7 @@ from policies.settings import PoliciesSettings, PromotionSettings
 from policies.suggest import nearest
 
 ENV_PREFIX = "RELEARN__"
-_LISTS = ("watch.folders", "model.architectures")
+_LISTS = ("watch.folders", "model.architectures", "policies.rule.alone", "policies.rule.together")
 MOST = 10**7  # of any number: a timer of so many minutes still has a date
 
 
@@ -242,7 +242,8 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
     except SettingsError:
         raise ConfigError(f"{_not_json(from_env)}: a list is written as JSON, for instance '[\"images\"]'") from None
     config = Config(settings, workspace.resolve(), file, origin)
-    if wrong := [*limits.out_of_bounds(dict(leaves(dump(config)))), *limits.impossible(config)]:
+    plain = dict(leaves(dump(config)))
+    if wrong := [*limits.out_of_bounds(plain), *limits.unknown_policies(plain), *limits.impossible(config)]:
         raise ConfigError("\n".join(f"{_where(key, file, text, origin)}: {key}: {said}" for key, said in wrong))
     return config
 

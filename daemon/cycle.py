@@ -53,6 +53,8 @@ class Cycle:
             requirement=from_dict(Requirement, self.row.requirement),
             snapshot=self.row.snapshot_id,
         )
+        for rest in self.ground.folder.rglob(".*.tmp"):  # of a child that was killed while it wrote
+            rest.unlink(missing_ok=True)
         _, self.rows = snapshot.read(config.state / "snapshots" / f"{self.row.snapshot_id}.snapshot")
 
     # --- deciding what is next --------------------------------------------------------------------------------

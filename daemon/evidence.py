@@ -10,7 +10,9 @@ from daemon import schema, snapshot, targets
 from daemon.config import Config
 from daemon.journal import AnyRow, now
 from policies.evidence import Evidence
-from policies.facts import ClassCount, Requirement, to_dict
+from policies.facts import ClassCount, DriftCheck, Requirement, from_dict, to_dict
+
+DAY = 86_400.0
 
 
 def gather(
@@ -30,6 +32,7 @@ def gather(
     new = [row for row in usable if before.get(row.sha256) != row.name and row.name in held]
     ended, failures, failed_at, words = _history(connection, target)
     judge = _proof(connection, config, champion) if champion else ()
+    trained_at = _trained_at(connection, target)
     confidence = config.settings.promotion.confidence
     feasible = (
         targets.feasible(connection, requirement, champion, judge, device=device, confidence=confidence)
@@ -47,6 +50,9 @@ def gather(
         trained_on=len(before),
         new_answers=_new_answers(connection, champion, new) if champion else (),
         judge=judge,
+        drift=_drift(connection, trained_at),
+        trained_at=trained_at,
+        trained_seconds=_trained_seconds(connection),
         last_cycle_ended=ended,
         failures=failures,
         last_failure=failed_at,
@@ -123,6 +129,32 @@ def _last_training(connection: Connection, config: Config, target: str) -> dict[
         return {}
     _, rows = snapshot.read(config.state / "snapshots" / f"{id_}.snapshot")
     return {sha: name for sha, (name, _) in rows.items()}
+
+
+def _trained_at(connection: Connection, target: str) -> float | None:
+    """When the last cycle that data asked for, or that trained, began, of those that came to their end."""
+    cycles = schema.cycles
+    trained = (cycles.c.trigger == "data") | cycles.c.id.in_(select(schema.models.c.cycle_id))
+    return connection.execute(
+        select(func.max(cycles.c.started)).where(cycles.c.target == target, cycles.c.state == "done", trained)
+    ).scalar()
+
+
+def _drift(connection: Connection, since: float | None) -> tuple[DriftCheck, ...]:
+    """The checks since the last training, the newest last."""
+    table = schema.drift_checks
+    rows = connection.execute(select(table.c.figures).where(table.c.at > (since or 0.0)).order_by(table.c.id))
+    return tuple(from_dict(DriftCheck, figures) for figures in rows.scalars())
+
+
+def _trained_seconds(connection: Connection) -> float:
+    """Of the trainings of the last 24 hours, whatever came of them."""
+    attempts, stages = schema.attempts, schema.stages
+    spent = func.sum(func.coalesce(attempts.c.ended, now()) - attempts.c.started)
+    of = (stages.c.name == "train", attempts.c.started > now() - DAY)
+    return float(
+        connection.execute(select(spent).join(stages, stages.c.id == attempts.c.stage_id).where(*of)).scalar() or 0.0
+    )
 
 
 def _history(connection: Connection, target: str) -> tuple[float | None, int, float | None, str]:

@@ -74,9 +74,14 @@ class Ground:
         ]
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def folder(self) -> Path:
+        """What passes between this cycle's stages."""
+        return self.state / "cycles" / str(self.cycle)
+
     def work(self, name: str) -> Path:
-        """A folder of this cycle for what passes between stages."""
-        folder = self.state / "cycles" / str(self.cycle) / name
+        """One folder of it, made where it is not there."""
+        folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

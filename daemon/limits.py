@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from daemon.config import Config
 
+POLICIES = ("volume", "new_class", "accuracy", "drift", "drift_unlabelled", "staleness")
 _MOST = 1e7  # a timer of so many minutes still has a date
 _COUNT = (1.0, _MOST)
 _SHARE = (0.0, 1.0)
@@ -28,6 +29,11 @@ _BOUNDS = {  # of the settings that policies/settings.py describes with the stan
     "policies.labels.hold_above": _SHARE,
     "policies.labels.samples": _COUNT,
     "policies.labels.confidence": _CHANCE,
+    "policies.drift.false_alarms_per_100_checks": (0.25, 100.0),
+    "policies.drift.samples": (4.0, _MOST),
+    "policies.staleness.days": (0.0, _MOST),
+    "policies.staleness.samples": _COUNT,
+    "policies.budget.minutes_per_day": (0.0, _MOST),
     "policies.cooldown.minutes": (0.0, _MOST),
     "policies.retry.attempts": _COUNT,
     "policies.retry.first_seconds": (0.01, _MOST),
@@ -53,6 +59,17 @@ def out_of_bounds(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield key, f"must {asked} (is {value:g})"
     if settings["policies.retry.max_seconds"] < settings["policies.retry.first_seconds"]:
         yield "policies.retry.max_seconds", "must not be below policies.retry.first_seconds"
+
+
+def unknown_policies(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Key and sentence of each policy in the rule that there is not, or that stands in both lists."""
+    alone, together = settings["policies.rule.alone"], settings["policies.rule.together"]
+    for key, names in (("policies.rule.alone", alone), ("policies.rule.together", together)):
+        for name in names:
+            if name not in POLICIES:
+                yield key, f"there is no policy {name!r}; there are {', '.join(POLICIES)}"
+    for name in sorted(set(alone) & set(together)):
+        yield "policies.rule.together", f"{name} suffices alone already: name it in one list"
 
 
 def impossible(config: Config) -> Iterator[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """The daemon: one loop over one queue of events. Sources fill it, lanes do the work, children the heavy part.
 
 reader     drops into samples            observer   the champion's answers to new samples
-worker     the running cycle             auditor    labels that are probably wrong
-serving    what Triton should serve (a thread of its own)
+auditor    labels that are wrong         drift      images that look different
+worker     the running cycle             serving    what Triton should serve (a thread of its own)
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from daemon.auditor import Auditor
 from daemon.children import Child
 from daemon.config import Config
 from daemon.constraint_file import take_in
+from daemon.drift_watch import DriftWatch
 from daemon.errors import ConfigError
 from daemon.events import (
     ArtifactLost,
@@ -40,6 +41,8 @@ from daemon.reader import Reader
 from daemon.serving import Serving
 from daemon.sources import Sources, running
 from daemon.worker import Worker
+
+Lane = Reader | Observer | Auditor | DriftWatch | Worker
 
 log = logging.getLogger("relearn")
 TROUBLE_SECONDS = 30.0  # after which it is tried again
@@ -65,7 +68,9 @@ class Daemon:
         self.reader = Reader(config, self.journal, put, self.sources, self.brought)
         self.observer = Observer(config, self.journal, put)
         self.auditor = Auditor(config, self.journal, put)
+        self.drift_watch = DriftWatch(config, self.journal, put)
         self.worker = Worker(config, self.journal, put, self.sources, self.serving, tell)
+        self.lanes: tuple[Lane, ...] = (self.reader, self.observer, self.auditor, self.drift_watch, self.worker)
 
     def run(self) -> None:
         """Runs until SIGTERM or SIGINT. What is unfinished then goes on at the next start."""
@@ -97,14 +102,16 @@ class Daemon:
 
     def step(self) -> bool:
         """Starts one thing. What measures has the machine to itself: nothing begins to compute beside it."""
-        if not self.worker.measures and (self.reader.step() or self.observer.step() or self._audit()):
+        if not self.worker.measures and (self.reader.step() or self.observer.step() or self._look_closer()):
             return True
-        alone = all(lane.child is None for lane in (self.reader, self.observer, self.auditor))
+        alone = all(lane.child is None for lane in (self.reader, self.observer, self.auditor, self.drift_watch))
         return self.decide() or self.worker.step(alone=alone)
 
-    def _audit(self) -> bool:
-        """Labels are audited once all that has come is read: one audit for many drops."""
-        return not self.reader.busy and not self.observer.busy and self.auditor.step()
+    def _look_closer(self) -> bool:
+        """Once all that has come is read its labels are audited, then drift is looked for in what was not held."""
+        if self.reader.busy or self.observer.busy:
+            return False
+        return self.auditor.step() or (not self.auditor.busy and self.drift_watch.step())
 
     def recover(self) -> None:
         """Finds what changed while no daemon ran, and goes on with what was unfinished."""
@@ -115,6 +122,7 @@ class Daemon:
         self.reader.scan()
         self.observer.want()
         self.auditor.want()
+        self.drift_watch.want()
         self.because.append("the daemon started")
         self.serving.tend()
         self.answer_people()
@@ -154,6 +162,7 @@ class Daemon:
                 self.serving.tend()
                 self.observer.stop_overdue()
                 self.auditor.stop_overdue()
+                self.drift_watch.stop_overdue()
             case "timeout":
                 self.worker.stop_overdue()
             case "reading":
@@ -176,15 +185,9 @@ class Daemon:
         elif not self.worker.left(event.token) and lane:
             lane.bury(event.status, event.last_words)
 
-    def lane_of(self, token: str) -> Reader | Observer | Auditor | Worker | None:
+    def lane_of(self, token: str) -> Lane | None:
         """The lane whose child speaks; None: a child of the past."""
-        lanes: tuple[Reader | Observer | Auditor | Worker, ...] = (
-            self.reader,
-            self.observer,
-            self.auditor,
-            self.worker,
-        )
-        return next((lane for lane in lanes if lane.child and lane.child.token == token), None)
+        return next((lane for lane in self.lanes if lane.child and lane.child.token == token), None)
 
     def brought(self, what: str) -> None:
         """A drop was read: the champion is asked about it, then it is decided on."""
@@ -193,10 +196,11 @@ class Daemon:
         self.drops.append(what)
         self.observer.want()
         self.auditor.want()
+        self.drift_watch.want()
 
     def decide(self) -> bool:
         """Decides, once all that has come is known and no cycle runs. False: not now."""
-        busy = any(lane.busy for lane in (self.reader, self.observer, self.auditor, self.worker))
+        busy = any(lane.busy for lane in self.lanes)
         if busy or not (self.drops or self.because):
             return False
         if not self.because and self.sources.unsettled and now() < self.drops_since + PATIENCE_SECONDS:
@@ -239,7 +243,7 @@ class Daemon:
 
     def end_children(self) -> None:
         """Every child is asked to end, and ended if it does not."""
-        children = [lane.child for lane in (self.reader, self.observer, self.auditor, self.worker)]
+        children = [lane.child for lane in self.lanes]
         alive: list[Child] = [child for child in (*children, *self.worker.leaving.values()) if child]
         for child in alive:
             child.stop(grace_seconds=STOP_SECONDS - 2)

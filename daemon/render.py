@@ -45,6 +45,7 @@ def status(view: View) -> RenderableType:
     ]
     parts.append(working(view["working"]))
     parts.append(_data(view["data"]))
+    parts += map(_drift, view["drift"])
     if decision := view["last_decision"]:
         parts.append(Text(f"last decision d{decision['id']}: {decision['action']}: {decision['reason']}"))
     return Group(*parts)
@@ -112,6 +113,12 @@ def _data(view: View) -> RenderableType:
         _row(table, name, *(str(counts.get(role, 0)) for role in ("train", "tune", "judge")))
     rest = ", ".join(f"{words} {view[key]}" for key, words in DATA.items())
     return Group(table, Text(rest))
+
+
+def _drift(check: View) -> RenderableType:
+    if check["alarm"]:
+        return Text(f"DRIFT: {check['reason']} ({clock(check['at'])})", "yellow")
+    return Text(f"no drift: {check['reason']} ({clock(check['at'])})")
 
 
 def watch(console: Console, view: Callable[[], View]) -> None:

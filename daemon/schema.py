@@ -128,6 +128,17 @@ flags = Table(  # labels that the audit takes for wrong, and what a person answe
     Column("answered", Float),
 )
 
+drift_checks = Table(
+    "drift_checks",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String, nullable=False),  # labelled, unlabelled
+    Column("model_id", ForeignKey("models.id"), nullable=False),  # whose embedding told
+    Column("up_to_drop", Integer, nullable=False),  # later ones are in no check of this kind yet
+    Column("figures", JSON, nullable=False),  # policies.facts.DriftCheck
+    Column("at", Float, nullable=False, index=True),
+)
+
 snapshots = Table(
     "snapshots",
     metadata,

@@ -178,6 +178,21 @@ def has_model(connection: Connection, artifact: str) -> bool:
     return connection.execute(model).first() is not None
 
 
+def embedding_model(connection: Connection) -> str | None:
+    """The model whose embedding tells about new images: that of the first target's champion that is in stock."""
+    artifacts, models = schema.artifacts, schema.models
+    for target in requirements(connection):
+        if found := champion(connection, target):
+            stored = connection.execute(
+                select(models.c.id)
+                .join(artifacts, artifacts.c.model_id == models.c.id)
+                .where(artifacts.c.id == found.artifact, models.c.gone.is_(None))
+            ).scalar()
+            if stored is not None:
+                return str(stored)
+    return None
+
+
 def is_beyond_repair(connection: Connection, champion: Champion, repository: Path, target: str) -> bool:
     """Whether nothing is left to serve it from: neither artifact, nor model, nor its version in Triton's folder.
 

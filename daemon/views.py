@@ -19,10 +19,11 @@ from daemon.stock import artifact_folder
 from deploy.triton import Triton, TritonError
 from policies.combine import decide
 from policies.decision import Decision
+from policies.drift import judge_drift
 from policies.evidence import Evidence
-from policies.facts import from_dict, to_dict
+from policies.facts import DriftCheck, from_dict, to_dict
 from policies.labels import DropAudit, hold_drop
-from policies.settings import PoliciesSettings
+from policies.settings import DriftSettings, PoliciesSettings
 
 View = dict[str, Any]
 TRITON_SECONDS = 1.0  # in which it says whether it is there
@@ -38,6 +39,7 @@ def status(connection: Connection, config: Config) -> View:
         "triton": _ask_triton(config.settings.triton.url, found),
         "working": working(connection),
         "data": data(connection),
+        "drift": drift(connection, config.settings.policies.drift),
         "last_decision": next(iter(decisions(connection, 1)), None),
     }
 
@@ -245,6 +247,19 @@ def data(connection: Connection) -> View:
         "flagged": connection.execute(select(func.count()).where(schema.flags.c.state == "open")).scalar(),
         "rejected": connection.execute(select(func.count()).where(schema.rejections.c.gone.is_(None))).scalar(),
     }
+
+
+def drift(connection: Connection, settings: DriftSettings) -> list[View]:
+    """The newest check of each kind of images, and what the policy says of it."""
+    table = schema.drift_checks
+    newest = select(func.max(table.c.id)).group_by(table.c.kind)
+    rows = connection.execute(select(table).where(table.c.id.in_(newest)).order_by(table.c.kind))
+    found = []
+    for row in rows:
+        finding = judge_drift(from_dict(DriftCheck, row.figures), settings)
+        about = {"at": row.at, "model": row.model_id, "up_to_drop": row.up_to_drop}
+        found.append({**row.figures, **about, "alarm": finding.fired, "reason": finding.reason})
+    return found
 
 
 def rejected(connection: Connection) -> list[View]:

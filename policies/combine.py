@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from policies.decision import Decision, Finding
+from policies.drift import drift
 from policies.evidence import Evidence
 from policies.retry import wait_after_cycles
-from policies.settings import PoliciesSettings
-from policies.triggers import accuracy, new_class, volume
+from policies.settings import PoliciesSettings, RuleSettings
+from policies.triggers import accuracy, new_class, staleness, volume
 
+LOOK_AGAIN_SECONDS = 900.0  # after which a spent budget may have room again
 _WORDS = 240  # of a failure's last words, in characters
 
 
@@ -23,6 +25,8 @@ def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
         volume(evidence, settings.volume),
         new_class(evidence, settings.new_class),
         accuracy(evidence, settings.accuracy),
+        *drift(evidence.drift, settings.drift),
+        staleness(evidence, settings.staleness),
     )
     if evidence.constraints_changed:
         return _rejudge(evidence, findings, settings)
@@ -30,7 +34,7 @@ def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
         return Decision("train", f"requested: {evidence.requested}", findings)
     if evidence.lost or evidence.beyond_repair:
         return _replace_lost(evidence, findings, settings)
-    fired = [f"{finding.policy}: {finding.reason}" for finding in findings if finding.fired]
+    fired = [f"{finding.policy}: {finding.reason}" for finding in _that_suffice(findings, settings.rule)]
     if not fired and evidence.unmeasured:
         asked = "the champion has no figures as it is served now (another machine, engine or number of threads)"
         return _backing_off(evidence, asked, findings, settings) or Decision("rejudge", asked, findings)
@@ -38,9 +42,31 @@ def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
         idle = "; ".join(f"{finding.policy}: {finding.reason}" for finding in findings)
         return Decision("nothing", f"{_standing(evidence)}{idle}", findings)
     asked = "; ".join(fired)
-    return _backing_off(evidence, asked, findings, settings) or (
-        _cooling_down(evidence, asked, findings, settings) or Decision("train", asked, findings)
+    return (
+        _backing_off(evidence, asked, findings, settings)
+        or _cooling_down(evidence, asked, findings, settings)
+        or _over_budget(evidence, asked, findings, settings)
+        or Decision("train", asked, findings)
     )
+
+
+def _that_suffice(findings: tuple[Finding, ...], rule: RuleSettings) -> list[Finding]:
+    """What asks for a training: any of those that may alone, or two of those that may only together."""
+    fired = [finding for finding in findings if finding.fired and finding.policy in (*rule.alone, *rule.together)]
+    alone = any(finding.policy in rule.alone for finding in fired)
+    return fired if alone or len(fired) > 1 else []
+
+
+def _over_budget(
+    evidence: Evidence, asked: str, findings: tuple[Finding, ...], settings: PoliciesSettings
+) -> Decision | None:
+    allowed = settings.budget.minutes_per_day
+    spent = evidence.trained_seconds / 60
+    if not allowed or spent < allowed:
+        return None
+    until = evidence.now + LOOK_AGAIN_SECONDS
+    words = f"{spent:.0f} minutes of training in the last 24 hours, budget.minutes_per_day is {allowed:g}"
+    return Decision("wait", f"{asked}; {words}: looked at again at {_clock(until)}", findings, until)
 
 
 def _replace_lost(evidence: Evidence, findings: tuple[Finding, ...], settings: PoliciesSettings) -> Decision:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from policies.facts import ClassCount
+from policies.facts import ClassCount, DriftCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,9 @@ class Evidence:
     trained_on: int = 0  # samples in the snapshot of the last training; 0: never trained
     new_answers: tuple[ClassCount, ...] = ()  # champion's, on new labelled samples of train and tune, never judge
     judge: tuple[ClassCount, ...] = ()  # champion's proof
+    drift: tuple[DriftCheck, ...] = ()  # checks since the last training, the newest last
+    trained_at: float | None = None  # when the last training began
+    trained_seconds: float = 0.0  # of trainings that data asked for, in the last 24 hours
     last_cycle_ended: float | None = None
     failures: int = 0  # cycles failed in a row since the last that did not
     last_failure: float | None = None

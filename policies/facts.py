@@ -63,6 +63,17 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
+class DriftCheck:
+    """A window of images compared with those that a model was tuned on (pipeline/drift.py)."""
+
+    kind: str  # "labelled", "unlabelled"
+    samples: int  # of the window that were compared
+    reference: int
+    statistic: float  # area under the ROC curve; 0.5: not told apart
+    chance: float  # share of clean windows of that size that look at least as different
+
+
+@dataclass(frozen=True, slots=True)
 class ClassCount:
     """How many judge samples of one class there are, and how many were answered rightly."""
 

@@ -49,6 +49,39 @@ class LabelSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DriftSettings:
+    """Images that look different."""
+
+    __pydantic_config__ = FORBID
+    false_alarms_per_100_checks: float = 1.0
+    samples: int = 10  # images that have to have come; fewer wait for more
+
+
+@dataclass(frozen=True, slots=True)
+class StalenessSettings:
+    """A champion that is old, and new data."""
+
+    __pydantic_config__ = FORBID
+    days: float = 0.0  # since the last training; 0: age alone asks for none
+    samples: int = 1  # new labelled ones
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSettings:
+    __pydantic_config__ = FORBID
+    minutes_per_day: float = 0.0  # of training that data may ask for, in any 24 hours; 0: no limit
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSettings:
+    """Which policies ask for a training alone, and which only together with another."""
+
+    __pydantic_config__ = FORBID
+    alone: tuple[str, ...] = ("volume", "new_class", "accuracy", "drift", "staleness")
+    together: tuple[str, ...] = ("drift_unlabelled",)
+
+
+@dataclass(frozen=True, slots=True)
 class CooldownSettings:
     __pydantic_config__ = FORBID
     minutes: float = 10.0  # between the end of one cycle and the start of the next that data asks for
@@ -68,6 +101,10 @@ class PoliciesSettings:
     volume: VolumeSettings = field(default_factory=VolumeSettings)
     new_class: NewClassSettings = field(default_factory=NewClassSettings)
     accuracy: AccuracySettings = field(default_factory=AccuracySettings)
+    drift: DriftSettings = field(default_factory=DriftSettings)
+    staleness: StalenessSettings = field(default_factory=StalenessSettings)
+    rule: RuleSettings = field(default_factory=RuleSettings)
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
     labels: LabelSettings = field(default_factory=LabelSettings)
     cooldown: CooldownSettings = field(default_factory=CooldownSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)

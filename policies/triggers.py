@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from policies.decision import Finding
 from policies.evidence import Evidence
-from policies.settings import AccuracySettings, NewClassSettings, VolumeSettings
+from policies.settings import AccuracySettings, NewClassSettings, StalenessSettings, VolumeSettings
 from policies.statistics import clopper_pearson
 
 
@@ -74,6 +74,18 @@ def new_class(evidence: Evidence, settings: NewClassSettings) -> Finding:
         said.append(f"{name} has {count} samples{known}")
     reason = f"unknown to the champion: {', '.join(said)}; it takes {settings.samples}"
     return Finding("new_class", fired, reason)
+
+
+def staleness(evidence: Evidence, settings: StalenessSettings) -> Finding:
+    """The last training is long ago, and there is something new to learn."""
+    if not settings.days or evidence.trained_at is None:
+        off = "age alone asks for no training" if not settings.days else "nothing was trained yet"
+        return Finding("staleness", False, off)
+    age = max(evidence.now - evidence.trained_at, 0.0) / 86_400
+    new = sum(evidence.new_by_class.values())
+    fired = age >= settings.days and new >= settings.samples
+    takes = f"it takes {settings.days:g} days and {settings.samples}"
+    return Finding("staleness", fired, f"the last training is {age:.1f} days old, {new:,} samples are new; {takes}")
 
 
 def accuracy(evidence: Evidence, settings: AccuracySettings) -> Finding:

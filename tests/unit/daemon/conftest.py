@@ -387,6 +387,15 @@ def answer(stage, inputs, earlier):
         answers = {"samples": inputs["samples"], "predicted": [0] * count, "confidence": [0.9] * count}
         Path(inputs["answers"]).write_text(json.dumps(answers))
         return {"answers": inputs["answers"], "n": count}
+    if stage == "drift":
+        asked = json.loads(Path(inputs["windows"]).read_text())
+        figures = [
+            {"kind": window["kind"], "samples": len(window["samples"]), "reference": len(asked["reference"]["samples"]),
+             "statistic": 0.9, "chance": 0.0025}
+            for window in asked["windows"]
+        ]
+        Path(inputs["compared"]).write_text(json.dumps(figures))
+        return {"compared": inputs["compared"], "n": 1}
     if stage == "audit":
         rows = json.loads(Path(inputs["rows"]).read_text())
         wrong = HERE / "wrong.json"

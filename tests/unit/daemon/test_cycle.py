@@ -732,6 +732,13 @@ def test_a_champion_that_is_lost_with_its_model_is_compared_on_what_it_answered(
     assert len(lane.world.rows(schema.answers, artifact_id="old")) == 4
 
 
+def test_what_a_killed_child_left_half_written_goes(lane: Lane) -> None:
+    rest = lane.cycle.ground.work("answers") / ".built.json.4711.tmp"
+    rest.write_text("{")
+    lane.killed()
+    assert not rest.exists()
+
+
 def test_pixels_that_are_gone_are_decoded_again(lane: Lane) -> None:
     lane.stand_in.behave(train=["hang", "ok"])
     lane.cycle.advance()

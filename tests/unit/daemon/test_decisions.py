@@ -255,8 +255,15 @@ def test_a_decision_is_stored_with_all_that_it_rests_on(decide: Decide, world: W
     assert view["evidence"]["now"] == view["at"] == clock[0]
     assert view["settings"] == to_dict(world.config.settings.policies)
     assert view["policy"] == 1
-    assert [finding["policy"] for finding in view["findings"]] == ["volume", "new_class", "accuracy"]
-    assert [finding["fired"] for finding in view["findings"]] == [True, False, False]
+    assert [finding["policy"] for finding in view["findings"]] == [
+        "volume",
+        "new_class",
+        "accuracy",
+        "drift",
+        "drift_unlabelled",
+        "staleness",
+    ]
+    assert [finding["fired"] for finding in view["findings"]] == [True, *[False] * 5]
 
 
 def test_a_decision_is_replayed_with_the_settings_of_its_time(decide: Decide, world: World, config: Config) -> None:

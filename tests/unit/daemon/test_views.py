@@ -71,6 +71,7 @@ def test_status_of_an_empty_workspace(config: Config, journal: Engine) -> None:
         "triton": {"url": config.settings.triton.url, "answers": False, "ready": {}},
         "working": None,
         "data": {"classes": {}, "unlabelled": 0, "in_conflict": 0, "held": 0, "flagged": 0, "rejected": 0},
+        "drift": [],
         "last_decision": None,
     }
 

@@ -72,7 +72,7 @@ def test_decide(change: dict[str, Any], action: str, said: str) -> None:
     decision = decide(dataclasses.replace(QUIET, **change), SETTINGS)
     assert (decision.action, said in decision.reason) == (action, True), decision.reason
     assert (decision.until is not None) == (action == "wait")
-    assert len(decision.findings) == 3
+    assert len(decision.findings) == 6
 
 
 def test_waits_say_until_when() -> None:

@@ -1,0 +1,168 @@
+"""The lane that looks for drift: what has come since the last check, compared with what the champion was tuned on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, select
+
+from daemon import jobs, labels, schema, snapshot, targets
+from daemon.children import Child
+from daemon.config import Config
+from daemon.events import Event
+from daemon.journal import add, get, now
+from daemon.stock import model_folder
+from policies.facts import DriftCheck, Job, StageOrder, from_dict, to_dict
+
+log = logging.getLogger("relearn")
+KINDS = ("labelled", "unlabelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Images that came since the last check of their kind."""
+
+    kind: str
+    up_to_drop: int
+    samples: list[str]  # SHA-256 in hex
+    labels: list[int] | None  # indices of the model's classes
+
+
+class DriftWatch:
+    """Small drops gather here until there are enough to compare."""
+
+    def __init__(self, config: Config, journal: Engine, put: Callable[[Event], None]) -> None:
+        self.config = config
+        self.journal = journal
+        self.put = put
+        self.child: Child | None = None
+        self.due = False
+        self.model = ""
+        self.windows: list[Window] = []  # that are being compared
+
+    @property
+    def busy(self) -> bool:
+        return self.child is not None or self.due
+
+    def want(self) -> None:
+        """Something has come."""
+        self.due = True
+
+    def step(self) -> bool:
+        """Begins a comparison, where enough has come. False: nothing is due, or one is under way."""
+        if self.child is not None or not self.due:
+            return False
+        self.due = False
+        with self.journal.connect() as connection:
+            model = targets.embedding_model(connection)
+            if model is None:
+                return True
+            reference = self._reference(connection, model)
+            least = self.config.settings.policies.drift.samples
+            found = [self._window(connection, model, kind, reference["labels"]) for kind in KINDS]
+        self.windows = [window for window in found if len(window.samples) >= least]
+        if self.windows and len(reference["samples"]) >= 2 * least:
+            self.model = model
+            self._start(reference)
+        return True
+
+    def _reference(self, connection: Connection, model: str) -> dict[str, list[Any]]:
+        """The tune samples of the model's own snapshot: images that it has not learnt from."""
+        row = get(connection, schema.models, model)
+        index = {name: number for number, name in enumerate(row.classes)}
+        _, rows = snapshot.read(self.config.state / "snapshots" / f"{row.snapshot_id}.snapshot")
+        tune = {sha.hex(): index[name] for sha, (name, role) in rows.items() if role == "tune" and name in index}
+        return {"samples": list(tune), "labels": list(tune.values())}
+
+    def _window(self, connection: Connection, model: str, kind: str, tuned: list[int]) -> Window:
+        """What came since the last check of this kind; of classes that the reference has two images of at least."""
+        checks = schema.drift_checks
+        last = connection.execute(select(func.max(checks.c.up_to_drop)).where(checks.c.kind == kind)).scalar() or 0
+        row = get(connection, schema.models, model)
+        _, known = snapshot.read(self.config.state / "snapshots" / f"{row.snapshot_id}.snapshot")
+        found = self._labelled(connection) if kind == "labelled" else self._unlabelled(connection)
+        counts = Counter(tuned)
+        index = {name: number for number, name in enumerate(row.classes) if counts[number] > 1}
+        come = [
+            (drop, sha, name)
+            for drop, sha, name in found
+            if drop > last and sha not in known and (name is None or name in index)
+        ]
+        up_to = max((drop for drop, _, _ in come), default=last)
+        given = [index[name] for _, _, name in come if name is not None] if kind == "labelled" else None
+        return Window(kind, up_to, [sha.hex() for _, sha, _ in come], given)
+
+    def _labelled(self, connection: Connection) -> list[tuple[int, bytes, str | None]]:
+        """Drop, hash and class of what may be used to train and tune: of judge nothing is looked at."""
+        said, samples = labels.current(), schema.samples
+        rows, _ = snapshot.usable(connection)
+        usable = {row.sample: row for row in rows if row.role != "judge"}
+        drops = connection.execute(
+            select(said.c.sample_id, func.max(said.c.drop_id))
+            .join(samples, samples.c.id == said.c.sample_id)
+            .group_by(said.c.sample_id)
+        )
+        return [(drop, usable[id_].sha256, usable[id_].name) for id_, drop in drops if id_ in usable]
+
+    def _unlabelled(self, connection: Connection) -> list[tuple[int, bytes, str | None]]:
+        occurrences, samples = schema.occurrences, schema.samples
+        rows = connection.execute(
+            select(func.max(occurrences.c.drop_id), samples.c.sha256)
+            .join(samples, samples.c.id == occurrences.c.sample_id)
+            .where(occurrences.c.gone.is_(None), occurrences.c.class_name.is_(None))
+            .group_by(samples.c.sha256)
+        )
+        return [(drop, sha, None) for drop, sha in rows]
+
+    def _start(self, reference: dict[str, list[Any]]) -> None:
+        folder = self.config.state / "audits"
+        folder.mkdir(parents=True, exist_ok=True)
+        windows = [{"kind": w.kind, "samples": w.samples, "labels": w.labels} for w in self.windows]
+        asked = folder / "windows.json"
+        asked.write_text(json.dumps({"reference": reference, "windows": windows}), encoding="utf-8")
+        threads = self.config.settings.compute.serve_threads
+        inputs = {
+            "model": str(model_folder(self.config.state, self.model)),
+            "store": str(self.config.state / "store"),
+            "embeddings": str(self.config.state / "embeddings" / self.model),
+            "windows": str(asked),
+            "compared": str(folder / "compared.json"),
+            "seed": self.config.settings.train.seed,
+            "threads": threads,
+        }
+        token = f"drift.{self.model}." + ".".join(str(window.up_to_drop) for window in self.windows)
+        job = Job(token, "pipeline", (StageOrder("drift", inputs),), threads=threads)
+        (folder / "drift.json").write_text(json.dumps(to_dict(job)), encoding="utf-8")
+        environment = jobs.environment(threads)
+        self.child = Child(token, "pipeline", [str(folder / "drift.json")], self.put, environment=environment)
+
+    def stop_overdue(self) -> None:
+        """Stops a child that hangs; what came is compared with the next drop."""
+        minutes = self.config.settings.compute.stage_timeout_minutes
+        if self.child is not None and self.child.age > minutes * 60:
+            log.warning("the look for drift took longer than compute.stage_timeout_minutes")
+            self.child.stop(grace_seconds=5.0)
+
+    def hear(self, line: dict[str, Any]) -> None:
+        if line["event"] == "failed":
+            log.warning("no drift could be looked for: %s", line["error"])
+        if line["event"] != "finished":
+            return
+        said = json.loads(Path(line["outputs"]["compared"]).read_text(encoding="utf-8"))
+        with self.journal.begin() as connection:
+            for window, figures in zip(self.windows, said, strict=True):
+                check = from_dict(DriftCheck, figures)
+                about = {"model_id": self.model, "up_to_drop": window.up_to_drop, "at": now()}
+                add(connection, schema.drift_checks, kind=window.kind, figures=to_dict(check), **about)
+
+    def bury(self, status: int, last_words: str) -> None:
+        if status != 0:
+            log.warning("the look for drift ended with status %d: %s", status, last_words[-500:])
+        self.child = None
+        self.windows = []

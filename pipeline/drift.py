@@ -1,0 +1,129 @@
+"""Stage `drift`: whether images look different from those that the model was tuned on, by its own embedding.
+
+The classifier two-sample test in its simplest form (Lopez-Paz and Oquab, ICLR 2017): two folds; on one the direction
+between the two means is taken, each number scaled by its spread; on the other the area under the ROC curve along it
+says how well the sides are told apart. Of seven tests tried it saw most with few images.
+
+The threshold is calibrated, not looked up: windows of the same size are drawn from `tune` itself and compared with the
+rest of it, and what that gives by chance is the scale. Embeddings of `train` would not do: a model knows its own
+training images. Where the labels are known, each image is compared with its own class (the class's mean on `tune` is
+taken off), so that another mix of classes is no drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.durable import read_json, write_json
+from pipeline.embedding import Embeddings, embed_all
+from policies.job import Outputs, Report
+
+DRAWS = 400  # of clean windows
+SPLITS = 4  # into two folds, each way round: one split alone is noisy
+LARGEST = 256  # images of a window: more would only cost time
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A window compared with the reference. `chance`: the share of clean windows that look at least as different."""
+
+    samples: int
+    reference: int
+    statistic: float  # area under the ROC curve; 0.5: not told apart
+    chance: float
+
+
+def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], report: Report) -> Outputs:
+    """The stage, on a file {"reference": {"samples": [SHA-256 in hex], "labels": [int]}, "windows": [{"kind": str,
+    "samples": [SHA-256 in hex], "labels": [int] or null}]}.
+
+    It writes [{"kind", "samples", "reference", "statistic", "chance"}, …].
+    """
+    asked = read_json(Path(inputs["windows"]))
+    model, store, folder = Path(inputs["model"]), Path(inputs["store"]), Path(inputs["embeddings"])
+    reference = asked["reference"]
+    names = [bytes.fromhex(name) for part in (reference, *asked["windows"]) for name in part["samples"]]
+    found = embed_all(model, store, folder, names, int(inputs["threads"]), report)
+    known, labels = found[: len(reference["samples"])], np.array(reference["labels"], np.int64)
+    said = []
+    at = len(known)
+    for window in asked["windows"]:
+        part = found[at : at + len(window["samples"])]
+        at += len(part)
+        given = None if window["labels"] is None else np.array(window["labels"], np.int64)
+        draw = np.random.default_rng(int(inputs["seed"]))
+        said.append({"kind": window["kind"], **asdict(compare(known, labels, part, given, draw))})
+    write_json(Path(inputs["compared"]), said)
+    return {"compared": str(inputs["compared"]), "n": len(names)}
+
+
+def compare(
+    reference: Embeddings, labels: Labels, window: Embeddings, given: Labels | None, draw: np.random.Generator
+) -> Comparison:
+    """A window of n images with a reference of at least 2 n; a larger window is drawn from.
+
+    labels: classes of the reference; given: of the window, None where they are not known. The window's classes have
+    to be among the reference's.
+    """
+    number = min(len(window), len(reference) // 2, LARGEST)
+    chosen = np.sort(draw.permutation(len(window))[:number])
+    if given is None:
+        base, seen = reference, window[chosen]
+    else:
+        means = _class_means(reference, labels)
+        base, seen = _off(reference, labels, means), window[chosen] - means[given[chosen]]
+    statistic = tell_apart(base[draw.permutation(len(base))[: len(base) - number]], seen, draw)
+    clean = np.array([_draw_clean(base, number, draw) for _ in range(DRAWS)])
+    chance = (1 + int((clean >= statistic).sum())) / (1 + DRAWS)
+    return Comparison(number, len(reference), statistic, chance)
+
+
+def tell_apart(reference: Embeddings, window: Embeddings, draw: np.random.Generator) -> float:
+    """The mean area under the ROC curve over splits into two folds."""
+    areas = []
+    for _ in range(SPLITS):
+        one, other = _halve(reference, draw), _halve(window, draw)
+        for fitted, asked in ((0, 1), (1, 0)):
+            spread = one[fitted].std(0) + 1e-6
+            direction = (other[fitted].mean(0) - one[fitted].mean(0)) / spread**2
+            areas.append(_area(one[asked] @ direction, other[asked] @ direction))
+    return float(np.mean(areas))
+
+
+def _draw_clean(base: Embeddings, number: int, draw: np.random.Generator) -> float:
+    order = draw.permutation(len(base))
+    return tell_apart(base[order[number:]], base[order[:number]], draw)
+
+
+def _halve(rows: Embeddings, draw: np.random.Generator) -> tuple[Embeddings, Embeddings]:
+    order = draw.permutation(len(rows))
+    return rows[order[: len(rows) // 2]], rows[order[len(rows) // 2 :]]
+
+
+def _area(low: NDArray[np.float32], high: NDArray[np.float32]) -> float:
+    """How often a value of `high` is above one of `low`, ties counted half (Mann and Whitney)."""
+    ordered = np.sort(low)
+    below = np.searchsorted(ordered, high, "left") + np.searchsorted(ordered, high, "right")
+    return float(below.mean() / (2 * len(low)))
+
+
+def _class_means(rows: Embeddings, labels: Labels) -> Embeddings:
+    means = np.zeros((int(labels.max()) + 1, rows.shape[1]), np.float32)
+    for label in np.unique(labels):
+        means[label] = rows[labels == label].mean(0)
+    return means
+
+
+def _off(rows: Embeddings, labels: Labels, means: Embeddings) -> Embeddings:
+    """Each row less the mean of its class's *other* rows: of a row in its own mean the distance would be too small."""
+    counts = np.bincount(labels, minlength=len(means)).astype(np.float32)[labels][:, None]
+    scale = np.where(counts > 1, counts / np.maximum(counts - 1, 1), 1)
+    residual: Embeddings = ((rows - means[labels]) * scale).astype(np.float32)
+    return residual
