@@ -177,6 +177,8 @@ class Sources:
 
     def stop(self) -> None:
         logging.getLogger("watchdog").removeHandler(self._overflow)
+        self.scheduler.pause()
+        self.scheduler.remove_all_jobs()  # waits for a round of it: one that is shut down in the midst raises
         self.scheduler.shutdown(wait=False)
         for observer in self._observers:
             observer.stop()
