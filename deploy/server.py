@@ -6,6 +6,7 @@ backend needs numpy below 2. The server listens on 127.0.0.1 only and dies with 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+import psutil
+
 from deploy import durable
 from deploy.lifeline import tether
 from deploy.triton import Triton
@@ -27,6 +30,7 @@ from deploy.triton import Triton
 ENVIRONMENT = "RELEARN_TRITON_ENV"
 CHECKOUT = Path(__file__).resolve().parent.parent
 SHARED_MEMORY = Path("/dev/shm")
+SERVER, STUB = "tritonserver", "triton_python_backend_stub"
 START_SECONDS, STOP_SECONDS = 60.0, 10.0
 
 _ASK_PYTHON = (
@@ -96,7 +100,7 @@ def find_libpython(minor: str, libdir: str | None, multiarch: str | None, librar
 def assemble_backend(installation: Installation, cache: Path) -> Path:
     """A backends folder with the Python backend and the stub of the right Python; returns it."""
     packaged = installation.wheel / "tritonserver"
-    stub = packaged / "python_backend_stubs" / installation.minor / "triton_python_backend_stub"
+    stub = packaged / "python_backend_stubs" / installation.minor / STUB
     if not stub.exists():
         raise ServerError(f"nvidia-pytriton has no backend for Python {installation.minor}: take 3.11 to 3.13")
     backends = cache / f"triton-backends-{installation.minor}-{stub.stat().st_mtime_ns}"
@@ -167,7 +171,8 @@ class Server:
         refuse_taken(self.grpc_port, self.http_port, self.metrics_port)
         self._log_file: IO[bytes] = self.log.open("ab")
         self._regions = name_regions(repository)
-        clean_regions(self._regions)  # of a server that was killed
+        end_orphans(self._regions)  # of a server that was killed
+        clean_regions(self._regions)
         self.process = subprocess.Popen(
             tether(self._command(installation, backends, repository, load)),
             env=child_environment(installation),
@@ -261,6 +266,19 @@ def kill_group(group: int) -> None:
 def name_regions(repository: Path) -> str:
     """The prefix of the server's files in shared memory: its own, so that those of others are left alone."""
     return f"relearn_triton_{hashlib.sha256(str(repository.resolve()).encode()).hexdigest()[:12]}_"
+
+
+def end_orphans(prefix: str) -> None:
+    """Kills backend processes with shared memory of this prefix that no server owns any more.
+
+    They watch their server and end with it; one that is caught while it starts may miss that.
+    """
+    for process in psutil.process_iter(["name", "cmdline"]):
+        ours = any(argument.startswith(prefix) for argument in process.info["cmdline"] or ())
+        with contextlib.suppress(psutil.Error):
+            parent = process.parent()
+            if ours and (process.info["name"] or "").startswith(STUB[:15]) and not (parent and parent.name() == SERVER):
+                process.kill()
 
 
 def clean_regions(prefix: str) -> None:

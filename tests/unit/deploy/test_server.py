@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,26 @@ def test_it_starts_with_its_models_and_leaves_nothing_behind(
     for port in (server.grpc_port, server.http_port, server.metrics_port):
         socket.create_server(("127.0.0.1", port)).close()
     assert names(root) == ["edge"]
+
+
+def test_backend_processes_without_a_server_are_ended(root: Path, triton_cache: Path, tmp_path: Path) -> None:
+    """Of this repository alone; one that is caught while it starts does not see that its server was killed."""
+    stub = tmp_path / "triton_python_backend_stub"
+    stub.symlink_to("/bin/sleep")
+    ours, others = (
+        subprocess.Popen(["/bin/sh", "-c", f'exec -a "{prefix}1" "{stub}" 600'], executable="/bin/bash")
+        for prefix in (name_regions(root), name_regions(tmp_path))
+    )
+    try:
+        while not all(psutil.Process(p.pid).name().startswith("triton_python_b") for p in (ours, others)):
+            threading.Event().wait(0.01)
+        with Server(root, triton_cache, log=tmp_path / "log"):
+            assert ours.wait(10) == -signal.SIGKILL
+            assert others.poll() is None
+    finally:
+        for process in (ours, others):
+            process.kill()
+            process.wait()
 
 
 def test_it_listens_on_this_machine_only(root: Path, triton_cache: Path, tmp_path: Path) -> None:
