@@ -192,6 +192,37 @@ def retrain(
 
 
 @app.command()
+def benchmark(
+    patterns: Annotated[
+        list[str] | None, typer.Argument(help="Architectures of timm, with * and ?; all without.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The target whose size and load count; else the first.")] = None,
+    classes: Annotated[int, typer.Option(min=2, help="Of the networks that are drawn.")] = 10,
+    seconds: Annotated[float, typer.Option(min=1, help="That one architecture may take.")] = 300.0,
+    memory_mb: Annotated[float, typer.Option(min=100, help="That one of its processes may take.")] = 8_000.0,
+    table: Annotated[Path | None, typer.Option("--csv", help="Each row is added to this file as it comes.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure what has a row already too.")] = False,
+    workspace: Workspace = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Measures architectures of timm, untrained, on this machine: latency, throughput, memory, size."""
+    from daemon import benchmark as benchmarks
+    from daemon import constraint_file, render
+
+    config = configuration.load(workspace)
+    file = config.constraints / f"{target}.toml" if target else min(config.constraints.glob("*.toml"), default=None)
+    if file is None:
+        raise UsageError(f"{config.constraints}: there is no constraint file that says size and load")
+    order = benchmarks.order_for(constraint_file.read(file), classes, seconds, memory_mb)
+    names = benchmarks.find_names(patterns or [])
+    rows = []
+    for row in benchmarks.benchmark(config, names, order, table, again=again):
+        rows.append(row)
+        errors.print(f"{len(rows)} of {len(names)}: {render.benchmarked(row)}", markup=False, highlight=False)
+    show(rows, render.benchmarks, as_json)
+
+
+@app.command()
 def audit(
     labels: Annotated[Path, typer.Option(help="A .npy file: the index of each label's class, (n,).")],
     probabilities: Annotated[Path, typer.Option(help="A .npy file: out-of-sample probabilities, (n, classes).")],

@@ -30,6 +30,10 @@ class WorkspaceBusy(RelearnError):
     """Another daemon already runs on this workspace; stop it first, or choose another with --workspace."""
 
 
+class DaemonRuns(RelearnError):
+    """A daemon runs on this workspace, and what measures needs the machine to itself: stop it first."""
+
+
 class DaemonNotRunning(RelearnError):
     """No daemon runs on this workspace; start it with `relearn run`."""
 

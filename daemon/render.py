@@ -142,6 +142,23 @@ def flags(view: View) -> RenderableType:
     return Group(table, *held, Text(f"{len(view['flags']):,} open; {answers}"))
 
 
+def benchmarked(row: View) -> str:
+    """One row, in a line."""
+    if row["error"]:
+        return f"{row['architecture']}: {row['error']}"
+    return f"{row['architecture']}: p95 {row['latency_p95_ms']:.3g} ms, {row['throughput']:,.0f} images/s"
+
+
+def benchmarks(view: Sequence[View]) -> RenderableType:
+    """The fastest first, then what failed."""
+    columns = ("p95 ms", "img/s", "memory MB", "MB", "parameters", "why not")
+    table = Table(Column("architecture", no_wrap=True), *columns)
+    for row in sorted(view, key=lambda row: (row["error"] is not None, row.get("latency_p95_ms") or 0.0)):
+        keys = ("latency_p95_ms", "throughput", "memory_mb", "artifact_mb", "parameters")
+        _row(table, row["architecture"], *(number(row.get(key)) for key in keys), row["error"] or "")
+    return table
+
+
 def audit(view: View) -> RenderableType:
     rate = view["noise_rate"]
     table = Table("index", "given", "suggested", Column("score", justify="right"))

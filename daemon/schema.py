@@ -270,6 +270,22 @@ measurements = Table(
     Column("at", Float, nullable=False),
 )
 
+benchmarks = Table(  # of architectures, untrained
+    "benchmarks",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("architecture", String, nullable=False, index=True),
+    Column("height", Integer, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("classes", Integer, nullable=False),
+    Column("batch_size", Integer, nullable=False),
+    Column("concurrency", Integer, nullable=False),
+    Column("device", String, nullable=False),
+    Column("figures", JSON, nullable=False),  # as far as it came
+    Column("error", String),  # why it came no further
+    Column("at", Float, nullable=False),
+)
+
 proofs = Table(
     "proofs",
     metadata,

@@ -1,0 +1,43 @@
+"""The architectures of timm that patterns name.
+
+    python -m pipeline.names PATTERN…
+
+prints their names as a JSON list. Exit 2: a pattern names none, standard error says which are near.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import timm
+
+from pipeline.settings import check_name
+from policies.job import StageError
+
+
+def find_architectures(patterns: list[str]) -> list[str]:
+    """All names that a pattern (with * and ?) matches, each once, in timm's order; without a pattern all of timm's.
+
+    Raises StageError where a pattern matches nothing.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns or ["*"]:
+        names = timm.list_models(pattern)
+        if not names:
+            check_name("the architecture", pattern, timm.list_models())
+        found |= dict.fromkeys(names)
+    return list(found)
+
+
+def main() -> int:
+    try:
+        print(json.dumps(find_architectures(sys.argv[1:])))
+    except StageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
