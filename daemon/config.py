@@ -128,7 +128,7 @@ class Train(Section):
 
 
 class Build(Section):
-    engine: Literal["onnxruntime"] = "onnxruntime"
+    engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
     precision: Literal["fp32"] = "fp32"
 
 

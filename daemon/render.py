@@ -186,17 +186,14 @@ def cycles(view: Sequence[View]) -> RenderableType:
 
 
 def models(view: Sequence[View]) -> RenderableType:
+    columns = ("cl.", "tune", "judge", "p95 ms", "img/s", "MB", "memory")
     table = Table(
         Column("artifact", no_wrap=True, min_width=16),
-        "architecture",
-        "classes",
-        "tune",
-        "judge",
-        "p95 ms",
-        "img/s",
-        "MB",
-        "memory",
+        Column("architecture", overflow="fold"),
+        *(Column(name, justify="right", no_wrap=True) for name in columns),
         "serves",
+        box=None,
+        pad_edge=False,
     )
     for model in view:
         figures = model["measurement"] or {}

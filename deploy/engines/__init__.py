@@ -20,6 +20,7 @@ Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 ENGINES = {
     "onnxruntime": "deploy.engines.onnxruntime",
+    "openvino": "deploy.engines.openvino",
 }
 
 

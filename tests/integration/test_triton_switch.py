@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
+from deploy import build
 from deploy import repository as disk
 from deploy import switch as switching
 from deploy.config_pbtxt import Serving
@@ -24,7 +25,7 @@ from deploy.repository import RepositoryError
 from deploy.server import Server, free_ports
 from deploy.switch import STEPS, Switch, SwitchFailed, mend, run_step, undo
 from deploy.triton import Triton, TritonRefused, TritonUnavailable
-from tests.unit.deploy.models import ROUNDING, answer, class_names, make_artifact, noise, rewrite, tree
+from tests.unit.deploy.models import ROUNDING, answer, class_names, make_artifact, noise, order, rewrite, tree
 
 EIGHT, TEN = class_names(8, "old"), class_names(10, "new")
 IMAGES = noise(40, seed=1)
@@ -530,6 +531,19 @@ def test_a_backend_process_that_died_is_mended(
         eventually(lambda: process.status() == psutil.STATUS_ZOMBIE)
         assert mend(switch, triton) is not None
         assert_served(triton, switch, old)
+
+
+def test_a_version_of_another_engine_takes_over(target: str, root: Path, triton: Triton, old: Known) -> None:
+    """The same model, built for OpenVINO: the answers stay, what lies in the version's folder is the other engine's."""
+    promote(Switch(root, target, old.folder, 1, serving=ONE), triton)
+    model = old.folder.parents[1] / f"model-{len(EIGHT)}-1"
+    built = build.run(order(model, old.folder.parent, engine="openvino"), {}, lambda *_, **__: None)
+    switch = Switch(root, target, Path(built["path"]), 2, before=1, serving=ONE)
+    promote(switch, triton)
+    found, version = triton.infer(target, IMAGES[:4])
+    assert (version, old.agrees(found, list(range(4)))) == (2, True)
+    assert {"model.xml", "model.bin"} <= {file.name for file in (root / target / "2").iterdir()}
+    assert mend(switch, triton) is None
 
 
 def test_one_dead_instance_of_two_is_found_and_mended(

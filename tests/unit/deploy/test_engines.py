@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -95,34 +96,53 @@ def test_one_runner_may_be_asked_by_several_threads_at_once(model: Path, out: Pa
         np.testing.assert_allclose(probabilities, answer(model / "model.onnx", images), atol=ROUNDING)
 
 
+@pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("precision", ["int8", "fp16", "FP32", ""])
-def test_a_precision_that_it_does_not_build_is_refused(model: Path, out: Path, precision: str) -> None:
-    with pytest.raises(ValueError, match=f"^onnxruntime builds fp32, not {precision!r}$"):
-        find_engine("onnxruntime").build(model, out, precision)
+def test_a_precision_that_it_does_not_build_is_refused(model: Path, out: Path, precision: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} builds fp32, not {precision!r}$"):
+        find_engine(name).build(model, out, precision)
     assert names(out) == []
 
 
+@pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("ends", [("x", "probabilities"), ("images", "y")])
-def test_a_graph_with_other_ends_is_refused(model: Path, out: Path, ends: tuple[str, str]) -> None:
+def test_a_graph_with_other_ends_is_refused(model: Path, out: Path, ends: tuple[str, str], name: str) -> None:
     write_graph(model / "model.onnx", 4, ends=ends)
     with pytest.raises(ValueError, match=r"not images and probabilities$") as refused:
-        find_engine("onnxruntime").build(model, out, "fp32")
+        find_engine(name).build(model, out, "fp32")
     assert str(refused.value).startswith(f"{model / 'model.onnx'} has inputs ['{ends[0]}'] and outputs ['{ends[1]}']")
     assert names(out) == []
 
 
+@pytest.mark.parametrize(("name", "graph"), [("onnxruntime", "model.onnx"), ("openvino", "model.xml")])
 @pytest.mark.parametrize("content", [b"", b"junk", None], ids=["empty", "junk", "missing"])
-def test_what_is_no_graph_is_named_at_load_and_at_build(model: Path, out: Path, content: bytes | None) -> None:
-    file = model / "model.onnx"
-    file.unlink()
+def test_what_is_no_graph_is_named_at_load_and_at_build(
+    model: Path, out: Path, content: bytes | None, name: str, graph: str
+) -> None:
+    (model / "model.onnx").unlink()
     if content is not None:
-        file.write_bytes(content)
-    engine = find_engine("onnxruntime")
-    for attempt in (lambda: engine.load(model, 1), lambda: engine.build(model, out, "fp32")):
-        with pytest.raises(ValueError, match="is no graph that ONNX Runtime can run") as refused:
+        for file in ("model.onnx", graph):
+            (model / file).write_bytes(content)
+    engine = find_engine(name)
+    for file, attempt in (
+        (graph, lambda: engine.load(model, 1)),
+        ("model.onnx", lambda: engine.build(model, out, "fp32")),
+    ):
+        with pytest.raises(ValueError, match="is no graph that") as refused:
             attempt()
-        assert str(refused.value).startswith(f"{file} ")
+        assert str(refused.value).startswith(f"{model / file} ")
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_images_of_another_shape_are_refused_in_words(model: Path, out: Path, name: str) -> None:
+    engine = find_engine(name)
+    engine.build(model, out, "fp32")
+    run = engine.load(out, 1)
+    with pytest.raises(ValueError, match=r"cannot run the graph on uint8 \(2, 5\)"):
+        run(np.zeros((2, 5), np.uint8))
+    assert run(noise(2)).shape == (2, 4)  # and it goes on
 
 
 def test_the_version_is_that_of_the_runtime() -> None:
     assert engines.find_engine("onnxruntime").version() == onnxruntime.__version__
+    assert engines.find_engine("openvino").version() == importlib.metadata.version("openvino")
