@@ -10,26 +10,24 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from daemon import decisions, flags, jobs, schema, snapshot, targets
-from daemon.children import Child
+from daemon import decisions, flags, schema, snapshot, targets
 from daemon.config import Config
+from daemon.errand import Errand
 from daemon.events import Event
 from daemon.journal import change, now
 from daemon.stock import model_folder
-from policies.facts import Job, StageOrder, to_dict
 from policies.labels import hold_drop
 
 log = logging.getLogger("relearn")
 
 
-class Auditor:
+class Auditor(Errand):
     """Drops wait here for a champion to audit them by; a drop with too many wrong labels is held."""
 
+    doing = "the audit of labels"
+
     def __init__(self, config: Config, journal: Engine, put: Callable[[Event], None]) -> None:
-        self.config = config
-        self.journal = journal
-        self.put = put
-        self.child: Child | None = None
+        super().__init__(config, journal, put)
         self.due = False
         self.drops: list[int] = []  # that are being audited
         self.model = ""
@@ -69,35 +67,17 @@ class Auditor:
             "judge": [row.role == "judge" for row in rows],
         }
         (folder / "rows.json").write_text(json.dumps(asked), encoding="utf-8")
-        threads = self.config.settings.compute.serve_threads
         inputs = {
             "model": str(model_folder(self.config.state, self.model)),
-            "store": str(self.config.state / "store"),
             "embeddings": str(self.config.state / "embeddings" / self.model),
             "rows": str(folder / "rows.json"),
             "found": str(folder / "found.json"),
             "seed": self.config.settings.train.seed,
-            "threads": threads,
         }
-        token = f"audit.{self.model}.{self.drops[-1]}.{len(rows)}"
-        job = Job(token, "pipeline", (StageOrder("audit", inputs),), threads=threads)
-        (folder / "job.json").write_text(json.dumps(to_dict(job)), encoding="utf-8")
-        environment = jobs.environment(threads)
-        self.child = Child(token, "pipeline", [str(folder / "job.json")], self.put, environment=environment)
+        self.send("audit", f"audit.{self.model}.{self.drops[-1]}.{len(rows)}", inputs, folder / "job.json")
 
-    def stop_overdue(self) -> None:
-        """Stops a child that hangs; its drops are audited with the next."""
-        minutes = self.config.settings.compute.stage_timeout_minutes
-        if self.child is not None and self.child.age > minutes * 60:
-            log.warning("the audit of labels took longer than compute.stage_timeout_minutes")
-            self.child.stop(grace_seconds=5.0)
-
-    def hear(self, line: dict[str, Any]) -> None:
-        if line["event"] == "failed":
-            log.warning("the labels could not be audited: %s", line["error"])
-        if line["event"] != "finished":
-            return
-        found = json.loads(Path(line["outputs"]["found"]).read_text(encoding="utf-8"))
+    def take(self, outputs: dict[str, Any]) -> None:
+        found = json.loads(Path(outputs["found"]).read_text(encoding="utf-8"))
         with self.journal.begin() as connection:
             flags.record(connection, self.model, found)
             for drop in self.drops:
@@ -113,9 +93,3 @@ class Auditor:
             change(connection, schema.drops, drop, state="held")
             for target in targets.requirements(connection):
                 decisions.write(connection, self.config, target, f"drop {drop}", decision, audit)
-
-    def bury(self, status: int, last_words: str) -> None:
-        if status != 0:
-            log.warning("the audit of labels ended with status %d: %s", status, last_words[-500:])
-        self.child = None
-        self.drops = []

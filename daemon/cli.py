@@ -163,9 +163,9 @@ def explain(
 @app.command()
 def rejected(workspace: Workspace = HERE, as_json: AsJson = False) -> None:
     """The files that could not be used, each with its reason."""
-    from daemon import render, views
+    from daemon import data_views, render
 
-    show(read(configuration.load(workspace), views.rejected), render.rejected, as_json)
+    show(read(configuration.load(workspace), data_views.rejected), render.rejected, as_json)
 
 
 @app.command()

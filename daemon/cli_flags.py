@@ -20,10 +20,10 @@ Drop = Annotated[int | None, typer.Option(help="All flags of this drop.")]
 @app.callback(invoke_without_command=True)
 def flags(context: typer.Context, drop: Drop = None, workspace: Workspace = HERE, as_json: AsJson = False) -> None:
     """Lists the open flags, the least likely label first, and the drops that are held."""
-    from daemon import render, views
+    from daemon import data_views, render
 
     if context.invoked_subcommand is None:
-        show(read(configuration.load(workspace), lambda c: views.flags(c, drop)), render.flags, as_json)
+        show(read(configuration.load(workspace), lambda c: data_views.flags(c, drop)), render.flags, as_json)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +11,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
 
-from daemon import jobs, labels, schema, snapshot, targets
-from daemon.children import Child
+from daemon import labels, schema, snapshot, targets
 from daemon.config import Config
+from daemon.errand import Errand
 from daemon.events import Event
 from daemon.journal import add, get, now
 from daemon.stock import model_folder
-from policies.facts import DriftCheck, Job, StageOrder, from_dict, to_dict
+from policies.facts import DriftCheck, from_dict, to_dict
 
-log = logging.getLogger("relearn")
 KINDS = ("labelled", "unlabelled")
 
 
@@ -34,14 +32,13 @@ class Window:
     labels: list[int] | None  # indices of the model's classes
 
 
-class DriftWatch:
+class DriftWatch(Errand):
     """Small drops gather here until there are enough to compare."""
 
+    doing = "the look for drift"
+
     def __init__(self, config: Config, journal: Engine, put: Callable[[Event], None]) -> None:
-        self.config = config
-        self.journal = journal
-        self.put = put
-        self.child: Child | None = None
+        super().__init__(config, journal, put)
         self.due = False
         self.model = ""
         self.windows: list[Window] = []  # that are being compared
@@ -126,43 +123,20 @@ class DriftWatch:
         windows = [{"kind": w.kind, "samples": w.samples, "labels": w.labels} for w in self.windows]
         asked = folder / "windows.json"
         asked.write_text(json.dumps({"reference": reference, "windows": windows}), encoding="utf-8")
-        threads = self.config.settings.compute.serve_threads
         inputs = {
             "model": str(model_folder(self.config.state, self.model)),
-            "store": str(self.config.state / "store"),
             "embeddings": str(self.config.state / "embeddings" / self.model),
             "windows": str(asked),
             "compared": str(folder / "compared.json"),
             "seed": self.config.settings.train.seed,
-            "threads": threads,
         }
         token = f"drift.{self.model}." + ".".join(str(window.up_to_drop) for window in self.windows)
-        job = Job(token, "pipeline", (StageOrder("drift", inputs),), threads=threads)
-        (folder / "drift.json").write_text(json.dumps(to_dict(job)), encoding="utf-8")
-        environment = jobs.environment(threads)
-        self.child = Child(token, "pipeline", [str(folder / "drift.json")], self.put, environment=environment)
+        self.send("drift", token, inputs, folder / "drift.json")
 
-    def stop_overdue(self) -> None:
-        """Stops a child that hangs; what came is compared with the next drop."""
-        minutes = self.config.settings.compute.stage_timeout_minutes
-        if self.child is not None and self.child.age > minutes * 60:
-            log.warning("the look for drift took longer than compute.stage_timeout_minutes")
-            self.child.stop(grace_seconds=5.0)
-
-    def hear(self, line: dict[str, Any]) -> None:
-        if line["event"] == "failed":
-            log.warning("no drift could be looked for: %s", line["error"])
-        if line["event"] != "finished":
-            return
-        said = json.loads(Path(line["outputs"]["compared"]).read_text(encoding="utf-8"))
+    def take(self, outputs: dict[str, Any]) -> None:
+        said = json.loads(Path(outputs["compared"]).read_text(encoding="utf-8"))
         with self.journal.begin() as connection:
             for window, figures in zip(self.windows, said, strict=True):
                 check = from_dict(DriftCheck, figures)
                 about = {"model_id": self.model, "up_to_drop": window.up_to_drop, "at": now()}
                 add(connection, schema.drift_checks, kind=window.kind, figures=to_dict(check), **about)
-
-    def bury(self, status: int, last_words: str) -> None:
-        if status != 0:
-            log.warning("the look for drift ended with status %d: %s", status, last_words[-500:])
-        self.child = None
-        self.windows = []

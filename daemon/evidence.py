@@ -32,7 +32,8 @@ def gather(
     new = [row for row in usable if before.get(row.sha256) != row.name and row.name in held]
     ended, failures, failed_at, words = _history(connection, target)
     judge = _proof(connection, config, champion) if champion else ()
-    trained_at = _trained_at(connection, target)
+    trained = _last_trained(connection, target)
+    trained_at = trained.started if trained else None
     confidence = config.settings.promotion.confidence
     feasible = (
         targets.feasible(connection, requirement, champion, judge, device=device, confidence=confidence)
@@ -116,28 +117,23 @@ def unobserved(connection: Connection, config: Config, target: str) -> tuple[tar
     ]
 
 
+def _last_trained(connection: Connection, target: str) -> AnyRow | None:
+    """The target's last finished cycle that data asked for, or that trained."""
+    cycles = schema.cycles
+    trained = (cycles.c.trigger == "data") | cycles.c.id.in_(select(schema.models.c.cycle_id))
+    found: AnyRow | None = connection.execute(
+        select(cycles).where(cycles.c.target == target, cycles.c.state == "done", trained).order_by(cycles.c.id.desc())
+    ).first()
+    return found
+
+
 def _last_training(connection: Connection, config: Config, target: str) -> dict[bytes, str]:
-    """Class by hash in the snapshot of the target's last finished cycle that data asked for, or that trained."""
-    cycles = schema.cycles
-    trained = (cycles.c.trigger == "data") | cycles.c.id.in_(select(schema.models.c.cycle_id))
-    id_ = connection.execute(
-        select(cycles.c.snapshot_id)
-        .where(cycles.c.target == target, cycles.c.state == "done", trained)
-        .order_by(cycles.c.id.desc())
-    ).scalar()
-    if id_ is None:
+    """Class by hash in the snapshot of that cycle."""
+    cycle = _last_trained(connection, target)
+    if cycle is None:
         return {}
-    _, rows = snapshot.read(config.state / "snapshots" / f"{id_}.snapshot")
+    _, rows = snapshot.read(config.state / "snapshots" / f"{cycle.snapshot_id}.snapshot")
     return {sha: name for sha, (name, _) in rows.items()}
-
-
-def _trained_at(connection: Connection, target: str) -> float | None:
-    """When the last cycle that data asked for, or that trained, began, of those that came to their end."""
-    cycles = schema.cycles
-    trained = (cycles.c.trigger == "data") | cycles.c.id.in_(select(schema.models.c.cycle_id))
-    return connection.execute(
-        select(func.max(cycles.c.started)).where(cycles.c.target == target, cycles.c.state == "done", trained)
-    ).scalar()
 
 
 def _drift(connection: Connection, since: float | None) -> tuple[DriftCheck, ...]:

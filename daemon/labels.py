@@ -5,7 +5,7 @@ The latest human act wins: a file that is moved to another class folder after a 
 
 from __future__ import annotations
 
-from sqlalchemy import Subquery, case, func, select
+from sqlalchemy import ColumnElement, Subquery, case, func, select
 
 from daemon.schema import drops, labels, occurrences
 
@@ -25,7 +25,7 @@ def held() -> Subquery:
     return _current(occurrences.c.class_name.is_not(None) & (drops.c.state == "held"))
 
 
-def _current(which) -> Subquery:  # type: ignore[no-untyped-def]
+def _current(which: ColumnElement[bool]) -> Subquery:
     newest = (
         select(labels.c.sample_id, func.max(labels.c.id).label("id"))
         .where(labels.c.source == REVIEW)

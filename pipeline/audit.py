@@ -1,9 +1,8 @@
 """Stage `audit`: which labels are probably wrong, told by a classifier of a model's embeddings that never saw them.
 
 Out-of-sample probabilities by K-fold over `train` and `tune`: a linear discriminant with the shrinkage of Ledoit and
-Wolf, which needs no tuning and takes seconds for fifty thousand images (measured on CIFAR-10N it is on a par with a
-trained head). `judge` is never fitted on: its labels are looked at by a classifier of all the others. The flags are
-cleanlab's (pipeline/flags.py).
+Wolf, which needs no tuning. `judge` is never fitted on: its labels are looked at by a classifier of all the others.
+The flags are cleanlab's (pipeline/flags.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The classifier two-sample test in its simplest form (Lopez-Paz and Oquab, ICLR 2017): two folds; on one the direction
 between the two means is taken, each number scaled by its spread; on the other the area under the ROC curve along it
-says how well the sides are told apart. Of seven tests tried it saw most with few images.
+says how well the sides are told apart.
 
 The threshold is calibrated, not looked up: windows of the same size are drawn from `tune` itself and compared with the
 rest of it, and what that gives by chance is the scale. Embeddings of `train` would not do: a model knows its own

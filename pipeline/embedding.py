@@ -1,7 +1,7 @@
 """The numbers that a stored model knows an image by: what its last linear layer, the classifier, looks at.
 
 The exported graph has them inside; here the tensor is found and made a second output, in memory. They are kept in
-chunks beside the model, so that each image is embedded once by each model.
+chunks, so that each image is embedded once by each model.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def find_embedding(graph: onnx.GraphProto) -> str:
 
 
 class Embedder:
-    """A stored model that answers with embeddings and probabilities. Raises StageError where it cannot be loaded."""
+    """A stored model that answers with embeddings. Raises StageError where it cannot be loaded."""
 
     def __init__(self, model: Path, threads: int) -> None:
         import onnxruntime
@@ -54,7 +54,6 @@ class Embedder:
         file = model / about["graph"]["file"]
         self.size = (int(about["input"]["height"]), int(about["input"]["width"]))
         self.resize: Any = about["resize"]
-        self.threads = threads
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3

@@ -28,7 +28,7 @@ class Evidence:
     judge: tuple[ClassCount, ...] = ()  # champion's proof
     drift: tuple[DriftCheck, ...] = ()  # checks since the last training, the newest last
     trained_at: float | None = None  # when the last training began
-    trained_seconds: float = 0.0  # of trainings that data asked for, in the last 24 hours
+    trained_seconds: float = 0.0  # of all trainings in the last 24 hours
     last_cycle_ended: float | None = None
     failures: int = 0  # cycles failed in a row since the last that did not
     last_failure: float | None = None

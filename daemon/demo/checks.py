@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from daemon import views
+from daemon import data_views, views
 from daemon.demo.clients import Record
 from daemon.demo.processes import TARGET, StepFailed, Workspace
 from deploy.repository import verify_version
@@ -34,7 +34,7 @@ def doings(workspace: Workspace) -> tuple[int, int]:
 
 
 def rejections(workspace: Workspace) -> list[dict[str, Any]]:
-    return workspace.look(views.rejected) or []
+    return workspace.look(data_views.rejected) or []
 
 
 def promotion(workspace: Workspace, version: int) -> Found:

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: often the faster one on Intel's and AMD's server processors."""
+"""OpenVINO on the CPU. The graph is converted to its own format at build, and compiled at load."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from daemon import flags, schema, snapshot, views
+from daemon import data_views, flags, schema, snapshot, views
 from daemon.auditor import Auditor
 from daemon.errors import NotFound, UsageError
 from daemon.events import ChildEnded, ChildSpoke, Event
@@ -126,8 +126,8 @@ def test_a_drop_of_many_wrong_labels_is_held_until_it_is_released(lane: Lane, st
     assert decision.action == "hold"
     with lane.world.journal.connect() as connection:
         assert views.explain(connection, f"d{decision.id}")["replayed"] == "the same"
-        shown = views.flags(connection, drop.id)
-        assert views.data(connection)["held"] == 30
+        shown = data_views.flags(connection, drop.id)
+        assert data_views.data(connection)["held"] == 30
     assert len(shown["flags"]) == 10
     assert shown["held"][0]["drop"] == drop.id
     assert "dog has a probability of 0.98, cat of 0.01" in shown["flags"][0]["why"]
@@ -190,6 +190,15 @@ def test_an_answer_to_nothing_is_refused(lane: Lane, chosen: dict[str, Any], sai
 def test_a_class_is_needed_to_relabel(lane: Lane) -> None:
     with pytest.raises(UsageError, match="--to CLASS"):
         lane.answer("relabel", ids=[1])
+
+
+def test_a_sample_in_several_places_is_one_flag(lane: Lane, stand_in: StandIn) -> None:
+    new = lane.world.samples("cat", "train", 30, mark="new")
+    lane.world.appear(new[0], "cat")
+    stand_in.flag(*lane.shas(new[0]))
+    lane.work()
+    with lane.world.journal.connect() as connection:
+        assert [flag["id"] for flag in data_views.flags(connection)["flags"]] == lane.open()
 
 
 def test_what_is_no_longer_flagged_is_withdrawn(lane: Lane, stand_in: StandIn) -> None:

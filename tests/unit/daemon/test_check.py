@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from sqlalchemy import Engine
 
-from daemon import render, views
+from daemon import data_views, render, views
 from daemon.check import check
 from daemon.config import Config, known_keys, load
 from daemon.constraint_file import take_in
@@ -117,7 +117,7 @@ def test_names_are_drawn_as_they_are(config: Config, known: Engine) -> None:
     """A class or a file may hold what rich takes for markup."""
     with known.connect() as connection:
         assert "[bold]cat" in drawn(render.status(views.status(connection, config)))
-        assert "[red]text.png" in drawn(render.rejected(views.rejected(connection)))
+        assert "[red]text.png" in drawn(render.rejected(data_views.rejected(connection)))
 
 
 def test_empty_lists_are_drawn(known: Engine) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from daemon import evidence, schema, views
+from daemon import data_views, evidence, schema
 from daemon.drift_watch import DriftWatch
 from daemon.events import ChildEnded, ChildSpoke, Event
 
@@ -92,7 +92,7 @@ def test_unlabelled_images_are_a_window_of_their_own(lane: Lane) -> None:
     lane.work()
     assert lane.checks() == [("labelled", 10, 20), ("unlabelled", 12, 20)]
     with lane.world.journal.connect() as connection:
-        shown = views.drift(connection, lane.world.config.settings.policies.drift)
+        shown = data_views.drift(connection, lane.world.config.settings.policies.drift)
     assert [(check["kind"], check["alarm"]) for check in shown] == [("labelled", True), ("unlabelled", True)]
     assert "told apart from 20 of tune with an area of 0.90" in shown[0]["reason"]
 

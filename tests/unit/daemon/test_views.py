@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from sqlalchemy import Engine, update
 
-from daemon import render, schema, views
+from daemon import data_views, render, schema, views
 from daemon.config import Config
 from daemon.constraint_file import take_in
 from daemon.errors import NotFound
@@ -325,6 +325,6 @@ def test_rejected_files_are_shown_until_they_are_gone(journal: Engine, world: Wo
         about = {"folder": "/images", "size": 1, "mtime_ns": 1, "reason": "is empty", "drop_id": drop, "at": 2.0}
         for path, gone in (("a.png", None), ("b.png", 3.0), ("c.png", None)):
             add(connection, schema.rejections, path=path, gone=gone, **about)
-    rows = show(journal, views.rejected)
+    rows = show(journal, data_views.rejected)
     assert rows[0] == {"file": "/images/c.png", "reason": "is empty", "drop": drop, "at": 2.0}
     assert [row["file"] for row in rows] == ["/images/c.png", "/images/a.png"]

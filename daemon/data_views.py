@@ -1,0 +1,100 @@
+"""What the journal shows of the data: samples, flags, drift, and what could not be used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from daemon import labels, schema
+from policies.drift import judge_drift
+from policies.facts import DriftCheck, from_dict
+from policies.settings import DriftSettings
+
+View = dict[str, Any]
+
+
+def data(connection: Connection) -> View:
+    """Samples by class and role, and the files that could not be used."""
+    occurrences, samples, groups = schema.occurrences, schema.samples, schema.groups
+    said, held = labels.current(), labels.held()
+    rows = connection.execute(
+        select(said.c.class_name, groups.c.role, func.count(func.distinct(samples.c.id)))
+        .select_from(said)
+        .join(samples, samples.c.id == said.c.sample_id)
+        .outerjoin(groups, groups.c.id == samples.c.group_id)
+        .group_by(said.c.class_name, groups.c.role)
+    )
+    classes: dict[str, Counter[str]] = {}
+    for name, role, number in rows:
+        classes.setdefault(name, Counter())[role] += number
+    several = (
+        select(said.c.sample_id).group_by(said.c.sample_id).having(func.count(func.distinct(said.c.class_name)) > 1)
+    )
+    unlabelled = select(func.count(func.distinct(occurrences.c.sample_id))).where(
+        occurrences.c.gone.is_(None), occurrences.c.class_name.is_(None)
+    )
+    return {
+        "classes": {name: dict(counts) for name, counts in sorted(classes.items())},
+        "unlabelled": connection.execute(unlabelled).scalar(),
+        "in_conflict": len(connection.execute(several).all()),
+        "held": connection.execute(select(func.count(func.distinct(held.c.sample_id)))).scalar(),
+        "flagged": connection.execute(select(func.count()).where(schema.flags.c.state == "open")).scalar(),
+        "rejected": connection.execute(select(func.count()).where(schema.rejections.c.gone.is_(None))).scalar(),
+    }
+
+
+def drift(connection: Connection, settings: DriftSettings) -> list[View]:
+    """The newest check of each kind of images, and what the policy says of it."""
+    table = schema.drift_checks
+    newest = select(func.max(table.c.id)).group_by(table.c.kind)
+    rows = connection.execute(select(table).where(table.c.id.in_(newest)).order_by(table.c.kind))
+    found = []
+    for row in rows:
+        finding = judge_drift(from_dict(DriftCheck, row.figures), settings)
+        about = {"at": row.at, "model": row.model_id, "up_to_drop": row.up_to_drop}
+        found.append({**row.figures, **about, "alarm": finding.fired, "reason": finding.reason})
+    return found
+
+
+def flags(connection: Connection, drop: int | None = None) -> View:
+    """The open flags, the least likely label first, by drop where one is named; and the drops that are held."""
+    table, samples, occurrences = schema.flags, schema.samples, schema.occurrences
+    rows = connection.execute(
+        select(table, samples.c.sha256, occurrences.c.folder, occurrences.c.path, occurrences.c.drop_id)
+        .join(samples, samples.c.id == table.c.sample_id)
+        .join(occurrences, (occurrences.c.sample_id == samples.c.id) & occurrences.c.gone.is_(None))
+        .where(table.c.state == "open", *([] if drop is None else [occurrences.c.drop_id == drop]))
+        .order_by(table.c.score, table.c.id)
+    )
+    held = connection.execute(select(schema.drops).where(schema.drops.c.state == "held").order_by(schema.drops.c.id))
+    return {
+        "flags": [
+            {
+                "id": row.id,
+                "file": str(Path(row.folder) / row.path),
+                "sha256": row.sha256.hex(),
+                "given": row.given,
+                "suggested": row.suggested,
+                "score": row.score,
+                "why": f"{row.given} by its folder; seen without its label, {row.suggested} has a probability of "
+                f"{row.suggested_score:.2g}, {row.given} of {row.score:.2g} (embedding of model {row.model_id})",
+                "drop": row.drop_id,
+                "at": row.at,
+            }
+            for row in {row.id: row for row in rows}.values()  # a sample may lie in several places
+        ],
+        "held": [{"drop": row.id, "images": row.added, "reason": row.reason} for row in held],
+    }
+
+
+def rejected(connection: Connection) -> list[View]:
+    """Files that could not be used and are still there, with the reason; the newest first."""
+    table = schema.rejections
+    rows = connection.execute(select(table).where(table.c.gone.is_(None)).order_by(table.c.id.desc()))
+    return [
+        {"file": str(Path(row.folder) / row.path), "reason": row.reason, "drop": row.drop_id, "at": row.at}
+        for row in rows
+    ]
