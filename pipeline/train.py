@@ -37,22 +37,42 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
     _check(recipe, pixels)
     if said := folder.begin(recipe):
         print(said, file=sys.stderr)
+    until = inputs.get("until")
+    return train(recipe, pixels, folder, report, until=until, max_mb=inputs.get("max_artifact_mb"))
+
+
+def train(
+    recipe: Recipe,
+    pixels: Pixels,
+    folder: RunFolder,
+    report: Report,
+    *,
+    until: int | None = None,
+    max_mb: float | None = None,
+) -> Outputs:
+    """Trains what the folder was begun with, on from what it holds, to its end or to so many epochs (`until`).
+
+    A training that was stopped at an epoch is the same, gone on with, as one that never was: its schedule is over
+    all of its epochs. `max_mb`: a network whose weights are larger is not trained, the outputs say so under "stop".
+    """
     if folder.result.exists():
         done: Outputs = read_json(folder.result)["outputs"]
         return {**done, "epochs_this_attempt": 0, "resumed_from": done["epochs"], "seconds": 0.0}
     torch.manual_seed(recipe.settings.seed)
     net = create_network(recipe.architecture, len(recipe.classes), recipe.size)
-    size, limit = weights_mb(net), inputs.get("max_artifact_mb")
-    if limit is not None and size > limit:
-        return _unfit(recipe, size, limit)
+    size = weights_mb(net)
+    if max_mb is not None and size > max_mb:
+        return _unfit(recipe, size, max_mb)
     past = read_checkpoint(folder.checkpoint)
     if past is None:
         net = _start_from(recipe, net)
     freeze(net, recipe.settings.trainable_stages)
     mean, std = mean_and_std(net, recipe.weights)
     served = Served(net.to(memory_format=torch.channels_last), mean, std)
-    outputs = {**fit(served, pixels, recipe.settings, folder, past, report), "weights_mb": size}
-    write_json(folder.result, {"outputs": outputs, "mean": mean, "std": std})
+    last = min(until or recipe.settings.epochs, recipe.settings.epochs)
+    outputs = {**fit(served, pixels, recipe.settings, folder, past, report, last), "weights_mb": size}
+    if last == recipe.settings.epochs or outputs["stopped_early"]:
+        write_json(folder.result, {"outputs": outputs, "mean": mean, "std": std})
     return outputs
 
 
@@ -63,8 +83,9 @@ def fit(
     folder: RunFolder,
     past: dict[str, Any] | None,
     report: Report,
+    last: int,
 ) -> Outputs:
-    """Trains the network from its last checkpoint, or from the start, to its last epoch or an early stop."""
+    """Trains the network from its last checkpoint, or from the start, to the epoch `last` or an early stop."""
     started = time.monotonic()
     attempt = folder.begin_attempt()
     loader = train_loader(pixels, settings)
@@ -72,9 +93,9 @@ def fit(
     if past is not None:
         record.load_state_dict(past)
         folder.write_history(attempt, record.epochs)  # a kill may have come between checkpoint and history
-    if len(record.epochs) < settings.epochs and not record.stopped_early:
+    if len(record.epochs) < last and not record.stopped_early:
         tunes = len(pixels.select("tune")) > 0
-        trainer = _trainer(settings, record, folder, tunes)
+        trainer = _trainer(settings, record, folder, last, tunes)
         trainer.fit(
             Classifier(served, settings, steps=settings.epochs * len(loader), size=pixels.images[0].shape[1:3]),
             loader,
@@ -96,6 +117,7 @@ def _outputs(record: Record, folder: RunFolder, resumed_from: int | None, second
         "epochs": len(record.epochs),
         "epochs_this_attempt": len(record.epochs) - record.first,
         "resumed_from": resumed_from,
+        "stopped_early": record.stopped_early,
         "best_epoch": record.best_epoch,
         "tune_accuracy": best["tune_accuracy"],
         "tune_loss": best["tune_loss"],
@@ -103,7 +125,7 @@ def _outputs(record: Record, folder: RunFolder, resumed_from: int | None, second
     }
 
 
-def _trainer(settings: TrainSettings, record: Record, folder: RunFolder, tunes: bool) -> pl.Trainer:
+def _trainer(settings: TrainSettings, record: Record, folder: RunFolder, last: int, tunes: bool) -> pl.Trainer:
     cuda = torch.cuda.is_available()
     if settings.accelerator == "cuda" and not cuda:
         raise StageError('train.accelerator = "cuda", but torch finds no GPU here: set "auto" or "cpu"')
@@ -114,7 +136,7 @@ def _trainer(settings: TrainSettings, record: Record, folder: RunFolder, tunes: 
         accelerator=device,
         devices=1,
         precision=PRECISION[settings.precision],
-        max_epochs=settings.epochs,
+        max_epochs=last,
         callbacks=[record],
         limit_val_batches=None if tunes else 0,
         num_sanity_val_steps=0,

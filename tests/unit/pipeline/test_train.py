@@ -89,6 +89,17 @@ def test_a_finished_training_is_not_run_again(train: Train, tmp_path: Path) -> N
     assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
 
 
+def test_a_training_gone_on_with_from_an_epoch_is_as_one_that_never_stopped(train: Train, tmp_path: Path) -> None:
+    whole = train(run="whole", epochs=4)
+    first = train(run="parts", epochs=4, inputs={"until": 1})
+    assert first["epochs"] == 1 and not (tmp_path / "parts/result.json").exists()
+    last = train(run="parts", epochs=4)
+    assert (last["epochs"], last["epochs_this_attempt"], last["tune_loss"]) == (4, 3, whole["tune_loss"])
+    states = [load_file(tmp_path / run / "best.safetensors") for run in ("whole", "parts")]
+    assert equal(*states)
+    assert train(run="parts", epochs=4, inputs={"until": 2})["epochs"] == 4  # it is over
+
+
 # Interrupted: the shared training, killed once, ended once, and left to finish, each in a process of its own.
 
 
