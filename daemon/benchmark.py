@@ -29,6 +29,7 @@ from daemon.errors import DaemonRuns, RelearnError, UsageError, WorkspaceBusy
 from daemon.events import ChildEnded, ChildSpoke, Event
 from daemon.journal import add, now, open_journal
 from daemon.lock import locked
+from daemon.variants import split
 from deploy.device import fingerprint
 from policies.facts import Job, Requirement, StageOrder, to_dict
 
@@ -36,8 +37,8 @@ FIGURES = (
     "latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "throughput", "memory_mb", "artifact_mb", "repetitions",
 )  # fmt: skip
 COLUMNS = (
-    "architecture", "height", "width", "classes", "batch_size", "concurrency", "device", "parameters", *FIGURES,
-    "seconds", "error",
+    "architecture", "height", "width", "classes", "batch_size", "concurrency", "variant", "device", "parameters",
+    *FIGURES, "seconds", "error",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -51,14 +52,15 @@ class Order:
     classes: int
     batch_size: int
     concurrency: int
+    variant: str  # engine and precision
     seconds: float  # of one architecture
     memory_mb: float  # of one of its processes
 
 
-def order_for(requirement: Requirement, classes: int, seconds: float, memory_mb: float) -> Order:
+def order_for(requirement: Requirement, classes: int, variant: str, seconds: float, memory_mb: float) -> Order:
     """As a target asks for it."""
     size, load = (requirement.height, requirement.width), (requirement.batch_size, requirement.concurrency)
-    return Order(*size, classes, *load, seconds, memory_mb)
+    return Order(*size, classes, *load, variant, seconds, memory_mb)
 
 
 def find_names(patterns: Sequence[str]) -> list[str]:
@@ -89,7 +91,7 @@ def _go_through(
     config: Config, names: Sequence[str], order: Order, table: Path | None, *, again: bool
 ) -> Iterator[Row]:
     journal = open_journal(config.state, migrate=True)
-    device = fingerprint(config.settings.build.engine, config.settings.compute.serve_threads)
+    device = fingerprint(split(order.variant)[0], config.settings.compute.serve_threads)
     for name in names:
         about = {**_about(order), "architecture": name, "device": device}
         with journal.connect() as connection:
@@ -109,6 +111,7 @@ def _about(order: Order) -> Row:
         "classes": order.classes,
         "batch_size": order.batch_size,
         "concurrency": order.concurrency,
+        "variant": order.variant,
     }
 
 
@@ -150,8 +153,8 @@ def _measure(config: Config, name: str, order: Order) -> Row:
         "model": str(work / "model"),
     }  # fmt: skip
     build = {
-        "model": str(work / "model"), "artifacts": str(work / "artifacts"), "engine": settings.build.engine,
-        "precision": settings.build.precision, "pixels": None,
+        "model": str(work / "model"), "artifacts": str(work / "artifacts"), "pixels": None,
+        **jobs.engine_inputs(settings.model_dump(mode="json"), order.variant),
     }  # fmt: skip
     load = {
         "artifact": None, "batch_size": order.batch_size, "concurrency": order.concurrency, "threads": threads,

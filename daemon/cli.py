@@ -198,6 +198,9 @@ def benchmark(
     ] = None,
     target: Annotated[str | None, typer.Option(help="The target whose size and load count; else the first.")] = None,
     classes: Annotated[int, typer.Option(min=2, help="Of the networks that are drawn.")] = 10,
+    engine: Annotated[
+        str | None, typer.Option(help='Engine and precision, as "openvino:fp16"; else the first of build.engines.')
+    ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="That one architecture may take.")] = 300.0,
     memory_mb: Annotated[float, typer.Option(min=100, help="That one of its processes may take.")] = 8_000.0,
     table: Annotated[Path | None, typer.Option("--csv", help="Each row is added to this file as it comes.")] = None,
@@ -213,7 +216,11 @@ def benchmark(
     file = config.constraints / f"{target}.toml" if target else min(config.constraints.glob("*.toml"), default=None)
     if file is None:
         raise UsageError(f"{config.constraints}: there is no constraint file that says size and load")
-    order = benchmarks.order_for(constraint_file.read(file), classes, seconds, memory_mb)
+    try:
+        variant = configuration.check_variant(engine or config.settings.build.engines[0])
+    except ValueError as error:
+        raise UsageError(f"--engine {engine}: {error}") from None
+    order = benchmarks.order_for(constraint_file.read(file), classes, variant, seconds, memory_mb)
     names = benchmarks.find_names(patterns or [])
     rows = []
     for row in benchmarks.benchmark(config, names, order, table, again=again):

@@ -23,11 +23,13 @@ from daemon import limits
 from daemon.errors import ConfigError
 from daemon.text_file import parse_toml, read_text
 from daemon.toml_lines import line_of, nearest_line
+from daemon.variants import SHRINKS, join, split
+from deploy.engines import ACCELERATORS
 from policies.settings import PoliciesSettings, PromotionSettings
 from policies.suggest import nearest
 
 ENV_PREFIX = "RELEARN__"
-_LISTS = ("watch.folders", "model.architectures", "policies.rule.alone", "policies.rule.together")
+_LISTS = ("watch.folders", "model.architectures", "build.engines", "policies.rule.alone", "policies.rule.together")
 MOST = 10**7  # of any number: a timer of so many minutes still has a date
 
 
@@ -50,10 +52,28 @@ def _check_url(url: str) -> str:
     return url
 
 
+def check_variant(variant: str) -> str:
+    """The variant with its precision. Raises ValueError where there is none such."""
+    engine, precision = split(variant)
+    if engine not in ACCELERATORS:
+        raise ValueError(f"there is no engine {engine!r}; there are: {', '.join(sorted(ACCELERATORS))}")
+    if precision not in SHRINKS:
+        raise ValueError(f"there is no precision {precision!r}; there are: {', '.join(SHRINKS)}")
+    return join(engine, precision)
+
+
+def _check_capability(text: str) -> str:
+    major, point, minor = text.partition(".")
+    if text and not (point and major.isdecimal() and minor.isdecimal()):
+        raise ValueError('must be a compute capability of NVIDIA\'s, as "8.9", or "" for none')
+    return text
+
+
 Number = BeforeValidator(_refuse_bool)
 Share = Annotated[float, Number, Field(ge=0, le=1)]
 Positive = Annotated[float, Number, Field(gt=0, le=MOST)]
 Count = Annotated[int, Number, Field(ge=1, le=MOST)]
+Variant = Annotated[str, AfterValidator(check_variant)]
 Place = Annotated[Path, AfterValidator(_refuse_nul)]
 
 
@@ -128,8 +148,8 @@ class Train(Section):
 
 
 class Build(Section):
-    engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
-    precision: Literal["fp32"] = "fp32"
+    engines: tuple[Variant, ...] = Field(default=("onnxruntime:fp32",), min_length=1)
+    compute_capability: Annotated[str, AfterValidator(_check_capability)] = ""
 
 
 class Measure(Section):

@@ -18,7 +18,7 @@ from policies.constraints import contradictions
 from policies.facts import Requirement, to_dict
 from policies.suggest import nearest
 
-SERVED = ("cpu",)  # accelerators that an engine of deploy/engines/ runs on
+ACCELERATOR = re.compile(r"^(cpu|cuda|sm\d{2,3})$")
 TARGET_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 
 
@@ -32,8 +32,10 @@ class _Accelerator(_Section):
     @field_validator("kind")
     @classmethod
     def _must_be_served(cls, kind: str) -> str:
-        if kind not in SERVED:
-            raise ValueError(f"engines are built for {', '.join(SERVED)} alone so far; write one of these")
+        if not ACCELERATOR.match(kind):
+            raise ValueError(
+                'nothing is built for it; write "cpu", "cuda", or one kind of GPU by its compute capability, as "sm89"'
+            )
         return kind
 
 
@@ -52,6 +54,7 @@ class _Require(_Section):  # ranges: policies/constraints.py `contradictions`
     artifact_max_mb: float | None = None
     accuracy_min: float | None = None
     recall_min: dict[str, float] = {}
+    allow_unverified: bool = False
 
 
 class _Prefer(_Section):

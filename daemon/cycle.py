@@ -19,6 +19,7 @@ from daemon.cycle_facts import words_of
 from daemon.events import Event
 from daemon.jobs import Ground, StagePlan
 from daemon.journal import AnyRow, add, change, claim, get, now
+from daemon.variants import Devices
 from policies.facts import Job, Requirement, StageOrder, from_dict, to_dict
 from policies.next_step import Build, CycleFacts, Finish, Judge, Prove, Step, Train, next_step
 from policies.retry import wait_before
@@ -32,12 +33,12 @@ Put = Callable[[Event], None]
 class Cycle:
     """The cycle that runs now; there is one at a time, so that what measures has the machine to itself."""
 
-    def __init__(self, config: Config, journal: Engine, id_: int, put: Put, device: str) -> None:
+    def __init__(self, config: Config, journal: Engine, id_: int, put: Put, devices: Devices) -> None:
         self.config = config
         self.journal = journal
         self.id = id_
         self.put = put
-        self.device = device
+        self.devices = devices
         self.child: Child | None = None
         self.retry_at: float | None = None
         self.timed_out = False
@@ -70,7 +71,7 @@ class Cycle:
             self.ground,
             self.rows,
             repository=self.config.repository,
-            device=self.device,
+            devices=self.devices,
             confidence=self.config.settings.promotion.confidence,
         )
 
@@ -134,7 +135,7 @@ class Cycle:
                 challenger=challenger,
                 champion_feasible=facts.champion_feasible,
                 judge=judge,
-                device=self.device,
+                devices=self.devices,
                 settings=self.config.settings.promotion,
             )
 

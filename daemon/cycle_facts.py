@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, Connection, select
+from sqlalchemy import Connection, select
 
 from daemon import schema, targets, verdicts
 from daemon.jobs import Ground
 from daemon.journal import AnyRow
-from policies.facts import Requirement, Role, Verdict, from_dict
+from daemon.variants import Devices, join
+from policies.facts import Role, Verdict, from_dict
 from policies.next_step import CycleFacts
 
 Rows = Mapping[bytes, tuple[str, Role]]  # of a snapshot: class and role by the sample's hash
@@ -24,7 +25,7 @@ def gather(
     rows: Rows,
     *,
     repository: Path,
-    device: str,
+    devices: Devices,
     confidence: float,
 ) -> CycleFacts:
     """All that `next_step` decides on, for the cycle of this row."""
@@ -43,12 +44,14 @@ def gather(
         architectures=tuple(recipes),
         candidates=tuple(
             dataclasses.replace(c, proof=judge.counts(connection, c.artifact, c.classes)) if c.artifact in proven else c
-            for c in targets.candidates(connection, requirement, classes, device)
+            for c in targets.candidates(connection, requirement, classes, devices)
         ),
-        unbuilt=_unbuilt(connection, cycle.id, requirement, recipes, champion),
+        variants=ground.variants,
+        unbuilt=_unbuilt(connection, cycle, ground, recipes, champion),
+        refused=_refused(connection, cycle.id),
         fresh=frozenset(_models(connection, recipes)),
         trained=_trained(connection, recipes),
-        too_large=_too_large(connection, requirement),
+        too_large=_too_large(connection, ground),
         champion=champion.artifact if champion else None,
         champion_feasible=champion is not None
         and not targets.is_beyond_repair(connection, champion, repository, cycle.target)
@@ -57,11 +60,11 @@ def gather(
             requirement,
             champion,
             judge.counts(connection, champion.artifact, champion.classes),
-            device=device,
+            devices=devices,
             confidence=confidence,
         ),
         measured=_measured(connection, cycle.id),
-        rivals=verdicts.unproven(connection, requirement, judge, device),
+        rivals=verdicts.unproven(connection, requirement, judge, devices),
         verdicts=_verdicts(connection, cycle.id),
         promoted=_promoted(connection, cycle.id),
         failed=_failed(connection, cycle.id),
@@ -114,51 +117,87 @@ def _models(connection: Connection, recipes: Mapping[str, str]) -> dict[str, str
 
 
 def _unbuilt(
-    connection: Connection,
-    cycle: int,
-    requirement: Requirement,
-    recipes: Mapping[str, str],
-    champion: targets.Champion | None,
-) -> tuple[str, ...]:
-    """Models to be built: begun and interrupted in this cycle, of its recipes, and the champion's if it was lost."""
-    models, artifacts, stages = schema.models, schema.artifacts, schema.stages
+    connection: Connection, cycle: AnyRow, ground: Ground, recipes: Mapping[str, str], champion: targets.Champion | None
+) -> tuple[tuple[str, str], ...]:
+    """Models and variants to be built: begun and interrupted in this cycle, of its recipes, and what the champion lost.
+
+    After an edit of the constraints the champion's model is worth every variant that the target could take, too.
+    """
+    models, stages = schema.models, schema.stages
     steps = connection.execute(
         select(stages.c.step).where(
-            stages.c.cycle_id == cycle,
+            stages.c.cycle_id == cycle.id,
             stages.c.step.startswith("build "),
             stages.c.state.in_(("waiting", "running")),
         )
     ).scalars()
-    begun = [step.removeprefix("build ") for step in steps]
-    built = select(artifacts.c.model_id).where(artifacts.c.gone.is_(None))
-    wanted: ColumnElement[bool] = models.c.recipe.in_(list(recipes.values()))
-    if champion is not None:
-        served = select(artifacts.c.model_id).where(artifacts.c.id == champion.artifact)
-        size = (models.c.height == requirement.height) & (models.c.width == requirement.width)
-        wanted = wanted | (models.c.id.in_(served) & size)
     # What was begun is built perhaps, but its proof or its measurement is missing.
-    open_ = models.c.id.in_(begun) | (wanted & models.c.id.not_in(built))
-    found = connection.execute(select(models.c.id).where(open_, models.c.gone.is_(None))).scalars()
-    return tuple(sorted(found, key=lambda model: model not in begun))
+    found = dict.fromkeys((step.split()[1], step.split()[2]) for step in steps)
+    own = select(models.c.id).where(models.c.recipe.in_(list(recipes.values()))).order_by(models.c.created)
+    pairs = [(model, variant) for model in connection.execute(own).scalars() for variant in ground.variants]
+    pairs += _of_champion(connection, cycle.trigger, ground, champion) if champion else []
+    there = set(connection.execute(select(models.c.id).where(models.c.gone.is_(None))).scalars())
+    built = _built(connection)
+    found |= dict.fromkeys(pair for pair in pairs if pair not in built)
+    return tuple(pair for pair in found if pair[0] in there)
 
 
-def _too_large(connection: Connection, requirement: Requirement) -> dict[str, str]:
-    limit = requirement.artifact_max_mb
-    if limit is None:
+def _of_champion(
+    connection: Connection, trigger: str, ground: Ground, champion: targets.Champion
+) -> list[tuple[str, str]]:
+    artifacts, models = schema.artifacts, schema.models
+    size = (models.c.height == ground.requirement.height, models.c.width == ground.requirement.width)
+    row = connection.execute(
+        select(artifacts.c.model_id, artifacts.c.engine, artifacts.c.precision)
+        .join(models, models.c.id == artifacts.c.model_id)
+        .where(artifacts.c.id == champion.artifact, *size)
+    ).first()
+    if row is None:
+        return []
+    others = ground.variants if trigger == "constraints" else ()
+    return [(row.model_id, variant) for variant in (join(row.engine, row.precision), *others)]
+
+
+def _built(connection: Connection) -> set[tuple[str, str]]:
+    artifacts = schema.artifacts
+    rows = connection.execute(
+        select(artifacts.c.model_id, artifacts.c.engine, artifacts.c.precision).where(artifacts.c.gone.is_(None))
+    )
+    return {(row.model_id, join(row.engine, row.precision)) for row in rows}
+
+
+def _too_large(connection: Connection, ground: Ground) -> dict[str, str]:
+    limit, most = ground.requirement.artifact_max_mb, ground.max_weights_mb
+    if limit is None or most is None:
         return {}
     table = schema.measurements
     rows = connection.execute(select(table.c.architecture, table.c.figures).where(table.c.artifact_id.is_(None)))
     sizes = {name: figures["weights_mb"] for name, figures in rows if "weights_mb" in figures}
+    share = limit / most
+    least = "its weights alone are" if share == 1 else "its weights alone are, in the smallest precision,"
     return {
-        name: f"its weights alone are {size:.2f} MB, above artifact_max_mb {limit:g} by {size - limit:.2f}"
+        name: f"{least} {size * share:.2f} MB, above artifact_max_mb {limit:g} by {size * share - limit:.2f}"
         for name, size in sizes.items()
-        if size > limit
+        if size * share > limit
     }
 
 
+def _refused(connection: Connection, cycle: int) -> dict[str, str]:
+    """Builds that came to nothing: another engine or precision may still give an artifact."""
+    return {step: f"stage {name}: {words}" for step, name, words in _failures(connection, cycle) if _is_build(step)}
+
+
 def _failed(connection: Connection, cycle: int) -> dict[str, str]:
+    return {f"{step}, stage {name}": words for step, name, words in _failures(connection, cycle) if not _is_build(step)}
+
+
+def _is_build(step: str) -> bool:
+    return step.startswith("build ")
+
+
+def _failures(connection: Connection, cycle: int) -> list[tuple[str, str, str]]:
     table = schema.stages
     rows = connection.execute(
         select(table.c.id, table.c.step, table.c.name).where(table.c.cycle_id == cycle, table.c.state == "failed")
     )
-    return {f"{row.step}, stage {row.name}": words_of(connection, row.id) for row in rows}
+    return [(row.step, row.name, words_of(connection, row.id)) for row in rows]

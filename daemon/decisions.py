@@ -11,6 +11,7 @@ from daemon import evidence, people, schema, snapshot, targets
 from daemon.config import Config, dump
 from daemon.journal import add, now
 from daemon.stock import take_stock
+from daemon.variants import Devices
 from policies.combine import decide
 from policies.decision import Decision
 from policies.evidence import Evidence
@@ -29,7 +30,7 @@ class Decided:
     until: float | None = None
 
 
-def decide_all(journal: Engine, config: Config, because: str, *, device: str) -> Decided:
+def decide_all(journal: Engine, config: Config, because: str, *, devices: Devices) -> Decided:
     """Decides for each target in turn, until one asks for a cycle: the others are decided when it has ended."""
     until: list[float] = []
     with journal.begin() as connection:
@@ -37,7 +38,7 @@ def decide_all(journal: Engine, config: Config, because: str, *, device: str) ->
             log.warning("%s", said)
         for target, requirement in targets.requirements(connection).items():
             requested = people.owed(connection, target)
-            found = evidence.gather(connection, config, requirement, device=device, requested=requested)
+            found = evidence.gather(connection, config, requirement, devices=devices, requested=requested)
             decision = decide(found, config.settings.policies)
             row = write(connection, config, target, because, decision, found)
             log.info("%s: %s: %s", target, decision.action, decision.reason)

@@ -9,14 +9,15 @@ from sqlalchemy import Connection, func, select
 from daemon import schema, snapshot, targets
 from daemon.config import Config
 from daemon.journal import AnyRow, now
+from daemon.variants import Devices
 from policies.evidence import Evidence
-from policies.facts import ClassCount, DriftCheck, Requirement, from_dict, to_dict
+from policies.facts import ClassCount, DriftCheck, Requirement, from_dict
 
 DAY = 86_400.0
 
 
 def gather(
-    connection: Connection, config: Config, requirement: Requirement, *, device: str, requested: str | None
+    connection: Connection, config: Config, requirement: Requirement, *, devices: Devices, requested: str | None
 ) -> Evidence:
     """The evidence for one target, as of now."""
     target = requirement.target
@@ -36,7 +37,7 @@ def gather(
     trained_at = trained.started if trained else None
     confidence = config.settings.promotion.confidence
     feasible = (
-        targets.feasible(connection, requirement, champion, judge, device=device, confidence=confidence)
+        targets.feasible(connection, requirement, champion, judge, devices=devices, confidence=confidence)
         if champion
         else None
     )
@@ -63,7 +64,7 @@ def gather(
         feasible=feasible,
         unmeasured=champion is not None
         and feasible is True
-        and targets.unmeasured(connection, requirement, champion, device),
+        and targets.unmeasured(connection, requirement, champion, devices),
         lost=champion is not None and _is_lost(connection, target, champion),
         beyond_repair=champion is not None
         and targets.is_beyond_repair(connection, champion, config.repository, target),
@@ -80,7 +81,7 @@ def constraints_changed(connection: Connection, requirement: Requirement) -> boo
         .where(cycles.c.target == requirement.target, cycles.c.state == "done")
         .order_by(cycles.c.id.desc())
     ).scalar()
-    return answered is not None and answered != to_dict(requirement)
+    return answered is not None and from_dict(Requirement, answered) != requirement
 
 
 def _is_lost(connection: Connection, target: str, champion: targets.Champion) -> bool:

@@ -17,6 +17,7 @@ from sqlalchemy.dialects.sqlite import insert
 from daemon import schema
 from daemon.journal import AnyRow, add, get, now
 from daemon.stock import artifact_folder, model_folder
+from daemon.variants import shrink, split, wanted
 from policies.facts import Requirement
 from policies.next_step import Build, Prove, Train
 
@@ -75,6 +76,17 @@ class Ground:
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def variants(self) -> tuple[str, ...]:
+        """The engines and precisions that the target could take."""
+        return wanted(self.settings["build"]["engines"], self.requirement)
+
+    @property
+    def max_weights_mb(self) -> float | None:
+        """Above this size of its weights, no artifact of a network is small enough."""
+        limit = self.requirement.artifact_max_mb
+        return None if limit is None else limit * shrink(self.variants)
+
+    @property
     def folder(self) -> Path:
         """What passes between this cycle's stages."""
         return self.state / "cycles" / str(self.cycle)
@@ -109,7 +121,7 @@ def plan(step: Train | Build | Prove, ground: Ground, connection: Connection) ->
     pixels = StagePlan("pixels", "pipeline", ground.pixels)
     if isinstance(step, Build):
         model = get(connection, schema.models, step.model)
-        return [pixels, *_building(model.id, model_folder(ground.state, model.id), ground)]
+        return [pixels, *_building(model.id, step.variant, ground)]
     artifact = get(connection, schema.artifacts, step.artifact)
     folder = artifact_folder(ground.state, artifact.id)
     stages = [pixels, _proving(folder, model_folder(ground.state, artifact.model_id), ground, artifact.id)]
@@ -125,7 +137,7 @@ def _training(step: Train, ground: Ground) -> list[StagePlan]:
         "height": ground.requirement.height,
         "width": ground.requirement.width,
         "settings": ground.settings["train"],
-        "max_artifact_mb": ground.requirement.artifact_max_mb,
+        "max_artifact_mb": ground.max_weights_mb,
     }
     return [
         StagePlan("pixels", "pipeline", ground.pixels),
@@ -135,19 +147,25 @@ def _training(step: Train, ground: Ground) -> list[StagePlan]:
     ]
 
 
-def _building(model: str, folder: Path, ground: Ground) -> list[StagePlan]:
-    build = {
-        "model": str(folder),
-        "artifacts": str(ground.state / "artifacts"),
-        "engine": ground.settings["build"]["engine"],
-        "precision": ground.settings["build"]["precision"],
-        "pixels": str(ground.pixels_index),
-    }
+def _building(model: str, variant: str, ground: Ground) -> list[StagePlan]:
+    folder = model_folder(ground.state, model)
+    build = {"model": str(folder), **engine_inputs(ground.settings, variant), **_kept(ground)}
     return [
         StagePlan("build", "deploy", build),
-        _proving(None, folder, ground, model),
+        _proving(None, folder, ground, f"{model}-{variant.replace(':', '-')}"),
         _measuring(None, ground),
     ]
+
+
+def _kept(ground: Ground) -> dict[str, str]:
+    return {"artifacts": str(ground.state / "artifacts"), "pixels": str(ground.pixels_index)}
+
+
+def engine_inputs(settings: Mapping[str, Any], variant: str) -> dict[str, Any]:
+    """What the stage `build` is told of the variant."""
+    engine, precision = split(variant)
+    options = {"compute_capability": settings["build"]["compute_capability"]}
+    return {"engine": engine, "precision": precision, "options": options}
 
 
 def _proving(artifact: Path | None, model: Path, ground: Ground, name: str) -> StagePlan:
@@ -187,10 +205,10 @@ def record(connection: Connection, ground: Ground, stage: AnyRow, outputs: Mappi
         case "export":
             _record_model(connection, ground, stage.step.removeprefix("train "), outputs)
         case "build":
-            _record_artifact(connection, ground, stage.step.removeprefix("build "), outputs)
+            _record_artifact(connection, stage.step.split()[1], outputs)
         case "prove":
             _record_proof(connection, ground, outputs)
-        case "measure":
+        case "measure" if "skipped" not in outputs:
             _record_measurement(connection, outputs)
 
 
@@ -229,14 +247,16 @@ def _record_model(connection: Connection, ground: Ground, architecture: str, out
     )
 
 
-def _record_artifact(connection: Connection, ground: Ground, model: str, outputs: Mapping[str, Any]) -> None:
+def _record_artifact(connection: Connection, model: str, outputs: Mapping[str, Any]) -> None:
     connection.execute(
         insert(schema.artifacts)
         .values(
             id=outputs["artifact"],
             model_id=model,
-            engine=ground.settings["build"]["engine"],
-            precision=ground.settings["build"]["precision"],
+            engine=outputs["engine"],
+            precision=outputs["precision"],
+            device=outputs["device"],
+            unverified=outputs["unverified"],
             artifact_mb=outputs["artifact_mb"],
             created=now(),
         )

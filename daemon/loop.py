@@ -210,7 +210,7 @@ class Daemon:
         because = "; ".join([*self.drops, *self.because])
         self.drops.clear()
         self.because.clear()
-        decided = decisions.decide_all(self.journal, self.config, because, device=self.serving.device)
+        decided = decisions.decide_all(self.journal, self.config, because, devices=self.serving.devices)
         if decided.until is not None:
             self.sources.fire_at(decided.until, "look again")
         if decided.cycle is not None:

@@ -255,6 +255,7 @@ artifacts = Table(
     Column("engine", String, nullable=False),
     Column("precision", String, nullable=False),
     Column("device", String),  # null: bound to none
+    Column("unverified", String),  # why this machine cannot run it; null: it can
     Column("artifact_mb", Float, nullable=False),
     Column("created", Float, nullable=False),
     Column("gone", Float),  # when its folder was found missing or damaged
@@ -281,8 +282,23 @@ benchmarks = Table(  # of architectures, untrained
     Column("batch_size", Integer, nullable=False),
     Column("concurrency", Integer, nullable=False),
     Column("device", String, nullable=False),
+    Column("variant", String, nullable=False),  # engine and precision
     Column("figures", JSON, nullable=False),  # as far as it came
     Column("error", String),  # why it came no further
+    Column("at", Float, nullable=False),
+)
+
+tunings = Table(  # searches for the best settings of an architecture, that came to their end
+    "tunings",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("cycle_id", ForeignKey("cycles.id"), nullable=False),
+    Column("target", String, nullable=False, index=True),
+    Column("architecture", String, nullable=False),
+    Column("snapshot_id", ForeignKey("snapshots.id"), nullable=False),
+    Column("best", JSON, nullable=False),  # dotted setting -> value
+    Column("trials", JSON, nullable=False),
+    Column("score", Float, nullable=False),  # loss on tune
     Column("at", Float, nullable=False),
 )
 

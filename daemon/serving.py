@@ -19,9 +19,9 @@ from daemon.config import Config
 from daemon.events import ArtifactLost, Event, SettingsEdited, SwitchEnded
 from daemon.journal import AnyRow, add, claim, get, now
 from daemon.stock import artifact_folder, find_damage
+from daemon.variants import devices
 from deploy import repository
 from deploy.config_pbtxt import Serving as ServedHow
-from deploy.device import fingerprint
 from deploy.repository import RepositoryError
 from deploy.switch import STEPS, Switch, SwitchFailed, is_lost, mend, run_step, undo
 from deploy.triton import Triton, TritonRefused, TritonUnavailable
@@ -38,7 +38,7 @@ class Serving:
         self.config = config
         self.journal = journal
         self.put = put
-        self.device = fingerprint(config.settings.build.engine, config.settings.compute.serve_threads)
+        self.devices = devices(config.settings.compute.serve_threads)
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._triton: Triton | None = None

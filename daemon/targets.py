@@ -10,6 +10,7 @@ from pathlib import Path
 from sqlalchemy import ColumnElement, Connection, func, select
 
 from daemon import schema
+from daemon.variants import Devices, join, runs_on
 from deploy.artifact import ArtifactError
 from deploy.repository import verify_model
 from policies.constraints import infeasible_accuracy, shortfalls
@@ -78,19 +79,19 @@ def anchor(connection: Connection, target: str) -> str | None:
 
 
 def candidates(
-    connection: Connection, requirement: Requirement, classes: Iterable[str], device: str
+    connection: Connection, requirement: Requirement, classes: Iterable[str], devices: Devices
 ) -> list[Candidate]:
-    """Artifacts in stock that the target could serve: its input size, and at least these classes.
+    """Artifacts in stock that the target could serve: its accelerator, its input size, and at least these classes.
 
-    `measurement` is the newest at the requirement's batch size and concurrency on this device.
+    `measurement` is the newest at the requirement's batch size and concurrency on this machine.
     """
     needed = set(classes)
-    found = _of_size(connection, requirement, device, schema.artifacts.c.gone.is_(None))
+    found = _that_fit(connection, requirement, devices, schema.artifacts.c.gone.is_(None))
     return [candidate for candidate in found if needed <= set(candidate.classes)]
 
 
-def _of_size(
-    connection: Connection, requirement: Requirement, device: str, which: ColumnElement[bool]
+def _that_fit(
+    connection: Connection, requirement: Requirement, devices: Devices, which: ColumnElement[bool]
 ) -> list[Candidate]:
     artifacts, models = schema.artifacts, schema.models
     size = (models.c.height == requirement.height, models.c.width == requirement.width)
@@ -98,6 +99,10 @@ def _of_size(
         select(
             artifacts.c.id,
             artifacts.c.artifact_mb,
+            artifacts.c.engine,
+            artifacts.c.precision,
+            artifacts.c.device,
+            artifacts.c.unverified,
             models.c.id.label("model"),
             models.c.architecture,
             models.c.snapshot_id,
@@ -117,9 +122,12 @@ def _of_size(
             classes=tuple(row.classes),
             artifact_mb=row.artifact_mb,
             tune_accuracy=_tune_accuracy(connection, row.id, row.tune_accuracy),
-            measurement=measurement(connection, row.id, requirement, device),
+            measurement=measurement(connection, row.id, requirement, devices.get(row.engine, "")),
+            variant=join(row.engine, row.precision),
+            unverified=row.unverified,
         )
         for row in rows
+        if runs_on(row.engine, row.device, requirement.accelerator)
     ]
 
 
@@ -145,12 +153,12 @@ def measurement(connection: Connection, artifact: str, requirement: Requirement,
     return None
 
 
-def known(connection: Connection, requirement: Requirement, artifact: str, device: str) -> Candidate | None:
+def known(connection: Connection, requirement: Requirement, artifact: str, devices: Devices) -> Candidate | None:
     """One artifact as a candidate, also where it has gone from the disk: what it answered still judges others.
 
-    None where the target asks for another input size.
+    None where the target asks for another input size or accelerator.
     """
-    found = _of_size(connection, requirement, device, schema.artifacts.c.id == artifact)
+    found = _that_fit(connection, requirement, devices, schema.artifacts.c.id == artifact)
     return found[0] if found else None
 
 
@@ -160,11 +168,11 @@ def feasible(
     champion: Champion,
     judge: tuple[ClassCount, ...],
     *,
-    device: str,
+    devices: Devices,
     confidence: float,
 ) -> bool:
     """Whether the champion meets the constraints, as far as it is measured and proven on the judge."""
-    candidate = known(connection, requirement, champion.artifact, device)
+    candidate = known(connection, requirement, champion.artifact, devices)
     if candidate is None or shortfalls(requirement, candidate):
         return False
     return not infeasible_accuracy(requirement, judge, confidence)
@@ -209,10 +217,11 @@ def is_beyond_repair(connection: Connection, champion: Champion, repository: Pat
     return False
 
 
-def unmeasured(connection: Connection, requirement: Requirement, champion: Champion, device: str) -> bool:
+def unmeasured(connection: Connection, requirement: Requirement, champion: Champion, devices: Devices) -> bool:
     """Whether the champion is in stock, and was never measured as it is served now."""
-    in_stock = candidates(connection, requirement, (), device)
-    return any(c.artifact == champion.artifact and c.measurement is None for c in in_stock)
+    in_stock = candidates(connection, requirement, (), devices)
+    mine = [c for c in in_stock if c.artifact == champion.artifact and not c.unverified]
+    return any(c.measurement is None for c in mine)
 
 
 @dataclass(frozen=True, slots=True)

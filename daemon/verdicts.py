@@ -9,6 +9,7 @@ from sqlalchemy import Connection, func, select
 from daemon import schema, targets
 from daemon.journal import add, now
 from daemon.targets import JudgeSet
+from daemon.variants import Devices
 from policies.constraints import shortfalls
 from policies.facts import Candidate, ClassTally, Requirement, Verdict, to_dict
 from policies.promotion import judge as judge_candidate
@@ -25,13 +26,13 @@ def ask(
     challenger: Candidate,
     champion_feasible: bool,
     judge: JudgeSet,
-    device: str,
+    devices: Devices,
     settings: PromotionSettings,
 ) -> Verdict:
     """The verdict on a challenger that was proven on this judge set, as a row with all that it was judged on."""
     target = requirement.target
-    champion = _rival(connection, requirement, champion_of(connection, target), judge, device)
-    anchor = _rival(connection, requirement, anchor_of(connection, requirement, device), judge, device)
+    champion = _rival(connection, requirement, champion_of(connection, target), judge, devices)
+    anchor = _rival(connection, requirement, anchor_of(connection, requirement, devices), judge, devices)
     against_anchor = anchor and anchor.artifact not in (champion and champion.artifact, challenger.artifact)
     facts = {
         "requirement": requirement,
@@ -60,13 +61,13 @@ def ask(
     return verdict
 
 
-def unproven(connection: Connection, requirement: Requirement, judge: JudgeSet, device: str) -> tuple[str, ...]:
+def unproven(connection: Connection, requirement: Requirement, judge: JudgeSet, devices: Devices) -> tuple[str, ...]:
     """Champion and anchor, where they could be compared but lack answers to some judge samples.
 
     One that has gone from the disk cannot be asked: it is compared on what it answered.
     """
-    rivals = {champion_of(connection, requirement.target), anchor_of(connection, requirement, device)}
-    in_stock = {candidate.artifact for candidate in targets.candidates(connection, requirement, (), device)}
+    rivals = {champion_of(connection, requirement.target), anchor_of(connection, requirement, devices)}
+    in_stock = {candidate.artifact for candidate in targets.candidates(connection, requirement, (), devices)}
     return tuple(artifact for artifact in sorted(in_stock & rivals) if not judge.covered(connection, artifact))
 
 
@@ -76,17 +77,17 @@ def champion_of(connection: Connection, target: str) -> str | None:
     return champion.artifact if champion else None
 
 
-def anchor_of(connection: Connection, requirement: Requirement, device: str) -> str | None:
+def anchor_of(connection: Connection, requirement: Requirement, devices: Devices) -> str | None:
     """The anchor, as long as it meets the constraints itself: nobody must match what could not be served."""
     artifact = targets.anchor(connection, requirement.target)
-    candidate = artifact and targets.known(connection, requirement, artifact, device)
+    candidate = artifact and targets.known(connection, requirement, artifact, devices)
     return artifact if candidate and not shortfalls(requirement, candidate) else None
 
 
 def _rival(
-    connection: Connection, requirement: Requirement, artifact: str | None, judge: JudgeSet, device: str
+    connection: Connection, requirement: Requirement, artifact: str | None, judge: JudgeSet, devices: Devices
 ) -> Candidate | None:
-    candidate = artifact and targets.known(connection, requirement, artifact, device)
+    candidate = artifact and targets.known(connection, requirement, artifact, devices)
     if not candidate:
         return None
     return dataclasses.replace(candidate, proof=judge.counts(connection, candidate.artifact, candidate.classes))

@@ -57,7 +57,7 @@ class Worker:
         return self.cycle is not None and self.cycle.measures
 
     def begin(self, cycle: int) -> None:
-        self.cycle = Cycle(self.config, self.journal, cycle, self.put, self.serving.device)
+        self.cycle = Cycle(self.config, self.journal, cycle, self.put, self.serving.devices)
         log.info("cycle %d for %s begins", cycle, self.cycle.target)
 
     def recover(self) -> bool:

@@ -35,6 +35,10 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
         "artifact": built["id"],
         "path": str(folder),
         "artifact_mb": built["bytes"] / 1e6,
+        "engine": built["engine"],
+        "precision": built["precision"],
+        "device": built["device"],
+        "unverified": None,
         "seconds": time.monotonic() - began,
     }
 

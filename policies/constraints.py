@@ -17,12 +17,15 @@ _SPEED = (  # field of the measurement, constraint, its words, unit
 
 
 def shortfalls(requirement: Requirement, candidate: Candidate) -> tuple[Shortfall, ...]:
-    """The hard constraints (size, speed, memory) known not to hold; what is unmeasured is no shortfall."""
+    """The hard constraints (size, speed, memory, verified) known not to hold; what is unmeasured is no shortfall."""
     found = [_excess("artifact_max_mb", "artifact", candidate.artifact_mb, requirement.artifact_max_mb, "MB")]
     for field, constraint, words, unit in _SPEED if candidate.measurement else ():
         value, limit = getattr(candidate.measurement, field), getattr(requirement, constraint)
         check = _lack if field in MAXIMIZED else _excess
         found.append(check(constraint, words, value, limit, unit))
+    if candidate.unverified and not requirement.allow_unverified:
+        said = f"{candidate.variant} is unverified ({candidate.unverified}), allow_unverified is false"
+        found.append(Shortfall("allow_unverified", 1.0, 0.0, said))
     return tuple(shortfall for shortfall in found if shortfall)
 
 

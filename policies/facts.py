@@ -25,7 +25,7 @@ class Requirement:
     """What a target's constraint file asks of the model that serves it. None: not asked."""
 
     target: str
-    accelerator: str  # "cpu", "cuda", or a device name
+    accelerator: str  # "cpu", "cuda", or the compute capability of one kind of GPU, as "sm89"
     height: int  # pixels
     width: int  # pixels
     batch_size: int = 1
@@ -38,6 +38,7 @@ class Requirement:
     accuracy_min: float | None = None  # 0..1, on the judge set
     recall_min: Mapping[str, float] = dataclasses.field(default_factory=dict)  # class -> 0..1
     prefer: Preference = "accuracy"
+    allow_unverified: bool = False  # take what this machine can build and not run
 
 
 METHOD = 1  # version of how deploy/measure.py measures; figures of two versions are never compared
@@ -110,6 +111,8 @@ class Candidate:
     tune_accuracy: float | None  # of the built engine, 0..1
     measurement: Measurement | None  # at the requirement's batch size and concurrency, on this device
     proof: tuple[ClassCount, ...] | None = None  # on the current judge set; None: not proven on it
+    variant: str = "onnxruntime:fp32"  # engine and precision
+    unverified: str | None = None  # why this machine cannot run it; None: it can
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Literal
 from policies.constraints import nearest, rank, shortfalls
 from policies.facts import Candidate, Requirement, Verdict
 
+_LASTING = {"artifact_max_mb", "allow_unverified"}  # constraints that no second measurement changes anything about
 Trigger = Literal["data", "constraints", "stock"]
 Outcome = Literal["promoted", "kept", "ask", "violated", "failed"]
 
@@ -30,13 +31,14 @@ class Train:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """Build the engine of this model, prove it on the judge and measure it."""
+    """Build this model for an engine in a precision ("onnxruntime:int8"), prove it on the judge and measure it."""
 
     model: str
+    variant: str
 
     @property
     def key(self) -> str:
-        return f"build {self.model}"
+        return f"build {self.model} {self.variant}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,9 @@ class CycleFacts:
     snapshot: str
     architectures: tuple[str, ...]  # in the order of config.toml
     candidates: tuple[Candidate, ...]
-    unbuilt: tuple[str, ...] = ()  # models of this snapshot that have no artifact yet
+    variants: tuple[str, ...] = ("onnxruntime:fp32",)  # engines and precisions that the target could take
+    unbuilt: tuple[tuple[str, str], ...] = ()  # model and variant that there is no artifact of yet
+    refused: Mapping[str, str] = field(default_factory=dict)  # build step -> why it came to nothing
     fresh: frozenset[str] = frozenset()  # models of this snapshot and these settings
     trained: tuple[str, ...] = ()  # architectures that have a model of this snapshot and recipe
     too_large: Mapping[str, str] = field(default_factory=dict)  # architecture -> why, found before training it
@@ -113,10 +117,8 @@ def next_step(facts: CycleFacts) -> Step:
         return Finish("failed", f"{step}: {words}")
     if facts.promoted:
         return Finish("promoted", facts.verdicts[facts.promoted].reason)
-    if answered := _answered(facts):
-        return answered
-    if facts.unbuilt:
-        return Build(facts.unbuilt[0])
+    if ahead := _answered(facts) or _next_build(facts):
+        return ahead
     if facts.trigger == "stock":
         return _rebuilt(facts)
     # The winner alone is asked about on judge: each further asking would spend more of the error budget.
@@ -131,6 +133,18 @@ def _answered(facts: CycleFacts) -> Step | None:
             return Promote(artifact)
         if verdict.answer == "ask":
             return Finish("ask", verdict.reason)
+    return None
+
+
+def _next_build(facts: CycleFacts) -> Step | None:
+    """What is to be built next. That one builder refuses a model ends nothing, as long as another took it."""
+    for model, variant in facts.unbuilt:
+        if (build := Build(model, variant)).key not in facts.refused:
+            return build
+    built = {candidate.model for candidate in facts.candidates}
+    for key, words in facts.refused.items():
+        if key.split()[1] not in built:
+            return Finish("failed", f"{key}, {words}")
     return None
 
 
@@ -150,7 +164,7 @@ def _next_candidate(facts: CycleFacts) -> Step | None:
     fitting = [c for c in pool if not shortfalls(facts.requirement, c)]
     champion = [c for c in facts.candidates if c.artifact == facts.champion and facts.champion_feasible]
     for candidate in (*champion, *fitting):
-        if candidate.measurement is None:
+        if candidate.measurement is None and not candidate.unverified:
             return Prove(candidate.artifact, measure=True)
     if not fitting:
         return None
@@ -187,27 +201,34 @@ def _next_training(facts: CycleFacts) -> Step:
 
 
 def known_unfit(facts: CycleFacts) -> dict[str, str]:
-    """Architectures that cannot meet the constraints, by what was measured of all of their models; with the reason."""
+    """Architectures that cannot meet the constraints, by what was measured of all of their models; with the reason.
+
+    One that was never built in a variant that the target could take is not known to be unfit.
+    """
     unfit = dict(facts.too_large)
     broken = {c.artifact: shortfalls(facts.requirement, c) for c in facts.candidates}
     fitting = {c.architecture for c in facts.candidates if not broken[c.artifact]}
-    for candidate in facts.candidates:  # the newest is the last
-        if candidate.architecture not in (*facts.too_large, *fitting):
-            unfit[candidate.architecture] = broken[candidate.artifact][0].sentence
+    for architecture in {c.architecture: None for c in facts.candidates if c.architecture not in (*unfit, *fitting)}:
+        newest = {c.variant: c for c in facts.candidates if c.architecture == architecture}
+        if newest.keys() >= set(facts.variants):
+            said = {variant: broken[c.artifact][0].sentence for variant, c in newest.items()}
+            one = len(said) == 1
+            unfit[architecture] = ", ".join(why if one else f"{variant}: {why}" for variant, why in said.items())
     return unfit
 
 
 def _measured_long_ago(facts: CycleFacts, unfit: Mapping[str, str]) -> str | None:
-    """The artifact whose figures of an earlier cycle rule its architecture out: no noisy moment must do so for good.
+    """An artifact whose figures of an earlier cycle rule its architecture out: no noisy moment must do so for good.
 
-    Its size is no such figure.
+    Its size is no such figure, nor that it is unverified.
     """
-    newest = {c.architecture: c for c in facts.candidates if c.architecture in unfit}
+    newest = {(c.architecture, c.variant): c for c in facts.candidates if c.architecture in unfit}
     for architecture in facts.architectures:
-        if architecture in newest and architecture not in (*facts.trained, *facts.too_large):
-            candidate = newest[architecture]
-            sizes = any(s.constraint == "artifact_max_mb" for s in shortfalls(facts.requirement, candidate))
-            if not sizes and candidate.artifact not in facts.measured:
+        if architecture in (*facts.trained, *facts.too_large):
+            continue
+        for candidate in (c for (name, _), c in newest.items() if name == architecture):
+            lasting = {s.constraint for s in shortfalls(facts.requirement, candidate)} & _LASTING
+            if not lasting and candidate.artifact not in facts.measured:
                 return candidate.artifact
     return None
 

@@ -22,8 +22,8 @@ IMPURE = {
 }  # fmt: skip
 # What talks to Triton and its repository, and what that stands on.
 DEPLOY_FOR_DAEMON = {
-    "deploy.artifact", "deploy.client", "deploy.config_pbtxt", "deploy.device", "deploy.durable", "deploy.lifeline",
-    "deploy.repository", "deploy.server", "deploy.switch", "deploy.triton",
+    "deploy.artifact", "deploy.client", "deploy.config_pbtxt", "deploy.device", "deploy.durable", "deploy.engines",
+    "deploy.lifeline", "deploy.repository", "deploy.server", "deploy.switch", "deploy.triton",
 }  # fmt: skip
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 

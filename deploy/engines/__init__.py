@@ -24,6 +24,9 @@ ENGINES = {
 }
 
 
+ACCELERATORS = {"onnxruntime": "cpu", "openvino": "cpu"}  # by engine
+
+
 class Engine(Protocol):
     """What the rest of the package asks of an engine."""
 

@@ -81,7 +81,7 @@ class World:
     def __init__(self, config: Config, journal: Engine) -> None:
         self.config = config
         self.journal = journal
-        self.device = "this machine"
+        self.devices = {"onnxruntime": "this machine", "openvino": "this machine"}
         self.folder = str(config.folders[0])
 
     def rows(self, table: Table, **where: Any) -> list[AnyRow]:
@@ -197,7 +197,7 @@ class World:
         (folder / MANIFEST).write_text(json.dumps({"format": 1, "files": {}}))
 
     def measure(self, artifact: str, **figures: Any) -> None:
-        measured = {**MEASURED, "device": self.device, **figures}
+        measured = {**MEASURED, "device": self.devices["onnxruntime"], **figures}
         with self.journal.begin() as connection:
             add(connection, schema.measurements, artifact_id=artifact, architecture="net", figures=measured, at=1.0)
 
@@ -370,10 +370,13 @@ def answer(stage, inputs, earlier):
             classes = json.loads(file.readline())["classes"]
         return {"model": name, "path": str(path), "classes": classes, "tune_accuracy": 0.875}
     if stage == "build":
-        name = f"built-{Path(inputs['model']).name}"
+        variant = (inputs["engine"], inputs["precision"])
+        of = "" if variant == ("onnxruntime", "fp32") else "-".join(("", *variant))
+        name = f"built-{Path(inputs['model']).name}{of}"
         path = Path(inputs["artifacts"]) / name
         lay(path)
-        return {"artifact": name, "path": str(path), "artifact_mb": 1.5}
+        about = {"engine": variant[0], "precision": variant[1], "device": None, "unverified": None}
+        return {"artifact": name, "path": str(path), "artifact_mb": 1.5, **about}
     if stage == "prove":
         said = judged(Path(inputs["pixels"]))
         answers = {"samples": [s for s, _ in said], "predicted": [n for _, n in said], "confidence": [0.9] * len(said)}

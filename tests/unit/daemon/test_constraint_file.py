@@ -66,7 +66,7 @@ def test_a_requirement_is_what_the_file_says() -> None:
         ("version = 1\n", "", ":1: version is missing: add it"),
         ("version = 1", "version = 2", ":1: version: "),
         ("height = 32", "height = 4", ":3: input.height: "),
-        ("[input]", '[accelerator]\nkind = "cuda"\n[input]', ":3: accelerator.kind: "),
+        ("[input]", '[accelerator]\nkind = "tpu"\n[input]', ":3: accelerator.kind: "),
         ("height = 32", "height = 32.5", ":3: input.height: "),
         ("latency_p95_ms = 5.0", 'latency_p95_ms = "fast"', ":6: require.latency_p95_ms: "),
         ("latency_p95_ms = 5.0", "latency_p95_ms = -5.0", ":6: require.latency_p95_ms is -5"),

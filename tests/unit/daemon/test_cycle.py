@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Engine, select
 
 from daemon import schema, snapshot
+from daemon.config import load
 from daemon.cycle import Cycle
 from daemon.events import ChildEnded, ChildSpoke, Event
 from daemon.journal import AnyRow, add, change, get
@@ -55,7 +56,7 @@ class Lane:
         """The cycle, as a daemon finds it that was just started."""
         self.queue = SimpleQueue()
         world = self.world
-        self.cycles.append(Cycle(world.config, world.journal, id_, self.queue.put, world.device))
+        self.cycles.append(Cycle(world.config, world.journal, id_, self.queue.put, world.devices))
         return self.cycles[-1]
 
     @property
@@ -139,7 +140,7 @@ def test_a_first_cycle_goes_from_the_snapshot_to_a_verdict(lane: Lane) -> None:
     rows = lane.world.rows(schema.stages)
     assert [(row.step, row.name, row.state) for row in rows] == [
         *((f"train {FIRST}", name, "done") for name in TRAINING),
-        *((f"build {model}", name, "done") for name in ("pixels", *BUILDING)),
+        *((f"build {model} onnxruntime:fp32", name, "done") for name in ("pixels", *BUILDING)),
     ]
     assert [row.attempts for row in rows] == [1, 1, 1, 1, 0, 1, 1, 1]
     assert all(row.ended is not None for row in rows)
@@ -367,6 +368,32 @@ def test_a_retry_that_goes_well_is_the_end_of_it(lane: Lane, clock: Clock) -> No
     assert isinstance(work_through_retries(lane, clock), Promote)
     assert lane.attempts("train") == [(1, "failed"), (2, "done")]
     assert lane.attempts("build") == [(1, "failed"), (2, "failed"), (3, "done")]
+
+
+def in_both_precisions(lane: Lane) -> None:
+    """The cycle, opened anew where its model is to be built for two engines."""
+    lane.world.config = load(lane.world.config.workspace, ['build.engines=["onnxruntime", "openvino:int8"]'])
+    lane.open(lane.world.cycle())
+
+
+def test_a_model_is_built_for_every_engine_before_the_verdict(lane: Lane) -> None:
+    in_both_precisions(lane)
+    step = lane.work()
+    model = f"{FIRST}-{lane.cycle.ground.snapshot}"
+    assert lane.stand_in.order == [TRAINING, BUILDING, BUILDING]
+    built = [(row.model_id, row.engine, row.precision) for row in lane.world.rows(schema.artifacts)]
+    assert built == [(model, "onnxruntime", "fp32"), (model, "openvino", "int8")]
+    assert isinstance(step, Promote)
+    assert lane.world.rows(schema.verdicts)[0].artifact_id == step.artifact
+
+
+def test_what_one_builder_refuses_is_promoted_as_another_built_it(lane: Lane, clock: Clock) -> None:
+    in_both_precisions(lane)
+    lane.stand_in.behave(build=["ok", "fail", "fail", "fail"])
+    step = work_through_retries(lane, clock)
+    assert step == Promote(f"built-{FIRST}-{lane.cycle.ground.snapshot}")
+    states = {row.step.split()[-1]: row.state for row in lane.world.rows(schema.stages, name="build")}
+    assert states == {"onnxruntime:fp32": "done", "openvino:int8": "failed"}
 
 
 def test_attempts_lost_with_the_daemon_are_not_held_against_a_stage(lane: Lane, clock: Clock) -> None:

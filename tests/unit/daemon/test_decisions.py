@@ -23,7 +23,7 @@ Decide = Callable[..., Decided]
 @pytest.fixture
 def decide(config: Config, journal: Engine, world: World) -> Decide:
     def decided(because: str = "drop 1: 40 images", config: Config = config) -> Decided:
-        return decisions.decide_all(journal, config, because, device=world.device)
+        return decisions.decide_all(journal, config, because, devices=world.devices)
 
     return decided
 

@@ -128,7 +128,7 @@ def test_a_check_is_evidence_until_the_next_training(lane: Lane) -> None:
 
     def found() -> Any:
         with world.journal.connect() as connection:
-            about = {"device": world.device, "requested": None}
+            about = {"devices": world.devices, "requested": None}
             return evidence.gather(connection, world.config, world.requirement(), **about).drift
 
     (check,) = found()

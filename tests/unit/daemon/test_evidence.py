@@ -22,7 +22,7 @@ def gather(config: Config, journal: Engine, world: World) -> Any:
     def gathered(requested: str | None = None, **limits: Any) -> Evidence:
         with journal.connect() as connection:
             asked = world.requirement(**limits)
-            return evidence.gather(connection, config, asked, device=world.device, requested=requested)
+            return evidence.gather(connection, config, asked, devices=world.devices, requested=requested)
 
     return gathered
 
@@ -183,7 +183,7 @@ def test_a_champion_on_another_machine_has_no_figures(gather: Any, world: World)
     world.champion()
     assert gather().unmeasured is False
     assert gather(batch_size=4).unmeasured is True
-    world.device = "another machine"
+    world.devices = {"onnxruntime": "another machine"}
     assert gather().unmeasured is True
     world.measure("old", method=0)
     assert gather().unmeasured is True  # by a method that is no longer used

@@ -34,6 +34,10 @@ def ground(config: Config, world: World) -> Ground:
     return Ground(id_, config.state, dump(config), world.requirement(), row.snapshot_id)
 
 
+FP32 = "onnxruntime:fp32"
+VARIANT = {"engine": "tensorrt_rtx", "precision": "int8", "device": "sm89", "unverified": "no GPU"}
+
+
 def plan(journal: Engine, ground: Ground, step: Train | Build | Prove) -> dict[str, StagePlan]:
     with journal.connect() as connection:
         return {stage.name: stage for stage in jobs.plan(step, ground, connection)}
@@ -68,17 +72,18 @@ def test_a_training(journal: Engine, ground: Ground) -> None:
 
 def test_a_build_is_proven_and_measured_at_once(journal: Engine, ground: Ground, world: World) -> None:
     world.model("m", ground.cycle)
-    stages = plan(journal, ground, Build("m"))
+    stages = plan(journal, ground, Build("m", "openvino:int8"))
     assert packages(stages) == {"pixels": "pipeline", "build": "deploy", "prove": "deploy", "measure": "deploy"}
     assert stages["build"].inputs == {
         "model": str(model_folder(ground.state, "m")),
         "artifacts": str(ground.state / "artifacts"),
-        "engine": "onnxruntime",
-        "precision": "fp32",
+        "engine": "openvino",
+        "precision": "int8",
+        "options": {"compute_capability": ""},
         "pixels": str(ground.pixels_index),
     }
     assert stages["prove"].inputs["artifact"] is None  # that of the build
-    assert stages["prove"].inputs["answers"] == str(ground.work("answers") / "m.json")
+    assert stages["prove"].inputs["answers"] == str(ground.work("answers") / "m-openvino-int8.json")
     required = {"batch_size": 1, "concurrency": 1, "threads": 1, "seconds_max": 3.0}
     assert stages["measure"].inputs == {"artifact": None, **required}
 
@@ -97,10 +102,10 @@ def test_a_stored_artifact_is_proven(
 
 def test_parity_is_asked_where_the_model_brings_its_answers(journal: Engine, ground: Ground, world: World) -> None:
     world.model("m", ground.cycle)
-    assert plan(journal, ground, Build("m"))["prove"].inputs["tune"] is None
+    assert plan(journal, ground, Build("m", "openvino:int8"))["prove"].inputs["tune"] is None
     answers_of_its_own = model_folder(ground.state, "m") / "tune.npz"
     answers_of_its_own.touch()
-    assert plan(journal, ground, Build("m"))["prove"].inputs["tune"] == str(answers_of_its_own)
+    assert plan(journal, ground, Build("m", "openvino:int8"))["prove"].inputs["tune"] == str(answers_of_its_own)
 
 
 def test_measuring_is_under_the_load_that_is_required(journal: Engine, ground: Ground, world: World) -> None:
@@ -110,7 +115,7 @@ def test_measuring_is_under_the_load_that_is_required(journal: Engine, ground: G
     assert (inputs["batch_size"], inputs["concurrency"]) == (4, 2)
 
 
-@pytest.mark.parametrize("step", [Build("nonesuch"), Prove("nonesuch", measure=False)])
+@pytest.mark.parametrize("step", [Build("nonesuch", FP32), Prove("nonesuch", measure=False)])
 def test_what_is_not_stored_is_not_planned(journal: Engine, ground: Ground, step: Build | Prove) -> None:
     with pytest.raises(NotFound, match="nonesuch"):
         plan(journal, ground, step)
@@ -140,8 +145,8 @@ TRAIN = {
 MATTERS = {f"train.{key}": value for key, value in TRAIN.items()} | {"input.resize": "crop", "model.weights": "timm"}
 DOES_NOT = {
     "model.architectures": ["resnet18"], "compute.threads": 3, "compute.nice": 1, "triton.instances": 9,
-    "promotion.margin": 0.5, "policies.cooldown.minutes": 1.0, "build.engine": "other", "measure.seconds_max": 9.0,
-    "log.level": "debug", "roles.judge": 0.2,
+    "promotion.margin": 0.5, "policies.cooldown.minutes": 1.0, "build.engines": ["openvino"],
+    "measure.seconds_max": 9.0, "log.level": "debug", "roles.judge": 0.2,
 }  # fmt: skip
 
 
@@ -228,16 +233,17 @@ def test_what_was_made_again_is_the_same_row_and_no_longer_gone(journal: Engine,
         for table in (schema.models, schema.artifacts):
             change(connection, table, "a", gone=2.0)
     record(journal, ground, "train net", "export", model="a", classes=["cat"], tune_accuracy=0.5)
-    record(journal, ground, "build a", "build", artifact="a", artifact_mb=1.0)
+    record(journal, ground, "build a", "build", artifact="a", artifact_mb=1.0, **VARIANT)
     assert world.row(schema.models).gone is world.row(schema.artifacts).gone is None
 
 
 def test_a_build_makes_an_artifact(journal: Engine, ground: Ground, world: World) -> None:
     world.model("m", ground.cycle)
-    record(journal, ground, "build m", "build", artifact="a", artifact_mb=2.5)
+    record(journal, ground, "build m tensorrt_rtx:int8", "build", artifact="a", artifact_mb=2.5, **VARIANT)
     artifact = world.row(schema.artifacts)
     assert (artifact.id, artifact.model_id, artifact.artifact_mb) == ("a", "m", 2.5)
-    assert (artifact.engine, artifact.precision, artifact.device) == ("onnxruntime", "fp32", None)
+    assert (artifact.engine, artifact.precision, artifact.device) == ("tensorrt_rtx", "int8", "sm89")
+    assert artifact.unverified == "no GPU"
 
 
 def answers(file: Path, said: dict[bytes, str]) -> str:

@@ -61,7 +61,7 @@ def daemon(world: World, stand_in: StandIn) -> Iterator[Daemon]:
 
 def begin(world: World) -> Daemon:
     daemon = Daemon(world.config)
-    daemon.serving.device = world.device
+    daemon.serving.devices = world.devices
     daemon.sources.scheduler.start(paused=True)
     return daemon
 

@@ -41,7 +41,7 @@ def damage(stored: World) -> str | None:
 
 def candidates(stored: World) -> list[str]:
     with stored.journal.connect() as connection:
-        found = targets.candidates(connection, stored.requirement(), {"cat"}, stored.device)
+        found = targets.candidates(connection, stored.requirement(), {"cat"}, stored.devices)
     return [candidate.artifact for candidate in found]
 
 

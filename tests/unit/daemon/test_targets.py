@@ -118,10 +118,10 @@ def test_candidates_have_the_input_size_and_know_the_classes(journal: Engine, wo
     world.artifact("large", cycle, height=64)
     world.artifact("wide", cycle, width=64)
     world.artifact("poor", cycle, classes=["cat"])
-    (found,) = ask(journal, targets.candidates, world.requirement(), ["cat", "dog"], world.device)
+    (found,) = ask(journal, targets.candidates, world.requirement(), ["cat", "dog"], world.devices)
     assert (found.artifact, found.model, found.classes) == ("fits", "fits", ("dog", "cat", "newt"))
     assert (found.tune_accuracy, found.artifact_mb, found.measurement, found.proof) == (0.75, 1.0, None, None)
-    names = [c.artifact for c in ask(journal, targets.candidates, world.requirement(), [], world.device)]
+    names = [c.artifact for c in ask(journal, targets.candidates, world.requirement(), [], world.devices)]
     assert names == ["fits", "poor"]
 
 
@@ -131,7 +131,7 @@ def test_the_engine_s_own_accuracy_on_tune_counts_where_it_is_proven(journal: En
     world.prove("a", cycle)
     with journal.begin() as connection:
         connection.execute(schema.proofs.update().values(tune_accuracy=0.25))
-    (found,) = ask(journal, targets.candidates, world.requirement(), [], world.device)
+    (found,) = ask(journal, targets.candidates, world.requirement(), [], world.devices)
     assert found.tune_accuracy == 0.25
 
 
@@ -149,7 +149,7 @@ def test_a_measurement_counts_under_the_load_and_on_the_device_alone(
 ) -> None:
     world.artifact("a", world.cycle())
     world.measure("a", **figures)
-    measured = ask(journal, targets.measurement, "a", world.requirement(), world.device)
+    measured = ask(journal, targets.measurement, "a", world.requirement(), world.devices["onnxruntime"])
     assert (measured is not None) is found
 
 
@@ -158,14 +158,16 @@ def test_the_newest_measurement_counts(journal: Engine, world: World) -> None:
     world.measure("a", latency_p95_ms=9.0)
     world.measure("a", latency_p95_ms=1.0)
     world.measure("a", latency_p95_ms=5.0, batch_size=8)
-    assert ask(journal, targets.measurement, "a", world.requirement(), world.device).latency_p95_ms == 1.0
+    assert (
+        ask(journal, targets.measurement, "a", world.requirement(), world.devices["onnxruntime"]).latency_p95_ms == 1.0
+    )
 
 
 def test_one_stored_artifact_as_a_candidate(journal: Engine, world: World) -> None:
     world.artifact("a", world.cycle())
-    assert ask(journal, targets.known, world.requirement(), "a", world.device).artifact == "a"
-    assert ask(journal, targets.known, world.requirement(height=64), "a", world.device) is None
-    assert ask(journal, targets.known, world.requirement(), "nonesuch", world.device) is None
+    assert ask(journal, targets.known, world.requirement(), "a", world.devices).artifact == "a"
+    assert ask(journal, targets.known, world.requirement(height=64), "a", world.devices) is None
+    assert ask(journal, targets.known, world.requirement(), "nonesuch", world.devices) is None
 
 
 # --- feasible -------------------------------------------------------------------------------------------------------
@@ -192,7 +194,7 @@ def test_whether_a_champion_meets_its_constraints(
     world.champion("a")
     champion = ask(journal, targets.champion, "edge")
     judge = (ClassCount("cat", counts[1], counts[0]),)
-    named = {"device": world.device, "confidence": 0.95}
+    named = {"devices": world.devices, "confidence": 0.95}
     requirement = world.requirement(**limits)
     assert ask(journal, targets.feasible, requirement, champion, judge, **named) is expected
 

@@ -44,7 +44,7 @@ class Court:
     def ask(self, name: str, cycle: int, *, feasible: bool = True, **settings: Any) -> Verdict:
         judge = self.judge(cycle)
         with self.world.journal.begin() as connection:
-            challenger = targets.known(connection, self.requirement, name, self.world.device)
+            challenger = targets.known(connection, self.requirement, name, self.world.devices)
             assert challenger is not None
             challenger = dataclasses.replace(challenger, proof=judge.counts(connection, name, challenger.classes))
             return verdicts.ask(
@@ -54,14 +54,14 @@ class Court:
                 challenger=challenger,
                 champion_feasible=feasible,
                 judge=judge,
-                device=self.world.device,
+                devices=self.world.devices,
                 settings=PromotionSettings(**settings),
             )
 
     def unproven(self, cycle: int) -> tuple[str, ...]:
         judge = self.judge(cycle)
         with self.world.journal.connect() as connection:
-            return verdicts.unproven(connection, self.requirement, judge, self.world.device)
+            return verdicts.unproven(connection, self.requirement, judge, self.world.devices)
 
     def champion(self, name: str = "old", version: int = 1, wrong: list[int] | None = None, **how: Any) -> None:
         cycle = self.challenge(name, wrong or [])

@@ -33,7 +33,7 @@ class Lane:
         self.sources = Sources(world.config, self.queue)
         self.sources.scheduler.start(paused=True)
         self.serving = Serving(world.config, world.journal, self.queue.put)
-        self.serving.device = world.device
+        self.serving.devices = world.devices
         self.worker = self.start()
 
     def start(self) -> Worker:

@@ -10,6 +10,7 @@ import pytest
 from policies.facts import Candidate, ClassCount, Measurement, Requirement, Verdict
 from policies.next_step import Build, CycleFacts, Finish, Judge, Promote, Prove, Step, Train, known_unfit, next_step
 
+FP32 = "onnxruntime:fp32"
 PROOF = (ClassCount("a", 10, 9), ClassCount("b", 10, 9))
 REQUIREMENT = Requirement(
     target="edge", accelerator="cpu", height=32, width=32, artifact_max_mb=20.0, latency_p95_ms=5.0
@@ -57,7 +58,7 @@ def facts(base: CycleFacts, *candidates: Candidate, **known: Any) -> CycleFacts:
     ("known", "step"),
     [
         (facts(DATA), Train("large")),
-        (facts(DATA, trained=("large",), unbuilt=("m1",)), Build("m1")),
+        (facts(DATA, trained=("large",), unbuilt=(("m1", FP32),)), Build("m1", FP32)),
         (facts(DATA, FRESH, trained=("large",)), Judge("fresh")),
         (facts(DATA, FRESH, trained=("large",), verdicts={"fresh": PROMOTE}), Promote("fresh")),
         (
@@ -240,7 +241,7 @@ def test_the_winner_on_tune_alone_is_judged_first() -> None:
 
 @pytest.mark.parametrize(
     "known",
-    [facts(DATA), facts(DATA, FRESH), facts(EDIT, OLD, **SERVED), facts(DATA, unbuilt=("m1",))],
+    [facts(DATA), facts(DATA, FRESH), facts(EDIT, OLD, **SERVED), facts(DATA, unbuilt=(("m1", FP32),))],
 )
 def test_used_up_retries_end_the_cycle_with_the_last_words(known: CycleFacts) -> None:
     failed = dataclasses.replace(known, failed={"train large, stage train": "out of memory"})
@@ -248,8 +249,8 @@ def test_used_up_retries_end_the_cycle_with_the_last_words(known: CycleFacts) ->
 
 
 def test_steps_are_told_apart_by_their_keys() -> None:
-    steps = [Train("x"), Build("x"), Prove("x", measure=True), Judge("x"), Promote("x")]
-    assert [step.key for step in steps] == ["train x", "build x", "prove x", "judge x", "promote x"]
+    steps = [Train("x"), Build("x", FP32), Prove("x", measure=True), Judge("x"), Promote("x")]
+    assert [step.key for step in steps] == ["train x", "build x onnxruntime:fp32", "prove x", "judge x", "promote x"]
 
 
 def test_every_first_cycle_comes_to_an_end() -> None:
@@ -266,9 +267,9 @@ def walk(fits: bool, verdict: Verdict) -> tuple[str, int]:
     for steps in range(100):
         match next_step(known):
             case Train(architecture=name):
-                known = dataclasses.replace(known, trained=(*known.trained, name), unbuilt=(f"model {name}",))
+                known = dataclasses.replace(known, trained=(*known.trained, name), unbuilt=((f"model_{name}", FP32),))
             case Build(model=model):
-                made = candidate(model, model.removeprefix("model "), measurement=MEASURED if fits else SLOW)
+                made = candidate(model, model.removeprefix("model_"), measurement=MEASURED if fits else SLOW)
                 known = dataclasses.replace(known, unbuilt=(), candidates=(*known.candidates, made))
                 known = dataclasses.replace(known, fresh=known.fresh | {made.model})
             case Judge(artifact=artifact):
@@ -285,7 +286,7 @@ def walk(fits: bool, verdict: Verdict) -> tuple[str, int]:
 @pytest.mark.parametrize(
     ("known", "step"),
     [
-        (facts(LOST, STORED, unbuilt=("model of old",)), Build("model of old")),
+        (facts(LOST, STORED, unbuilt=(("model of old", FP32),)), Build("model of old", FP32)),
         (facts(LOST, STORED, OLD), Finish("kept", "what is served was built again, the same to the last byte")),
         (
             facts(LOST, STORED, FRESH),
@@ -296,6 +297,53 @@ def walk(fits: bool, verdict: Verdict) -> tuple[str, int]:
 )
 def test_what_was_lost_is_built_again_and_nothing_else_is_begun(known: CycleFacts, step: Step) -> None:
     assert next_step(known) == step
+
+
+INT8 = "openvino:int8"
+BOTH = dataclasses.replace(DATA, variants=(FP32, INT8))
+
+
+def test_a_model_is_built_in_every_variant_before_anything_of_it_is_judged() -> None:
+    known = facts(BOTH, FRESH, trained=("large",), unbuilt=((FRESH.model, INT8),))
+    assert next_step(known) == Build(FRESH.model, INT8)
+    quick = candidate("quick", model=FRESH.model, variant=INT8, tune_accuracy=0.95)
+    assert next_step(facts(BOTH, FRESH, quick, trained=("large",))) == Judge("quick")
+
+
+def test_what_one_builder_refuses_another_may_take() -> None:
+    pair = ("m1", INT8)
+    refused = {Build(*pair).key: "stage build: an operator is unknown"}
+    known = facts(BOTH, dataclasses.replace(FRESH, model="m1"), unbuilt=(pair,), refused=refused, trained=("large",))
+    assert next_step(known) == Judge("fresh")
+    alone = facts(BOTH, unbuilt=(("m1", FP32), pair), refused=refused, trained=("large",))
+    assert next_step(alone) == Build("m1", FP32)
+    words = {f"build m1 {variant}": "stage build: no" for variant in BOTH.variants}
+    assert next_step(dataclasses.replace(alone, refused=words)) == Finish("failed", f"build m1 {FP32}, stage build: no")
+
+
+def test_an_architecture_is_unfit_when_every_variant_of_it_is() -> None:
+    slow = candidate("slow", measurement=SLOW, model="m1")
+    assert known_unfit(facts(BOTH, slow)) == {}  # it was never built as int8
+    big = candidate("big", artifact_mb=44.8, model="m1", variant=INT8)
+    said = known_unfit(facts(BOTH, slow, big))["large"]
+    assert said == (
+        "onnxruntime:fp32: p95 latency 9 ms is above latency_p95_ms 5 by 4, "
+        "openvino:int8: artifact 44.8 MB is above artifact_max_mb 20.0 by 24.8"
+    )
+
+
+def test_what_this_machine_cannot_run_is_taken_where_the_target_says_so_alone() -> None:
+    plan = candidate("plan", measurement=None, unverified="no NVIDIA GPU here", variant="tensorrt_rtx:fp16")
+    gpu = dataclasses.replace(REQUIREMENT, accelerator="cuda")
+    base = dataclasses.replace(DATA, requirement=gpu, variants=(plan.variant,), architectures=("large",))
+    refused = next_step(facts(base, plan, trained=("large",)))
+    assert isinstance(refused, Finish)
+    assert (refused.outcome, "tensorrt_rtx:fp16 is unverified (no NVIDIA GPU here)" in refused.reason) == (
+        "violated",
+        True,
+    )
+    bold = dataclasses.replace(base, requirement=dataclasses.replace(gpu, allow_unverified=True))
+    assert next_step(facts(bold, plan, trained=("large",))) == Judge("plan")  # and nothing waits for its figures
 
 
 def test_a_model_of_other_settings_does_not_stand_for_a_training() -> None:

@@ -1,0 +1,47 @@
+"""Variants: an engine and a precision, as "onnxruntime:int8". Each that a target could take is built of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from deploy.device import fingerprint
+from deploy.engines import ACCELERATORS
+from policies.facts import Requirement
+
+SHRINKS = {"fp32": 1, "fp16": 2, "int8": 4}  # by how much, at most, weights become smaller
+Devices = Mapping[str, str]  # what an engine's artifacts are measured on here, by the engine's name
+
+
+def split(variant: str) -> tuple[str, str]:
+    """Engine and precision; fp32 where none is named."""
+    engine, _, precision = variant.partition(":")
+    return engine, precision or "fp32"
+
+
+def join(engine: str, precision: str) -> str:
+    return f"{engine}:{precision}"
+
+
+def wanted(configured: Sequence[str], requirement: Requirement) -> tuple[str, ...]:
+    """The configured variants that run on the target's accelerator."""
+    return tuple(join(*split(name)) for name in configured if runs_on(split(name)[0], None, requirement.accelerator))
+
+
+def runs_on(engine: str, device: str | None, accelerator: str) -> bool:
+    """Whether what an engine builds is for this accelerator; `device`: what an artifact is bound to, None for none.
+
+    Engines for GPUs serve "cuda", and one kind of GPU where their artifact is bound to it, or was not built yet.
+    """
+    kind = ACCELERATORS.get(engine)
+    one_kind = accelerator not in ("cpu", "cuda")
+    return kind == accelerator or (kind == "cuda" and one_kind and device in (None, accelerator))
+
+
+def shrink(variants: Sequence[str]) -> int:
+    """By how much an artifact may be smaller than the weights that were trained."""
+    return max((SHRINKS[split(variant)[1]] for variant in variants), default=1)
+
+
+def devices(threads: int) -> dict[str, str]:
+    """What each engine's artifacts are measured on here."""
+    return {engine: fingerprint(engine, threads) for engine in ACCELERATORS}
