@@ -29,7 +29,10 @@ from policies.settings import PoliciesSettings, PromotionSettings
 from policies.suggest import nearest
 
 ENV_PREFIX = "RELEARN__"
-_LISTS = ("watch.folders", "model.architectures", "build.engines", "policies.rule.alone", "policies.rule.together")
+_LISTS = (
+    "watch.folders", "model.architectures", "search.architectures", "build.engines", "policies.rule.alone",
+    "policies.rule.together",
+)  # fmt: skip
 MOST = 10**7  # of any number: a timer of so many minutes still has a date
 
 
@@ -152,6 +155,13 @@ class Build(Section):
     compute_capability: Annotated[str, AfterValidator(_check_capability)] = ""
 
 
+class Search(Section):
+    architectures: tuple[str, ...] = ()
+    first_epochs: Count = 1
+    reduction: Annotated[float, Number, Field(ge=1.5, le=100)] = 3.0
+    minutes_per_architecture: Positive = 5.0
+
+
 class Measure(Section):
     seconds_max: Positive = 3.0
 
@@ -189,6 +199,7 @@ class Settings(BaseSettings):
     input: Input = Input()
     model: Model = Model()
     train: Train = Train()
+    search: Search = Search()
     build: Build = Build()
     measure: Measure = Measure()
     compute: Compute = Compute()

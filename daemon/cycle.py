@@ -5,25 +5,43 @@ All that a cycle knows is in the journal, so that a daemon that was killed goes 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, Engine, select, update
 
-from daemon import cycle_facts, jobs, people, schema, snapshot, stock, targets, verdicts
+from daemon import (
+    cycle_facts,
+    decisions,
+    jobs,
+    outcomes,
+    people,
+    schema,
+    sketches,
+    snapshot,
+    stock,
+    targets,
+    tunings,
+    verdicts,
+)
 from daemon.children import Child
 from daemon.config import Config
 from daemon.cycle_facts import words_of
 from daemon.events import Event
-from daemon.jobs import Ground, StagePlan
+from daemon.ground import Ground
+from daemon.jobs import StagePlan
 from daemon.journal import AnyRow, add, change, claim, get, now
-from daemon.variants import Devices
+from daemon.variants import Devices, split
+from policies.decision import Action, Decision
 from policies.facts import Job, Requirement, StageOrder, from_dict, to_dict
-from policies.next_step import Build, CycleFacts, Finish, Judge, Prove, Step, Train, next_step
+from policies.next_step import CycleFacts, next_step
 from policies.retry import wait_before
 from policies.settings import RetrySettings
+from policies.steps import Build, Finish, Judge, Prove, Race, Shortlist, Sketch, Step, Train, Tune, Work
 
 log = logging.getLogger("relearn")
 GRACE_SECONDS = 5.0  # between asking a child to end and ending it
@@ -42,21 +60,32 @@ class Cycle:
         self.child: Child | None = None
         self.retry_at: float | None = None
         self.timed_out = False
+        self.drawing = False  # a search measures an untrained architecture
         self.measures = False  # its deploy child runs, or waits to: what else computes would be in its figures
         with journal.begin() as connection:
             self.row = get(connection, schema.cycles, id_)
             _lose_attempts(connection, id_)
+            tuned = tunings.best(connection, self.row.target, self.row.settings)
         self.target: str = self.row.target
+        names, self.rows = snapshot.read(config.state / "snapshots" / f"{self.row.snapshot_id}.snapshot")
         self.ground = Ground(
             cycle=id_,
             state=config.state,
             settings=self.row.settings,
             requirement=from_dict(Requirement, self.row.requirement),
             snapshot=self.row.snapshot_id,
+            classes=len(names),
+            tuned=tuned,
         )
         for rest in self.ground.folder.rglob(".*.tmp"):  # of a child that was killed while it wrote
             rest.unlink(missing_ok=True)
-        _, self.rows = snapshot.read(config.state / "snapshots" / f"{self.row.snapshot_id}.snapshot")
+
+    @property
+    def limit_minutes(self) -> float:
+        """How long a child may take."""
+        if self.drawing:
+            return float(self.ground.settings["search"]["minutes_per_architecture"])
+        return self.config.settings.compute.stage_timeout_minutes
 
     # --- deciding what is next --------------------------------------------------------------------------------
 
@@ -97,7 +126,7 @@ class Cycle:
                     if step.key in damaged:
                         return Finish("failed", f"{step.key}: what it begins with is gone, and nothing makes it again")
                     damaged.add(step.key)  # the next step makes it again
-                case Train() | Build() | Prove():
+                case Tune() | Train() | Shortlist() | Sketch() | Race() | Build() | Prove():
                     self._start(step, alone=alone)
                     if self.child is not None or self.measures:
                         return None
@@ -139,8 +168,9 @@ class Cycle:
                 settings=self.config.settings.promotion,
             )
 
-    def _start(self, step: Train | Build | Prove, *, alone: bool) -> None:
+    def _start(self, step: Work, *, alone: bool) -> None:
         with self.journal.begin() as connection:
+            self._explain(connection, step)
             _lose_attempts(connection, self.id)  # whose end could not be written down: the disk was full
             _skip_waiting(connection, self.id, unless=step.key)
             plans = jobs.plan(step, self.ground, connection)
@@ -159,7 +189,19 @@ class Cycle:
             together = [pair for pair in waiting if pair[0].package == package]
             first = together[0][1]
             job = self._job(f"c{self.id}.s{first.id}.a{first.attempts + 1}", together, earlier)
+        self.drawing = isinstance(step, Sketch)
         self._spawn(job)
+
+    def _explain(self, connection: Connection, step: Work) -> None:
+        """What the search and the tuning decide within a cycle is a decision like any other, told once."""
+        if not isinstance(step, Tune | Shortlist | Race):
+            return
+        table, event = schema.decisions, f"cycle {self.id}"
+        told = (table.c.target == self.target, table.c.event == event, table.c.reason == step.reason)
+        if connection.execute(select(table.c.id).where(*told)).first() is None:
+            action: Action = "tune" if isinstance(step, Tune) else "search"
+            decisions.write(connection, self.config, self.target, event, Decision(action, step.reason), None)
+            log.info("%s: %s: %s", self.target, action, step.reason)
 
     def _do_again(self, connection: Connection, rows: list[AnyRow]) -> None:
         """All stages of a step are done, and it is asked for: what it made is gone. Once more, and never in a loop."""
@@ -237,7 +279,9 @@ class Cycle:
                     connection.execute(_open_attempt(stage).values(progress=said))
                 case "finished":
                     connection.execute(_open_attempt(stage).values(ended=now(), outcome="done"))
-                    jobs.record(connection, self.ground, get(connection, schema.stages, stage), line["outputs"])
+                    outcomes.record(connection, self.ground, get(connection, schema.stages, stage), line["outputs"])
+                    tuned = tunings.best(connection, self.target, self.row.settings)
+                    self.ground = dataclasses.replace(self.ground, tuned=tuned)
                     claim(
                         connection,
                         schema.stages,
@@ -271,10 +315,20 @@ class Cycle:
                 row = get(connection, schema.stages, first)
             words = words_of(connection, row.id) or last_words or f"ended with status {status}"
             if self.timed_out:
-                words = f"took longer than compute.stage_timeout_minutes; {words}"
+                words = f"took longer than {self.limit_minutes:g} minutes; {words}"
             connection.execute(_open_attempt(row.id).values(ended=now(), outcome=how, last_words=words))
-            self._retry(connection, row.id)
+            if row.step.startswith("sketch "):
+                self._give_up_sketch(connection, row, words)
+            else:
+                self._retry(connection, row.id)
         return words
+
+    def _give_up_sketch(self, connection: Connection, row: AnyRow, words: str) -> None:
+        """An architecture that cannot be drawn or measured is out of the search, for that reason, at once."""
+        _, name, variant = row.step.split()
+        change(connection, schema.stages, row.id, state="failed", ended=now())
+        device = self.devices[split(variant)[0]]
+        sketches.record_failure(connection, self.ground, name, variant, device, words)
 
     def _begin_attempt(self, connection: Connection, stage: int, token: str) -> None:
         row = get(connection, schema.stages, stage)
@@ -315,6 +369,7 @@ class Cycle:
 
     def close(self, connection: Connection, state: str, outcome: str, reason: str) -> None:
         _skip_waiting(connection, self.id)
+        shutil.rmtree(self.ground.sketches, ignore_errors=True)
         claim(connection, schema.cycles, self.id, "running", state, outcome=outcome, reason=reason, ended=now())
         if self.row.trigger == "data" and state != "interrupted":
             people.settle(connection, self.target, before=self.row.started)

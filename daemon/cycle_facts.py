@@ -8,12 +8,15 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select
 
-from daemon import schema, targets, verdicts
-from daemon.jobs import Ground
+from daemon import evidence, schema, sketches, targets, tunings, verdicts
+from daemon.ground import Ground
 from daemon.journal import AnyRow
 from daemon.variants import Devices, join
 from policies.facts import Role, Verdict, from_dict
 from policies.next_step import CycleFacts
+from policies.search import Heat, SearchFacts
+from policies.settings import TuningSettings
+from policies.tuning import TuningFacts
 
 Rows = Mapping[bytes, tuple[str, Role]]  # of a snapshot: class and role by the sample's hash
 
@@ -36,12 +39,14 @@ def gather(
     if champion and cycle.trigger != "data":
         classes &= set(champion.classes)
     proven = _proven(connection, cycle.id)
-    recipes = {name: ground.recipe(name) for name in ground.settings["model"]["architectures"]}
+    search = _search(connection, cycle, ground, devices)
+    first = _architectures(connection, ground, champion)
+    recipes = {name: ground.recipe(name) for name in (*first, *(search.names or ()))}
     return CycleFacts(
         trigger=cycle.trigger,
         requirement=requirement,
         snapshot=ground.snapshot,
-        architectures=tuple(recipes),
+        architectures=first,
         candidates=tuple(
             dataclasses.replace(c, proof=judge.counts(connection, c.artifact, c.classes)) if c.artifact in proven else c
             for c in targets.candidates(connection, requirement, classes, devices)
@@ -68,6 +73,8 @@ def gather(
         verdicts=_verdicts(connection, cycle.id),
         promoted=_promoted(connection, cycle.id),
         failed=_failed(connection, cycle.id),
+        tuning=_tuning(connection, cycle.id, ground),
+        search=search,
     )
 
 
@@ -184,20 +191,78 @@ def _too_large(connection: Connection, ground: Ground) -> dict[str, str]:
 
 def _refused(connection: Connection, cycle: int) -> dict[str, str]:
     """Builds that came to nothing: another engine or precision may still give an artifact."""
-    return {step: f"stage {name}: {words}" for step, name, words in _failures(connection, cycle) if _is_build(step)}
+    return {step: f"stage {name}: {words}" for step, name, words in _failures(connection, cycle, ("build",))}
 
 
 def _failed(connection: Connection, cycle: int) -> dict[str, str]:
-    return {f"{step}, stage {name}": words for step, name, words in _failures(connection, cycle) if not _is_build(step)}
+    """What ends a cycle. A search goes on without what failed in it, a training without its tuning."""
+    failures = _failures(connection, cycle, ("train", "prove", "shortlist"))
+    return {f"{step}, stage {name}": words for step, name, words in failures}
 
 
-def _is_build(step: str) -> bool:
-    return step.startswith("build ")
-
-
-def _failures(connection: Connection, cycle: int) -> list[tuple[str, str, str]]:
+def _failures(connection: Connection, cycle: int, kinds: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    """Step, stage and last words of what failed after all attempts."""
     table = schema.stages
     rows = connection.execute(
         select(table.c.id, table.c.step, table.c.name).where(table.c.cycle_id == cycle, table.c.state == "failed")
     )
-    return [(row.step, row.name, words_of(connection, row.id)) for row in rows]
+    return [(row.step, row.name, words_of(connection, row.id)) for row in rows if row.step.split()[0] in kinds]
+
+
+def _architectures(connection: Connection, ground: Ground, champion: targets.Champion | None) -> tuple[str, ...]:
+    """Those of config.toml, in their order, and what is served where a search found it."""
+    configured = tuple(ground.settings["model"]["architectures"])
+    if champion is None:
+        return configured
+    artifacts, models = schema.artifacts, schema.models
+    served = connection.execute(
+        select(models.c.architecture)
+        .join(artifacts, artifacts.c.model_id == models.c.id)
+        .where(artifacts.c.id == champion.artifact)
+    ).scalar_one()
+    return configured if served in configured else (*configured, served)
+
+
+def _tuning(connection: Connection, cycle: int, ground: Ground) -> TuningFacts:
+    policies = ground.settings["policies"]
+    return TuningFacts(
+        trials=ground.settings["tune"]["trials"],
+        ages=tunings.ages(connection, ground.requirement.target),
+        given_up=frozenset(step.split()[1] for step, _, _ in _failures(connection, cycle, ("tune",))),
+        spent_minutes=evidence.trained_seconds(connection) / 60,
+        budget_minutes=policies["budget"]["minutes_per_day"],
+        settings=TuningSettings(**policies["tuning"]),
+    )
+
+
+def _search(connection: Connection, cycle: AnyRow, ground: Ground, devices: Devices) -> SearchFacts:
+    settings = ground.settings["search"]
+    if not settings["architectures"]:
+        return SearchFacts()
+    table = schema.stages
+    listed = (table.c.cycle_id == cycle.id, table.c.step == "shortlist", table.c.state == "done")
+    outputs = connection.execute(select(table.c.outputs).where(*listed)).scalar()
+    return SearchFacts(
+        patterns=tuple(settings["architectures"]),
+        names=tuple(outputs["architectures"]) if outputs else None,
+        sketches=sketches.known(connection, ground, cycle.started, devices),
+        heats=_heats(connection, cycle.id),
+        first_epochs=settings["first_epochs"],
+        reduction=settings["reduction"],
+        epochs=ground.settings["train"]["epochs"],
+    )
+
+
+def _heats(connection: Connection, cycle: int) -> dict[str, tuple[Heat, ...]]:
+    found: dict[str, tuple[Heat, ...]] = {}
+    table = schema.stages
+    mine = (table.c.cycle_id == cycle, table.c.step.startswith("race "), table.c.name == "train")
+    for row in connection.execute(select(table.c.step, table.c.outputs).where(*mine, table.c.state == "done")):
+        _, name, epochs = row.step.split()
+        said = row.outputs
+        heat = Heat(int(epochs), said.get("tune_accuracy"), said.get("tune_loss"), said.get("reason", ""))
+        found[name] = (*found.get(name, ()), heat)
+    for step, _, words in _failures(connection, cycle, ("race",)):
+        _, name, epochs = step.split()
+        found[name] = (*found.get(name, ()), Heat(int(epochs), None, error=words))
+    return found

@@ -54,7 +54,7 @@ def gather(
         judge=judge,
         drift=_drift(connection, trained_at),
         trained_at=trained_at,
-        trained_seconds=_trained_seconds(connection),
+        trained_seconds=trained_seconds(connection),
         last_cycle_ended=ended,
         failures=failures,
         last_failure=failed_at,
@@ -144,7 +144,7 @@ def _drift(connection: Connection, since: float | None) -> tuple[DriftCheck, ...
     return tuple(from_dict(DriftCheck, figures) for figures in rows.scalars())
 
 
-def _trained_seconds(connection: Connection) -> float:
+def trained_seconds(connection: Connection) -> float:
     """Of the trainings of the last 24 hours, whatever came of them."""
     attempts, stages = schema.attempts, schema.stages
     spent = func.sum(func.coalesce(attempts.c.ended, now()) - attempts.c.started)

@@ -17,7 +17,7 @@ from daemon.journal import get, now
 from daemon.serving import Serving
 from daemon.sources import Sources
 from policies.facts import Requirement
-from policies.next_step import Finish, Promote
+from policies.steps import Finish, Promote
 
 log = logging.getLogger("relearn")
 
@@ -115,7 +115,7 @@ class Worker:
         if self.cycle.retry_at is not None:
             self.sources.fire_at(self.cycle.retry_at, "retry")
         elif self.cycle.child is not None:
-            minutes = self.config.settings.compute.stage_timeout_minutes
+            minutes = self.cycle.limit_minutes
             self.sources.fire_at(now() - self.cycle.child.age + minutes * 60, "timeout")
 
     def hear(self, line: dict[str, Any]) -> None:
@@ -160,7 +160,6 @@ class Worker:
 
     def stop_overdue(self) -> None:
         """Stops the child whose time is up; its attempt counts as failed."""
-        limit = self.config.settings.compute.stage_timeout_minutes * 60
-        if self.cycle and (child := self.cycle.child) and child.age >= limit - 1:
+        if self.cycle and (child := self.cycle.child) and child.age >= self.cycle.limit_minutes * 60 - 1:
             self.cycle.timed_out = True
             child.stop(grace_seconds=5.0)

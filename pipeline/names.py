@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import timm
 
 from pipeline.settings import check_name
-from policies.job import StageError
+from policies.job import Outputs, Report, StageError
 
 
 def find_architectures(patterns: list[str]) -> list[str]:
@@ -28,6 +30,11 @@ def find_architectures(patterns: list[str]) -> list[str]:
             check_name("the architecture", pattern, timm.list_models())
         found |= dict.fromkeys(names)
     return list(found)
+
+
+def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], report: Report) -> Outputs:
+    """The stage: "architectures" that the "patterns" name."""
+    return {"architectures": find_architectures(list(inputs["patterns"]))}
 
 
 def main() -> int:

@@ -136,6 +136,18 @@ def nearest(candidates: Iterable[Candidate], requirement: Requirement) -> str | 
     return f"{candidate.artifact} ({candidate.architecture}): {'; '.join(s.sentence for s in missed)}"
 
 
+def nearest_by_constraint(candidates: Sequence[Candidate], requirement: Requirement) -> list[str]:
+    """For each constraint that some candidate misses: the one that comes nearest, or meets it, with its figure."""
+    misses = {c.artifact + c.architecture + c.variant: (c, _all_missed(c, requirement)) for c in candidates}
+    said = []
+    for constraint in dict.fromkeys(s.constraint for _, missed in misses.values() for s in missed):
+        by = [(c, next((s for s in missed if s.constraint == constraint), None)) for c, missed in misses.values()]
+        candidate, shortfall = min(by, key=lambda pair: _miss(pair[1]) if pair[1] else 0.0)
+        who = f"{candidate.architecture} as {candidate.variant}"
+        said.append(f"{constraint}: {who} meets it" if shortfall is None else f"{who}: {shortfall.sentence}")
+    return said
+
+
 def _all_missed(candidate: Candidate, requirement: Requirement) -> Sequence[Shortfall]:
     proven = accuracy_shortfalls(requirement, candidate.proof) if candidate.proof else ()
     return (*shortfalls(requirement, candidate), *proven)

@@ -10,80 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.constraints import nearest, rank, shortfalls
+from policies.constraints import nearest, nearest_by_constraint, rank, shortfalls
 from policies.facts import Candidate, Requirement, Verdict
+from policies.search import Found, SearchFacts, as_candidates, next_search
+from policies.steps import Build, Finish, Judge, Promote, Prove, Step, Train, Tune
+from policies.tuning import TuningFacts, why_tune
 
 _LASTING = {"artifact_max_mb", "allow_unverified"}  # constraints that no second measurement changes anything about
 Trigger = Literal["data", "constraints", "stock"]
-Outcome = Literal["promoted", "kept", "ask", "violated", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Train:
-    """Train this architecture on the cycle's snapshot, evaluate it on tune and export it."""
-
-    architecture: str
-
-    @property
-    def key(self) -> str:
-        return f"train {self.architecture}"
-
-
-@dataclass(frozen=True, slots=True)
-class Build:
-    """Build this model for an engine in a precision ("onnxruntime:int8"), prove it on the judge and measure it."""
-
-    model: str
-    variant: str
-
-    @property
-    def key(self) -> str:
-        return f"build {self.model} {self.variant}"
-
-
-@dataclass(frozen=True, slots=True)
-class Prove:
-    """Ask this stored artifact about the judge set as it is now (libraries may have changed since it was built)."""
-
-    artifact: str
-    measure: bool  # and time it at what the target requires: it has not been, here
-
-    @property
-    def key(self) -> str:
-        return f"prove {self.artifact}"
-
-
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """Ask the promotion policy about this candidate."""
-
-    artifact: str
-
-    @property
-    def key(self) -> str:
-        return f"judge {self.artifact}"
-
-
-@dataclass(frozen=True, slots=True)
-class Promote:
-    """Put this candidate in front of the clients."""
-
-    artifact: str
-
-    @property
-    def key(self) -> str:
-        return f"promote {self.artifact}"
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The cycle has its verdict."""
-
-    outcome: Outcome
-    reason: str
-
-
-Step = Train | Build | Prove | Judge | Promote | Finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +42,8 @@ class CycleFacts:
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)  # artifact -> what was said in this cycle
     promoted: str | None = None  # artifact, in this cycle
     failed: Mapping[str, str] = field(default_factory=dict)  # step -> last words, once its attempts are used up
+    tuning: TuningFacts = field(default_factory=TuningFacts)
+    search: SearchFacts = field(default_factory=SearchFacts)
 
 
 def next_step(facts: CycleFacts) -> Step:
@@ -196,8 +132,27 @@ def _next_training(facts: CycleFacts) -> Step:
         return Prove(again, measure=True)
     for architecture in facts.architectures:
         if architecture not in facts.trained and architecture not in unfit:
-            return Train(architecture)
-    return Finish("violated" if not facts.champion_feasible else "kept", _nothing_left(facts, unfit))
+            return _train(facts, architecture)
+    if facts.champion_feasible:
+        return Finish("kept", _nothing_left(facts, unfit))
+    return _next_in_search(facts, unfit)
+
+
+def _train(facts: CycleFacts, architecture: str) -> Tune | Train:
+    """The training of an architecture, with the best settings that are known, once they were searched for."""
+    reason = why_tune(facts.tuning, architecture, feasible=facts.champion_feasible, served=facts.champion is not None)
+    return Train(architecture) if reason is None else Tune(architecture, reason)
+
+
+def _next_in_search(facts: CycleFacts, unfit: Mapping[str, str]) -> Step:
+    if not facts.search.patterns or not facts.variants:
+        return Finish("violated", _nothing_left(facts, unfit))
+    step = next_search(facts.search, facts.requirement, facts.variants, frozenset(facts.architectures))
+    if not isinstance(step, Found):
+        return step
+    if step.winner is None or step.winner in facts.trained:
+        return Finish("violated", f"{_nothing_left(facts, unfit)} The search: {step.reason}.")
+    return _train(facts, step.winner)
 
 
 def known_unfit(facts: CycleFacts) -> dict[str, str]:
@@ -234,8 +189,13 @@ def _measured_long_ago(facts: CycleFacts, unfit: Mapping[str, str]) -> str | Non
 
 
 def _nothing_left(facts: CycleFacts, unfit: Mapping[str, str]) -> str:
+    if not facts.variants:
+        return f"nothing of build.engines runs on {facts.requirement.accelerator!r}: add an engine that does"
     said: Sequence[str] = [f"{name}: {why}" for name, why in unfit.items()]
     said = [*said, *(verdict.reason for verdict in facts.verdicts.values())]
-    near = nearest(facts.candidates, facts.requirement)
+    measured = [*facts.candidates, *as_candidates(facts.search)]
+    near = nearest(measured, facts.requirement)
     tail = f" Nearest: {near}." if near else ""
+    each = nearest_by_constraint(measured, facts.requirement)
+    tail += f" By constraint: {'; '.join(each)}." if len(each) > 1 else ""
     return f"no architecture of model.architectures meets the constraints ({'; '.join(said) or 'none'}).{tail}"

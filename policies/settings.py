@@ -73,6 +73,15 @@ class BudgetSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TuningSettings:
+    """When settings are searched again; a first model's always are, where there is any tuning."""
+
+    __pydantic_config__ = FORBID
+    days: float = 30.0  # since the last tuning of an architecture for a target; 0: time alone asks for none
+    missed_days: float = 1.0  # the same where the champion does not meet its constraints; 0: that asks for none
+
+
+@dataclass(frozen=True, slots=True)
 class RuleSettings:
     """Which policies ask for a training alone, and which only together with another."""
 
@@ -105,6 +114,7 @@ class PoliciesSettings:
     staleness: StalenessSettings = field(default_factory=StalenessSettings)
     rule: RuleSettings = field(default_factory=RuleSettings)
     budget: BudgetSettings = field(default_factory=BudgetSettings)
+    tuning: TuningSettings = field(default_factory=TuningSettings)
     labels: LabelSettings = field(default_factory=LabelSettings)
     cooldown: CooldownSettings = field(default_factory=CooldownSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)

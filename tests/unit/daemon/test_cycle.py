@@ -19,7 +19,7 @@ from daemon.journal import AnyRow, add, change, get
 from daemon.stock import artifact_folder, model_folder
 from deploy.artifact import MANIFEST
 from policies.facts import Job, Verdict, from_dict, to_dict
-from policies.next_step import Finish, Promote, Step
+from policies.steps import Finish, Promote, Step
 
 TRAINING = ["pixels", "train", "evaluate", "export"]
 BUILDING = ["build", "prove", "measure"]

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from daemon import jobs, schema
+from daemon import jobs, outcomes, schema
 from daemon.config import Config, dump
 from daemon.errors import NotFound
-from daemon.jobs import Ground, StagePlan
+from daemon.ground import Ground
+from daemon.jobs import StagePlan
 from daemon.journal import add, change, get
 from daemon.stock import artifact_folder, model_folder
 from policies.facts import Measurement, from_dict
-from policies.next_step import Build, Prove, Train
+from policies.steps import Build, Prove, Train
 
 World = Any  # tests/unit/daemon/conftest.py
 
@@ -212,7 +213,7 @@ def record(journal: Engine, ground: Ground, step: str, name: str, **outputs: Any
         stage = add(connection, schema.stages, cycle_id=ground.cycle, **about)
         times = {"token": "t", "started": 10.0, "ended": 17.0, "outcome": "done"}
         add(connection, schema.attempts, stage_id=stage, number=1, **times)
-        jobs.record(connection, ground, get(connection, schema.stages, stage), outputs)
+        outcomes.record(connection, ground, get(connection, schema.stages, stage), outputs)
 
 
 def test_a_training_that_goes_on_to_its_export_makes_a_model(journal: Engine, ground: Ground, world: World) -> None:
@@ -280,7 +281,7 @@ def test_many_answers_are_all_recorded(journal: Engine, ground: Ground, world: W
     shas = {row.id: row.sha256 for row in world.rows(schema.samples)}
     said = {"samples": [shas[id_].hex() for id_ in ids], "predicted": ["cat"] * 1203, "confidence": [1.0] * 1203}
     with journal.begin() as connection:
-        jobs.record_answers(connection, "observations", "a", said)
+        outcomes.record_answers(connection, "observations", "a", said)
     assert [row.sample_id for row in world.rows(schema.observations)] == ids
 
 

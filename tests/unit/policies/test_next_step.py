@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from policies.facts import Candidate, ClassCount, Measurement, Requirement, Verdict
-from policies.next_step import Build, CycleFacts, Finish, Judge, Promote, Prove, Step, Train, known_unfit, next_step
+from policies.next_step import CycleFacts, known_unfit, next_step
+from policies.steps import Build, Finish, Judge, Promote, Prove, Step, Train
 
 FP32 = "onnxruntime:fp32"
 PROOF = (ClassCount("a", 10, 9), ClassCount("b", 10, 9))

@@ -1,0 +1,142 @@
+"""What the stages of a cycle answer, as rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, select
+from sqlalchemy.dialects.sqlite import insert
+
+from daemon import schema, sketches, tunings
+from daemon.ground import Ground
+from daemon.journal import AnyRow, add, get, now
+
+
+def record(connection: Connection, ground: Ground, stage: AnyRow, outputs: Mapping[str, Any]) -> None:
+    """Writes down what a finished stage made."""
+    kind, *named = stage.step.split()
+    match kind, stage.name:
+        case (("train" | "race"), "train") if "stop" in outputs:
+            _record_size(connection, named[0], float(outputs["weights_mb"]))
+        case "train", "export":
+            _record_model(connection, ground, named[0], outputs)
+        case "tune", "tune":
+            tunings.record(connection, ground, named[0], outputs)
+        case "sketch", "measure":
+            sketches.record(connection, ground, named[0], named[1], outputs)
+        case "build", "build":
+            _record_artifact(connection, named[0], outputs)
+        case _, "prove":
+            _record_proof(connection, ground, outputs)
+        case _, "measure" if "skipped" not in outputs:
+            _record_measurement(connection, outputs)
+
+
+def _record_size(connection: Connection, architecture: str, weights_mb: float) -> None:
+    figures = {"weights_mb": weights_mb}
+    add(connection, schema.measurements, architecture=architecture, figures=figures, at=now())
+
+
+def _record_model(connection: Connection, ground: Ground, architecture: str, outputs: Mapping[str, Any]) -> None:
+    seconds = connection.execute(
+        select(schema.attempts.c.ended - schema.attempts.c.started)
+        .join(schema.stages, schema.stages.c.id == schema.attempts.c.stage_id)
+        .where(
+            schema.stages.c.cycle_id == ground.cycle,
+            schema.stages.c.step == f"train {architecture}",
+            schema.stages.c.name == "train",
+        )
+    ).scalars()
+    connection.execute(
+        insert(schema.models)
+        .values(
+            id=outputs["model"],
+            architecture=architecture,
+            snapshot_id=ground.snapshot,
+            cycle_id=ground.cycle,
+            recipe=ground.recipe(architecture),
+            classes=outputs["classes"],
+            height=ground.requirement.height,
+            width=ground.requirement.width,
+            tune_accuracy=outputs["tune_accuracy"],
+            train_seconds=sum(second or 0.0 for second in seconds),
+            created=now(),
+        )
+        # Another recipe (say, another device) may have given the very same model.
+        .on_conflict_do_update(index_elements=["id"], set_={"recipe": ground.recipe(architecture), "gone": None})
+    )
+
+
+def _record_artifact(connection: Connection, model: str, outputs: Mapping[str, Any]) -> None:
+    connection.execute(
+        insert(schema.artifacts)
+        .values(
+            id=outputs["artifact"],
+            model_id=model,
+            engine=outputs["engine"],
+            precision=outputs["precision"],
+            device=outputs["device"],
+            unverified=outputs["unverified"],
+            artifact_mb=outputs["artifact_mb"],
+            created=now(),
+        )
+        .on_conflict_do_update(index_elements=["id"], set_={"gone": None})  # it was lost, and is built again
+    )
+
+
+def _record_proof(connection: Connection, ground: Ground, outputs: Mapping[str, Any]) -> None:
+    said = json.loads(Path(outputs["answers"]).read_text(encoding="utf-8"))
+    record_answers(connection, "answers", outputs["artifact"], said)
+    add(
+        connection,
+        schema.proofs,
+        artifact_id=outputs["artifact"],
+        snapshot_id=ground.snapshot,
+        cycle_id=ground.cycle,
+        tune_accuracy=outputs["tune_accuracy"],
+        parity=outputs["parity"],
+        at=now(),
+    )
+
+
+def record_answers(connection: Connection, table: str, artifact: str, said: Mapping[str, Any]) -> None:
+    """Writes an artifact's answers: `said` has "samples" (hex), "predicted" (class names) and "confidence"."""
+    target = schema.metadata.tables[table]
+    ids: dict[bytes, int] = {}
+    shas = [bytes.fromhex(sha) for sha in said["samples"]]
+    for start in range(0, len(shas), 500):
+        found = connection.execute(
+            select(schema.samples.c.sha256, schema.samples.c.id).where(
+                schema.samples.c.sha256.in_(shas[start : start + 500])
+            )
+        )
+        ids |= {row.sha256: row.id for row in found}
+    moment = now()
+    rows = [
+        {"artifact_id": artifact, "sample_id": ids[sha], "predicted": name, "confidence": sure, "at": moment}
+        for sha, name, sure in zip(shas, said["predicted"], said["confidence"], strict=True)
+        if sha in ids
+    ]
+    if rows:
+        statement = insert(target)
+        newest = {name: statement.excluded[name] for name in ("predicted", "confidence", "at")}
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["artifact_id", "sample_id"], set_=newest), rows
+        )
+
+
+def _record_measurement(connection: Connection, outputs: Mapping[str, Any]) -> None:
+    artifact = get(connection, schema.artifacts, outputs["artifact"])
+    model = get(connection, schema.models, artifact.model_id)
+    figures = {key: value for key, value in outputs.items() if key != "artifact"}
+    add(
+        connection,
+        schema.measurements,
+        artifact_id=artifact.id,
+        architecture=model.architecture,
+        figures=figures,
+        at=now(),
+    )

@@ -1,0 +1,51 @@
+"""Tunings that came to their end: the best settings of an architecture, and when they were searched for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from daemon import schema
+from daemon.ground import Ground
+from daemon.journal import add, now
+
+DAY = 86_400.0
+
+
+def record(connection: Connection, ground: Ground, architecture: str, outputs: Mapping[str, Any]) -> None:
+    add(
+        connection,
+        schema.tunings,
+        cycle_id=ground.cycle,
+        target=ground.requirement.target,
+        architecture=architecture,
+        snapshot_id=ground.snapshot,
+        best=outputs["best"],
+        trials=outputs["trials"],
+        score=outputs["score"],
+        at=now(),
+    )
+
+
+def best(connection: Connection, target: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings that each architecture's last tuning for the target found, of those that may be tuned still.
+
+    None where tuning is switched off: what config.toml says is in force then.
+    """
+    if not settings["tune"]["trials"]:
+        return {}
+    table = schema.tunings
+    newest = select(func.max(table.c.id)).where(table.c.target == target).group_by(table.c.architecture)
+    rows = connection.execute(select(table.c.architecture, table.c.best).where(table.c.id.in_(newest)))
+    space = settings["tune"]["space"]
+    return {name: {key: value for key, value in found.items() if key in space} for name, found in rows}
+
+
+def ages(connection: Connection, target: str) -> dict[str, float]:
+    """Days since the last tuning of each architecture for the target."""
+    table = schema.tunings
+    newest = select(table.c.architecture, func.max(table.c.at)).where(table.c.target == target)
+    rows = connection.execute(newest.group_by(table.c.architecture))
+    return {name: max(now() - at, 0.0) / DAY for name, at in rows}
