@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from policies.job import StageError
 CHECKOUT = Path(__file__).resolve().parent.parent
 LONGEST = 40  # characters of a folder in which Ray's sockets still have names that are short enough (unix(7))
 OBJECTS = 80 << 20  # bytes of shared memory, about the least that Ray takes: nothing large passes through it
+ANSWERS = 5.0  # seconds within which a cluster does
 MARK = "RELEARN_RAY_SESSION"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -49,6 +51,7 @@ def _own(slots: int) -> Iterator[None]:
             {
                 MARK: mark,
                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's word for: listen on the loopback address alone
+                "RAY_worker_niceness": "0",  # as nice as this process is
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": secrets.token_hex(32),  # other users of this machine are kept out
             }
@@ -75,8 +78,10 @@ def _joined(address: str) -> Iterator[None]:
     import ray
 
     try:
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), ANSWERS).close()  # Ray itself would try for minutes
         ray.init(address=address, runtime_env={"env_vars": _environment()}, **_quiet())
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         first = str(error).strip().partition("\n")[0]
         raise StageError(
             f"no Ray cluster can be joined at {address}: {first} (is it up, and this machine one of its nodes? "

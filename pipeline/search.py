@@ -1,10 +1,9 @@
-"""Runs the trials of a tuning on a Ray that is there: scikit-optimize proposes, ASHA stops, the trials' folder remembers."""
+"""The trials of a tuning, run on a Ray that is there: scikit-optimize proposes, ASHA stops, the folder remembers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 

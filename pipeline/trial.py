@@ -1,6 +1,6 @@
 """One trial of a tuning, as Ray runs it: the house's own training, an epoch a step, in a run folder of its own.
 
-What a trial has learnt is in its run folder, not in Ray's checkpoints: one whose worker is killed starts anew in another
+What a trial has learnt is in its run folder, not in Ray's checkpoints: one whose worker is killed starts in another
 worker, tells again what it had told, and trains on from its last epoch.
 """
 
@@ -26,7 +26,7 @@ ERROR = "error"  # in a result: why the trial cannot be
 
 
 class TrialRun(tune.Trainable):  # type: ignore[misc]
-    """Its configuration: the searcher's `point` and `number`, and the tuning's `order` (see `order_of` in search.py)."""
+    """Its configuration: the searcher's `point` and `number`, and the `order` that all trials of a tuning share."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self.reset_config(config)
