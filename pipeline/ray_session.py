@@ -109,6 +109,14 @@ def _guard(folder: str, mark: str) -> Iterator[None]:
         guard.communicate()
 
 
+def nodes() -> list[Mapping[str, float]]:
+    """What each node of the Ray that is there has to give: "CPU", "GPU" (missing: none)."""
+    import ray
+
+    ask: Any = ray.nodes
+    return [node["Resources"] for node in ask() if node["Alive"]]
+
+
 def _quiet() -> Mapping[str, Any]:
     return {"log_to_driver": False, "logging_level": "ERROR"}
 

@@ -14,18 +14,17 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.__main__ import read_job
 from pipeline.lifeline import die_with_parent
-from pipeline.ray_session import session
+from pipeline.ray_session import nodes, session
 from policies.facts import Job
 from policies.job import StageError
 
 LAST_WORDS = 40  # lines of stderr that are kept
-TRAINING = {"train", "tune"}
 
 
 def run_child(command: Sequence[str], nice: int) -> Iterator[tuple[str, Any]]:
@@ -50,12 +49,11 @@ def run_child(command: Sequence[str], nice: int) -> Iterator[tuple[str, Any]]:
     yield "ended", (status, "".join(words))
 
 
-def needs(job: Job, nodes: Sequence[dict[str, Any]]) -> dict[str, float]:
+def needs(job: Job, resources: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The processors and GPUs that the job takes of one of the nodes. Raises StageError where none could ever run it.
 
     No more than the largest node has; and none where its trials will ask for themselves: it would wait for its own.
     """
-    resources = [node["Resources"] for node in nodes if node["Alive"]]
     most = max((found.get("CPU", 0.0) for found in resources), default=0.0)
     if not most:
         raise StageError("the cluster has no node with a processor to give away")
@@ -69,7 +67,7 @@ def run(address: str, command: Sequence[str], nice: int, job: Job, protocol: Any
     with session(address, slots=0):
         import ray
 
-        task = ray.remote(run_child).options(num_returns="streaming", max_retries=0, **needs(job, ray.nodes()))
+        task: Any = ray.remote(run_child).options(num_returns="streaming", max_retries=0, **needs(job, nodes()))
         status = 1
         for reference in task.remote(list(command), nice):
             event, said = ray.get(reference)

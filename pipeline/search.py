@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
@@ -86,13 +85,14 @@ def _scheduler(asked: Search, trials: Trials) -> ASHAScheduler:
         grace_period=min(asked.grace_epochs, longest),
         reduction_factor=asked.reduction,
     )
+    nobody: Any = None  # a controller, of which it asks nothing
     for trial in trials.ended:
-        known = SimpleNamespace(trial_id=f"earlier {trial.number}")
-        scheduler.on_trial_add(None, known)
+        known: Any = SimpleNamespace(trial_id=f"earlier {trial.number}")  # all that it asks of a trial
+        scheduler.on_trial_add(nobody, known)
         best = float("inf")
         for epoch in trials.epochs(trial.number):
             best = min(best, epoch["tune_loss"])
-            scheduler.on_trial_result(None, known, {EPOCH: epoch["epoch"], METRIC: best})
+            scheduler.on_trial_result(nobody, known, {EPOCH: epoch["epoch"], METRIC: best})
     return scheduler
 
 
@@ -104,7 +104,7 @@ def _most_epochs(asked: Search) -> list[int]:
     return [asked.space.fixed.get("epochs", asked.settings.epochs)]
 
 
-class Journal(tune.Callback):  # type: ignore[misc]
+class Journal(tune.Callback):
     """Writes down how each trial ended, as it ends, and reports how far the tuning has come."""
 
     def __init__(self, trials: Trials, asked: Search, report: Report) -> None:
@@ -144,13 +144,3 @@ class Journal(tune.Callback):  # type: ignore[misc]
             best_accuracy=best and best.tune_accuracy,
             best_settings=best and best.settings,
         )
-
-
-def cluster_processors() -> tuple[int, int]:
-    """Processors of the whole cluster, and of its smallest node that has any."""
-    counts = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return sum(counts), min((count for count in counts if count), default=1)
-
-
-def cluster_gpus() -> int:
-    return int(ray.cluster_resources().get("GPU", 0))

@@ -63,7 +63,7 @@ def _candidates(
     yield from skopt.space.Space(space.dimensions).rvs(DRAWS, random_state=draw)
 
 
-class SkoptSearcher(Searcher):  # type: ignore[misc]
+class SkoptSearcher(Searcher):
     """`propose` behind Ray's interface: it is asked for configurations and told how trials ended.
 
     A configuration is `{"point": …, "number": …}`; the number is what `begin` gives for the point, before the trial
@@ -84,12 +84,12 @@ class SkoptSearcher(Searcher):  # type: ignore[misc]
         self.seed, self.spread = seed, spread
         self.tried: dict[str, tuple[Point, float | None]] = {}  # by Ray's name of the trial
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         # Those that wait count as tried, so that none is proposed a second time.
         tried = [*self.tried.values(), *((point, None) for point in self.waiting)]
         point = self.waiting.pop(0) if self.waiting else propose(self.space, tried, self.seed, self.spread)
         if point is None:
-            return str(Searcher.FINISHED)
+            return Searcher.FINISHED
         self.tried[trial_id] = (point, None)
         return {"point": point, "number": self.begin(point)}
 

@@ -25,7 +25,7 @@ EPOCH = "epoch"  # in a result: which one it is of, from 1
 ERROR = "error"  # in a result: why the trial cannot be
 
 
-class TrialRun(tune.Trainable):  # type: ignore[misc]
+class TrialRun(tune.Trainable):
     """Its configuration: the searcher's `point` and `number`, and the `order` that all trials of a tuning share."""
 
     def setup(self, config: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.pixels import read_pixels
-from pipeline.ray_session import session
+from pipeline.ray_session import nodes, session
 from pipeline.settings import TrainSettings, parse_settings
 from pipeline.trials import FAILED, Trials
 from policies.job import Outputs, Report, StageError
@@ -55,14 +55,21 @@ def _search(
 ) -> None:
     asked, address, threads = int(inputs["trials"]), str(inputs["address"]), int(inputs["threads"])
     here = int(inputs["concurrent"]) or _fitting(threads, asked)
-    order = {key: inputs[key] for key in ("architecture", "weights", "height", "width")}
+    order = {
+        **{key: inputs[key] for key in ("architecture", "weights", "height", "width")},
+        "settings": dataclasses.asdict(settings),
+        "folder": str(trials.folder),
+        "pixels": str(pixels),
+    }
     with session(address, slots=here):
-        from pipeline.search import Search, cluster_gpus, cluster_processors, search
+        from pipeline.search import Search, search
 
-        all_threads, most = cluster_processors() if address else (threads, threads)
-        gpus = 0 if settings.accelerator == "cpu" else cluster_gpus()
-        concurrent = int(inputs["concurrent"]) or gpus or _fitting(all_threads, asked)
-        each = max(1, min(all_threads // concurrent, most))
+        counts = [int(node["CPU"]) for node in nodes() if node.get("CPU")] if address else [threads]
+        if not counts:
+            raise StageError(f"the cluster at {address} has no node with a processor to give away")
+        gpus = 0 if settings.accelerator == "cpu" else int(sum(node.get("GPU", 0) for node in nodes()))
+        concurrent = int(inputs["concurrent"]) or gpus or _fitting(sum(counts), asked)
+        each = max(1, min(sum(counts) // concurrent, *counts))
         _quieten()
         search(
             Search(
