@@ -19,8 +19,9 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from daemon import limits
+from daemon import limits, search_space
 from daemon.errors import ConfigError
+from daemon.search_space import Axis
 from daemon.text_file import parse_toml, read_text
 from daemon.toml_lines import line_of, nearest_line
 from daemon.variants import SHRINKS, join, split
@@ -70,6 +71,15 @@ def _check_capability(text: str) -> str:
     if text and not (point and major.isdecimal() and minor.isdecimal()):
         raise ValueError('must be a compute capability of NVIDIA\'s, as "8.9", or "" for none')
     return text
+
+
+def _check_cluster(address: str) -> str:
+    if address:
+        try:
+            _check_url(address)
+        except ValueError:
+            raise ValueError('must be HOST:PORT of the cluster\'s head, as "10.0.0.1:6379", or empty') from None
+    return address
 
 
 Number = BeforeValidator(_refuse_bool)
@@ -150,6 +160,27 @@ class Train(Section):
     augment: Augment = Augment()
 
 
+SPACE = {
+    "learning_rate": Axis(min=1e-4, max=1e-2, log=True),
+    "weight_decay": Axis(min=1e-3, max=0.3, log=True),
+    "label_smoothing": Axis(min=0.0, max=0.2),
+    "batch_size": Axis(choices=[32, 64, 128]),
+    "augment.crop_min": Axis(min=0.3, max=1.0),
+}
+
+
+class Tune(Section):
+    trials: Annotated[int, Number, Field(ge=0, le=MOST)] = 0
+    concurrent: Annotated[int, Number, Field(ge=0, le=1024)] = 0
+    grace_epochs: Count = 2
+    reduction: Annotated[float, Number, Field(ge=1.5, le=100)] = 3.0
+    space: Annotated[dict[str, Axis], BeforeValidator(search_space.flatten)] = Field(default=SPACE, min_length=1)
+
+
+class Cluster(Section):
+    address: Annotated[str, AfterValidator(_check_cluster)] = ""
+
+
 class Build(Section):
     engines: tuple[Variant, ...] = Field(default=("onnxruntime:fp32",), min_length=1)
     compute_capability: Annotated[str, AfterValidator(_check_capability)] = ""
@@ -200,6 +231,9 @@ class Settings(BaseSettings):
     model: Model = Model()
     train: Train = Train()
     search: Search = Search()
+
+    tune: Tune = Tune()
+    cluster: Cluster = Cluster()
     build: Build = Build()
     measure: Measure = Measure()
     compute: Compute = Compute()
@@ -262,7 +296,7 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
     origin = {key: f"{file.name}:{line_of(text, key) or '?'}" for key, _ in leaves(from_file)}
     origin |= from_env
     origin |= {key: f"--set {key}" for key, _ in leaves(from_set)}
-    known = set(known_keys())
+    known = {*known_keys(), *(f"tune.space.{name}" for name in search_space.setting_names(Train))}
     for key, name in from_env.items():
         if key not in known:
             raise ConfigError(f"{name}: unknown setting {key!r}{_hint(key, known)}")
@@ -274,7 +308,12 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{_not_json(from_env)}: a list is written as JSON, for instance '[\"images\"]'") from None
     config = Config(settings, workspace.resolve(), file, origin)
     plain = dict(leaves(dump(config)))
-    if wrong := [*limits.out_of_bounds(plain), *limits.unknown_policies(plain), *limits.impossible(config)]:
+    if wrong := [
+        *limits.out_of_bounds(plain),
+        *limits.unknown_policies(plain),
+        *limits.impossible(config),
+        *search_space.wrong(settings.tune.space, Train),
+    ]:
         raise ConfigError("\n".join(f"{_where(key, file, text, origin)}: {key}: {said}" for key, said in wrong))
     return config
 
@@ -304,7 +343,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of each setting in a nested mapping."""
     for key, value in nested.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and not search_space.is_axis(value):
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
