@@ -158,6 +158,14 @@ class Train(Section):
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     augment: Augment = Augment()
+    optimizers: Annotated[dict[str, Positive], Field(min_length=2)] = {
+        "adamw": 1.0,
+        "nadamw": 1.0,
+        "adopt": 1.0,
+        "lion": 0.1,
+        "lamb": 5.0,
+        "nesterov": 50.0,
+    }
 
 
 SPACE = {
@@ -213,6 +221,11 @@ class Triton(Section):
     check_seconds: Positive = 10.0
 
 
+class Wandb(Section):
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    project: Annotated[str, Field(min_length=1)] = "relearnd"
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -240,6 +253,7 @@ class Settings(BaseSettings):
     policies: PoliciesSettings = PoliciesSettings()
     promotion: PromotionSettings = PromotionSettings()
     triton: Triton = Triton()
+    wandb: Wandb = Wandb()
     log: Log = Log()
 
 
