@@ -258,10 +258,11 @@ class Cycle:
         file.write_text(json.dumps(to_dict(job)), encoding="utf-8")
         nice = self.ground.settings["compute"]["nice"] if job.package == "pipeline" else 0
         self.timed_out = False
+        module, arguments = jobs.command(job.package, str(file), nice, self.ground.settings["cluster"]["address"])
         self.child = Child(
             job.token,
-            job.package,
-            [str(file)],
+            module,
+            arguments,
             self.put,
             environment=jobs.environment(job.threads),
             nice=nice,

@@ -173,6 +173,13 @@ def _measuring(artifact: Path | None, ground: Ground) -> StagePlan:
     )
 
 
+def command(package: str, file: str, nice: int, cluster: str) -> tuple[str, list[str]]:
+    """The module and its arguments that run a job: here, or on the cluster, where one does what needs no engine."""
+    if cluster and package == "pipeline":
+        return "pipeline.remote", [cluster, package, file, str(nice)]
+    return package, [file]
+
+
 def environment(threads: int) -> dict[str, str]:
     """The environment of a child that computes.
 

@@ -83,12 +83,12 @@ def wrong(space: Mapping[str, Axis], train: type[BaseModel]) -> Iterator[tuple[s
 
 
 def setting_names(train: type[BaseModel]) -> list[str]:
-    """Every setting of `[train]`, nested ones dotted."""
-    plain = train().model_dump()
-    nested = {name: value for name, value in plain.items() if isinstance(value, dict)}
+    """Every setting of `[train]`, nested ones dotted; the table of optimizers is a choice of its own, and none."""
+    values = {name: getattr(train(), name) for name in train.model_fields}
+    sections = {name: value for name, value in values.items() if isinstance(value, BaseModel)}
     return [
-        *(name for name in plain if name not in nested),
-        *(f"{name}.{key}" for name, table in nested.items() for key in table),
+        *(name for name, value in values.items() if not isinstance(value, BaseModel | Mapping)),
+        *(f"{name}.{key}" for name, section in sections.items() for key in type(section).model_fields),
     ]
 
 

@@ -359,6 +359,17 @@ def answer(stage, inputs, earlier):
         index.parent.mkdir(parents=True, exist_ok=True)
         numpy.savez(index, shards=[])
         return {"pixels": str(index)}
+    if stage == "names":
+        return {"architectures": inputs["patterns"]}
+    if stage == "sketch":
+        return {"model": "untrained", "path": inputs["model"], "weights_mb": 1.0, "parameters": 9}
+    if stage == "tune":
+        return {"best": {"learning_rate": 0.5, "augment.crop_min": 0.7}, "score": 0.1, "accuracy": 0.9, "trials": []}
+    if stage == "train" and inputs["architecture"] == "huge":
+        return {"stop": "unfit", "weights_mb": 99.0, "reason": "it is too large"}
+    if stage == "train" and "until" in inputs:  # the longer the name the better
+        accuracy = len(inputs["architecture"]) / 100
+        return {"run": inputs["run"], "epochs": inputs["until"], "tune_accuracy": accuracy, "tune_loss": 1.0}
     if stage == "train":
         return {"run": inputs["run"], "architecture": inputs["architecture"]}
     if stage == "export":

@@ -88,7 +88,15 @@ class Lane:
                 return
             assert not isinstance(heard, ChildEnded), heard
 
-    def work(self, children: int = 6) -> Step | None:
+    def begin(self, stage: str, time: int) -> None:
+        """Works until a stage of this name is at it for the time told."""
+        while time:
+            if self.cycle.child is None:
+                assert self.cycle.advance() is None
+            heard = self.hear()
+            time -= isinstance(heard, ChildSpoke) and (heard.line["stage"], heard.line["event"]) == (stage, "progress")
+
+    def work(self, children: int = 30) -> Step | None:
         """Until the cycle asks for what the loop must see to (a step), or waits for a retry (None)."""
         for _ in range(children):
             if step := self.cycle.advance():
@@ -396,6 +404,88 @@ def test_what_one_builder_refuses_is_promoted_as_another_built_it(lane: Lane, cl
     assert states == {"onnxruntime:fp32": "done", "openvino:int8": "failed"}
 
 
+def with_settings(lane: Lane, *overrides: str) -> None:
+    """The cycle, opened anew under these settings."""
+    lane.world.config = load(lane.world.config.workspace, overrides)
+    lane.open(lane.world.cycle())
+
+
+def decided(lane: Lane) -> list[tuple[str, str]]:
+    """What was decided within the cycle."""
+    rows = lane.world.rows(schema.decisions, event=f"cycle {lane.cycle.id}")
+    return [(row.action, row.reason) for row in rows]
+
+
+def test_what_a_tuning_found_flows_into_the_training(lane: Lane) -> None:
+    with_settings(lane, "tune.trials=8")
+    assert isinstance(lane.work(), Promote)
+    assert lane.stand_in.order[:2] == [["pixels", "tune"], TRAINING[1:]]
+    inputs = {run["stage"]: run["inputs"] for run in lane.stand_in.runs}
+    assert (inputs["tune"]["settings"]["learning_rate"], inputs["tune"]["trials"]) == (1e-3, 8)
+    settings = inputs["train"]["settings"]
+    assert (settings["learning_rate"], settings["augment"]["crop_min"], settings["epochs"]) == (0.5, 0.7, 20)
+    assert decided(lane) == [("tune", f"{FIRST} was never tuned for this target: 8 trials")]
+    row = lane.world.row(schema.tunings)
+    assert (row.target, row.architecture, row.best["learning_rate"]) == ("edge", FIRST, 0.5)
+
+
+def test_a_tuned_training_is_found_again_by_the_next_cycle(lane: Lane) -> None:
+    with_settings(lane, "tune.trials=8")
+    lane.work()
+    runs = len(lane.stand_in.runs)
+    assert lane.open(lane.world.cycle()).ground.recipe(FIRST) == lane.world.row(schema.models).recipe
+    assert isinstance(lane.work(), Promote)
+    assert "train" not in {run["stage"] for run in lane.stand_in.runs[runs:]}
+    with_settings(lane)  # tuning was switched off: config.toml is in force
+    assert lane.cycle.ground.training(FIRST)["learning_rate"] == 1e-3
+
+
+def test_a_tuning_that_fails_costs_no_training(lane: Lane, clock: Clock) -> None:
+    with_settings(lane, "tune.trials=8")
+    lane.stand_in.behave(tune=["fail"])
+    assert isinstance(work_through_retries(lane, clock), Promote)
+    assert lane.world.rows(schema.tunings) == []
+
+
+SEARCHED = ('search.architectures=["short", "longest", "longer", "no"]', 'model.architectures=["huge"]')
+
+
+def test_a_search_draws_races_and_trains_the_winner(lane: Lane, clock: Clock) -> None:
+    with_settings(lane, *SEARCHED)
+    lane.stand_in.behave(sketch=["ok", "ok", "ok", "fail"])
+    step = work_through_retries(lane, clock)
+    steps = list(dict.fromkeys(row.step for row in lane.world.rows(schema.stages)))
+    drawn = [f"sketch {name} onnxruntime:fp32" for name in ("short", "longest", "longer", "no")]
+    raced = [f"race {name} 1" for name in ("short", "longest", "longer")]
+    assert steps[1:9] == ["shortlist", *drawn, *raced]
+    assert steps[9] == "train longest"
+    assert step == Promote(f"built-longest-{lane.cycle.ground.snapshot}")
+    assert not lane.cycle.ground.sketches.exists() or not any(lane.cycle.ground.sketches.iterdir())
+    rows = {row.architecture: row for row in lane.world.rows(schema.benchmarks)}
+    assert rows["no"].error == "sketch is not possible today"
+    assert rows["short"].figures["latency_p95_ms"] == 2.0
+    said = [reason for _, reason in decided(lane)]
+    assert [action for action, _ in decided(lane)] == ["search"] * 2
+    assert said[1] == ("3 of 4 architectures can meet the constraints; no cannot: sketch is not possible today")
+
+
+def test_a_search_that_is_cut_off_goes_on_where_it_was(lane: Lane) -> None:
+    with_settings(lane, *SEARCHED)
+    lane.stand_in.behave(sketch=["ok", "ok", "hang", "ok"])
+    lane.begin("sketch", 3)
+    lane.killed()
+    assert isinstance(lane.work(), Promote)
+    sketched = [run["inputs"]["architecture"] for run in lane.stand_in.runs if run["stage"] == "sketch"]
+    assert sketched == ["short", "longest", "longer", "longer", "no"]
+
+
+def test_a_drawing_may_take_less_time_than_a_training(lane: Lane) -> None:
+    with_settings(lane, *SEARCHED, "search.minutes_per_architecture=2")
+    lane.stand_in.behave(sketch=["hang"])
+    lane.begin("sketch", 1)
+    assert lane.cycle.limit_minutes == 2
+
+
 def test_attempts_lost_with_the_daemon_are_not_held_against_a_stage(lane: Lane, clock: Clock) -> None:
     lane.stand_in.behave(train=["hang", "hang", "hang", "hang", "fail", "ok"])
     for _ in range(4):
@@ -427,7 +517,7 @@ def test_a_child_stopped_because_its_time_was_up_timed_out(lane: Lane, clock: Cl
     lane.child()
     attempt = lane.world.row(schema.attempts, stage_id=lane.stage("train").id)
     assert attempt.outcome == "timed out"
-    assert attempt.last_words.startswith("took longer than compute.stage_timeout_minutes; ")
+    assert attempt.last_words.startswith("took longer than 720 minutes; ")
     assert lane.cycle.retry_at == clock.now + 5.0
     clock.now += 5.0
     lane.stand_in.behave(train=["ok"])

@@ -32,7 +32,7 @@ def ground(config: Config, world: World) -> Ground:
     world.samples("cat", "judge", 2)
     id_ = world.cycle()
     row = world.row(schema.cycles)
-    return Ground(id_, config.state, dump(config), world.requirement(), row.snapshot_id)
+    return Ground(id_, config.state, dump(config), world.requirement(), row.snapshot_id, classes=2)
 
 
 FP32 = "onnxruntime:fp32"
@@ -67,6 +67,12 @@ def test_a_training(journal: Engine, ground: Ground) -> None:
         "width": 32,
         "settings": ground.settings["train"],
         "max_artifact_mb": 20.0,
+        "track": {
+            "mode": "offline",
+            "project": "relearnd",
+            "folder": str(ground.state / "wandb"),
+            "group": f"cycle {ground.cycle}",
+        },
     }
     assert stages["export"].inputs == {"models": str(ground.state / "models")}
 
@@ -142,6 +148,7 @@ TRAIN = {
     "freeze_batch_norm": True, "label_smoothing": 0.5, "sampling": "balanced", "early_stopping_patience": 3, "seed": 1,
     "precision": "bf16-mixed", "accelerator": "cpu", "augment.crop_min": 0.5, "augment.flip": False,
     "augment.rotate_degrees": 1.0, "augment.brightness": 0.5, "augment.contrast": 0.5,
+    **{f"optimizers.{name}": 3.0 for name in ("adamw", "nadamw", "adopt", "lion", "lamb", "nesterov")},
 }  # fmt: skip
 MATTERS = {f"train.{key}": value for key, value in TRAIN.items()} | {"input.resize": "crop", "model.weights": "timm"}
 DOES_NOT = {
@@ -157,8 +164,9 @@ def test_a_recipe_is_another_where_a_setting_of_the_training_is(ground: Ground, 
 
 
 def test_every_setting_of_the_training_is_tried_above(ground: Ground) -> None:
-    flat = {f"augment.{key}" for key in ground.settings["train"]["augment"]} | set(ground.settings["train"])
-    assert flat - {"augment"} == set(TRAIN)
+    train = ground.settings["train"]
+    tables = {f"{table}.{key}" for table in ("augment", "optimizers") for key in train[table]}
+    assert (tables | set(train)) - {"augment", "optimizers"} == set(TRAIN)
 
 
 @pytest.mark.parametrize(("key", "value"), DOES_NOT.items())
@@ -322,3 +330,15 @@ def test_training_leaves_a_core_to_those_who_serve(monkeypatch: pytest.MonkeyPat
     assert (jobs.training_threads(0), jobs.training_threads(5)) == (7, 5)
     cores = {0}
     assert jobs.training_threads(0) == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "cluster", "found"),
+    [
+        ("pipeline", "", ("pipeline", ["job.json"])),
+        ("pipeline", "10.0.0.1:6379", ("pipeline.remote", ["10.0.0.1:6379", "pipeline", "job.json", "5"])),
+        ("deploy", "10.0.0.1:6379", ("deploy", ["job.json"])),  # it measures this machine
+    ],
+)
+def test_a_cluster_does_what_needs_no_engine(package: str, cluster: str, found: object) -> None:
+    assert jobs.command(package, "job.json", 5, cluster) == found

@@ -9,7 +9,9 @@ import pytest
 
 from policies.facts import Candidate, ClassCount, Measurement, Requirement, Verdict
 from policies.next_step import CycleFacts, known_unfit, next_step
-from policies.steps import Build, Finish, Judge, Promote, Prove, Step, Train
+from policies.search import Heat, SearchFacts, Sketched
+from policies.steps import Build, Finish, Judge, Promote, Prove, Race, Shortlist, Sketch, Step, Train, Tune
+from policies.tuning import TuningFacts
 
 FP32 = "onnxruntime:fp32"
 PROOF = (ClassCount("a", 10, 9), ClassCount("b", 10, 9))
@@ -345,6 +347,67 @@ def test_what_this_machine_cannot_run_is_taken_where_the_target_says_so_alone() 
     )
     bold = dataclasses.replace(base, requirement=dataclasses.replace(gpu, allow_unverified=True))
     assert next_step(facts(bold, plan, trained=("large",))) == Judge("plan")  # and nothing waits for its figures
+
+
+TUNING = TuningFacts(trials=8)
+SEARCH = SearchFacts(("*",))
+
+
+def test_a_first_model_is_tuned_before_it_is_trained() -> None:
+    known = facts(DATA, tuning=TUNING)
+    assert next_step(known) == Tune("large", "large was never tuned for this target: 8 trials")
+    tuned = dataclasses.replace(TUNING, ages={"large": 0.0})
+    assert next_step(facts(DATA, tuning=tuned)) == Train("large")
+    given_up = dataclasses.replace(TUNING, given_up=frozenset({"large"}))
+    assert next_step(facts(DATA, tuning=given_up)) == Train("large")  # without: a training is better than none
+
+
+def test_where_nothing_known_fits_more_architectures_are_searched() -> None:
+    too_large = {"large": "44 MB of weights", "small": "30 MB of weights"}
+    known = facts(DATA, too_large=too_large, search=SEARCH)
+    assert isinstance(next_step(known), Shortlist)
+    named = dataclasses.replace(SEARCH, names=("large", "tiny", "mini"))
+    assert next_step(dataclasses.replace(known, search=named)) == Sketch("tiny", FP32)  # large was tried
+    drawn = dataclasses.replace(
+        named, sketches={"tiny": {FP32: Sketched(MEASURED)}, "mini": {FP32: Sketched(MEASURED)}}
+    )
+    race = next_step(dataclasses.replace(known, search=drawn))
+    assert isinstance(race, Race)
+    assert (race.architecture, race.epochs) == ("tiny", 1)
+    run = dataclasses.replace(drawn, heats={"tiny": (Heat(1, 0.8),), "mini": (Heat(1, 0.9),)})
+    won = dataclasses.replace(known, search=run)
+    assert next_step(won) == Train("mini")
+    assert isinstance(next_step(dataclasses.replace(won, tuning=TUNING)), Tune)
+    trained = facts(won, candidate("found", "mini", model="mm"), trained=("mini",), fresh=frozenset({"mm"}))
+    assert next_step(trained) == Judge("found")
+
+
+def test_a_search_that_finds_nothing_names_the_nearest_by_constraint() -> None:
+    sketches = {
+        "tiny": {FP32: Sketched(dataclasses.replace(SLOW, artifact_mb=1.0))},
+        "mini": {FP32: Sketched(dataclasses.replace(MEASURED, artifact_mb=21.0))},
+    }
+    found = dataclasses.replace(SEARCH, names=("tiny", "mini"), sketches=sketches)
+    step = next_step(facts(DATA, too_large={"large": "44 MB", "small": "30 MB"}, search=found))
+    assert isinstance(step, Finish)
+    assert step.outcome == "violated"
+    assert "tiny cannot: p95 latency 9 ms is above latency_p95_ms 5 by 4" in step.reason
+    assert "Nearest: untrained (mini): artifact 21.0 MB" in step.reason
+    assert "latency_p95_ms: mini as onnxruntime:fp32 meets it" in step.reason
+    assert "artifact_max_mb: tiny as onnxruntime:fp32 meets it" in step.reason
+
+
+def test_a_champion_that_fits_starts_no_search() -> None:
+    known = facts(DATA, OLD, FRESH, trained=("large",), verdicts={"fresh": KEEP}, search=SEARCH, **SERVED)
+    assert next_step(known) == Finish("kept", "no better")
+
+
+def test_without_an_engine_for_its_accelerator_a_target_is_told_so() -> None:
+    gpu = dataclasses.replace(REQUIREMENT, accelerator="cuda")
+    known = facts(dataclasses.replace(DATA, requirement=gpu, variants=()), too_large={"large": "", "small": ""})
+    step = next_step(known)
+    assert isinstance(step, Finish)
+    assert step.reason == "nothing of build.engines runs on 'cuda': add an engine that does"
 
 
 def test_a_model_of_other_settings_does_not_stand_for_a_training() -> None:
