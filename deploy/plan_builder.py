@@ -100,8 +100,10 @@ def explain_refusal(parser: Any, log: Any) -> str:
     if not parser.num_errors:
         return str(log.first())
     error = parser.get_error(0)
-    where = f"{error.node_operator()} {error.node_name()!r}: " if error.node_operator() else ""
-    return f"{where}{error.desc()}"
+    if not error.node_operator():
+        return str(error.desc())
+    reason = "" if error.desc() == "false" else f": {error.desc()}"  # so it says that it knows no such operator
+    return f"it refuses the operator {error.node_operator()}{reason}"
 
 
 def name_builder(bindings: Any) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from deploy.half import Halving
 from deploy.pixels import Pixels
 from policies.job import StageError
 
@@ -31,11 +32,6 @@ STYLES = ("as exported", "half", "asymmetric", "symmetric")
 CALIBRATION_IMAGES = 200
 BATCH = 20  # images a run of the calibration
 PRODUCTS = ("Conv", "MatMul", "Gemm")
-FULL = (
-    "LayerNormalization", "GroupNormalization", "InstanceNormalization", "Softmax",
-    "Pow", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Reciprocal",  # of which other norms are made
-)  # fmt: skip
-
 Images = NDArray[np.uint8]
 
 
@@ -45,7 +41,8 @@ def write_graph(exported: Path, out: Path, style: str, images: Images | None = N
     images: uint8 (n, H, W, 3) to calibrate int8 on. Raises StageError where int8 is asked without any.
     """
     if style == "half":
-        halve(exported, out)
+        graph = read_graph(exported)
+        onnx.save(Halving(graph, find_normalization(graph)).run(), out)
     elif style in ("asymmetric", "symmetric"):
         if images is None or not len(images):
             raise StageError(
@@ -67,22 +64,6 @@ def choose_images(pixels: Pixels, most: int = CALIBRATION_IMAGES) -> Images:
         turn[mine] = np.arange(len(mine))
     chosen = tune[np.lexsort((labels, turn))][:most]
     return pixels.take(chosen) if len(chosen) else np.empty((0, 0, 0, 3), np.uint8)
-
-
-def halve(exported: Path, out: Path) -> None:
-    """Half precision between the pixels' normalisation and the probabilities."""
-    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
-
-    graph = read_graph(exported)
-    halved = convert_float_to_float16(
-        graph,
-        min_positive_val=float(np.finfo(np.float16).smallest_subnormal),
-        max_finite_val=float(np.finfo(np.float16).max),
-        keep_io_types=True,
-        op_block_list=[*DEFAULT_OP_BLOCK_LIST, *FULL],
-        node_block_list=find_normalization(graph),
-    )
-    onnx.save(halved, out)
 
 
 def quantize(exported: Path, out: Path, images: Images, symmetric: bool) -> None:

@@ -80,6 +80,10 @@ def test_the_manifest_says_of_what_and_by_what_it_was_built(model: Path, artifac
         "engine_version": onnxruntime.__version__,
         "precision": "fp32",
         "device": None,
+        "flavour": "onnxruntime",
+        "max_batch_size": None,
+        "verified": True,
+        "unverified": None,
         "classes": CLASSES,
         "input": given["input"],
         "snapshot": "snapshot1",
@@ -262,9 +266,11 @@ def test_a_failed_build_leaves_nothing(model: Path, artifacts: Path) -> None:
     ("asked", "words"),
     [
         ({"engine": "abacus"}, "there is no engine 'abacus'; there are: onnxruntime"),
-        ({"precision": "int8"}, "onnxruntime builds fp32, not 'int8'"),
+        ({"precision": "fp16"}, "onnxruntime builds fp32, int8, not 'fp16'"),
+        ({"options": {"max_batch_size": 0}}, "max_batch_size must be a whole number from 1 upwards, not 0"),
+        ({"options": {"max_batch_size": "8"}}, "max_batch_size must be a whole number from 1 upwards, not '8'"),
     ],
-    ids=["engine", "precision"],
+    ids=["engine", "precision", "batch of none", "batch in words"],
 )
 def test_what_no_engine_can_do_is_refused_in_words(
     model: Path, artifacts: Path, asked: dict[str, str], words: str
