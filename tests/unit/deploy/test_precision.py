@@ -1,6 +1,6 @@
-"""Every engine and precision of real networks, exported as the training does: their graphs, answers and accuracy.
+"""Every engine and precision of a real network, exported as the training does: graphs, answers and accuracy.
 
-Two small networks, trained for moments on handwritten digits.
+A small network with what the usual ones are made of, trained for moments on handwritten digits.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ def fit(served: Any, images: Any, labels: Any) -> None:
     import torch
 
     optimizer = torch.optim.AdamW(served.parameters(), lr=3e-3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # steps so small are slower with more
     served.train()
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(images)).split(50):
@@ -92,36 +94,39 @@ def fit(served: Any, images: Any, labels: Any) -> None:
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(logits, labels[batch]).backward()
             optimizer.step()
+    torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def convolutional(tmp_path_factory: pytest.TempPathFactory) -> Given:
+def make_network() -> Any:
+    """Convolutions with batch norms, then attention with layer norms and a class token, as many as the batch has."""
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     def block(before: int, after: int) -> list[nn.Module]:
         return [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
 
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(*block(3, 32), *block(32, 64))
+            self.token = nn.Parameter(torch.zeros(1, 1, 64))
+            self.before, self.after = nn.LayerNorm(64), nn.LayerNorm(64)
+            self.attend, self.head = nn.Linear(64, 3 * 64), nn.Linear(64, len(DIGITS))
+
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = self.stem(images).flatten(2).transpose(1, 2)
+            tokens = torch.cat([self.token.expand(images.shape[0], -1, -1), tokens], 1)
+            query, key, value = self.attend(self.before(tokens)).chunk(3, -1)
+            tokens = tokens + torch.softmax(query @ key.transpose(1, 2) / 8, -1) @ value
+            return self.head(self.after(tokens).mean(1))
+
     torch.manual_seed(0)
-    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)]
-    net = nn.Sequential(*block(3, 16), *block(16, 32), *block(32, 32), *pool)
-    return make_given(tmp_path_factory.mktemp("digits"), net)
+    return Network()
 
 
 @pytest.fixture(scope="module")
-def transformer(tmp_path_factory: pytest.TempPathFactory) -> Given:
-    """With layer norms, attention, and a class token whose shape is made of the batch's."""
-    import torch
-    from timm.models.vision_transformer import VisionTransformer
-
-    torch.manual_seed(0)
-    small = {"img_size": SIZE, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    return make_given(tmp_path_factory.mktemp("digits"), VisionTransformer(num_classes=10, **small))
-
-
-@pytest.fixture(scope="module", params=["convolutional", "transformer"])
-def given(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
+def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
+    return make_given(tmp_path_factory.mktemp("digits"), make_network())
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +139,8 @@ def styles(given: Given, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {style: folder / style for style in STYLES}
 
 
-def test_the_networks_are_a_test(given: Given) -> None:
-    assert given.accuracy > 0.8
+def test_the_network_is_a_test(given: Given) -> None:
+    assert given.accuracy > 0.85
 
 
 @pytest.mark.parametrize(("engine", "precision"), BUILDS)
@@ -191,8 +196,8 @@ def test_the_ends_and_the_normalization_stay_as_they_are(given: Given, styles: d
     onnx.checker.check_model(graph, full_check=True)
 
 
-def test_in_half_the_weights_are_half_and_norms_are_not(transformer: Given, tmp_path: Path) -> None:
-    write_graph(transformer.graph, tmp_path / "half", "half")
+def test_in_half_the_weights_are_half_and_norms_are_not(given: Given, tmp_path: Path) -> None:
+    write_graph(given.graph, tmp_path / "half", "half")
     graph = onnx.load(tmp_path / "half")
     held = initializers(graph)
     kinds: dict[str, set[str]] = {}
@@ -202,7 +207,7 @@ def test_in_half_the_weights_are_half_and_norms_are_not(transformer: Given, tmp_
                 kinds.setdefault(node.op_type, set()).add(str(held[name].dtype))
     assert kinds["MatMul"] == kinds["Conv"] == {"float16"}
     assert kinds["LayerNormalization"] == {"float32"}
-    assert (tmp_path / "half").stat().st_size < 0.6 * transformer.graph.stat().st_size
+    assert (tmp_path / "half").stat().st_size < 0.6 * given.graph.stat().st_size
 
 
 @pytest.mark.parametrize(("style", "kind"), [("asymmetric", np.uint8), ("symmetric", np.int8)])
@@ -231,12 +236,12 @@ def test_int8_quantizes_products_alone(styles: dict[str, Path]) -> None:
     assert not {"LayerNormalization", "ReduceMean"} & set(takers)
 
 
-def test_what_the_builder_cannot_read_of_another_engines_style_is_said(transformer: Given, tmp_path: Path) -> None:
+def test_what_the_builder_cannot_read_of_another_engines_style_is_said(given: Given, tmp_path: Path) -> None:
     """The style that is fast in ONNX Runtime is none for TensorRT: hence a graph for each engine."""
-    write_graph(transformer.graph, tmp_path / "graph", "asymmetric", choose_images(read_pixels(transformer.index)))
+    write_graph(given.graph, tmp_path / "graph", "asymmetric", choose_images(read_pixels(given.index)))
     options = {**OPTIONS, "max_batch_size": 4}
     with pytest.raises(ValueError, match=r"it refuses the operator DequantizeLinear: "):
-        find_engine("tensorrt_rtx").build(transformer.model, tmp_path / "graph", tmp_path, "int8", options)
+        find_engine("tensorrt_rtx").build(given.model, tmp_path / "graph", tmp_path, "int8", options)
     assert names(tmp_path) == ["graph"]
 
 
@@ -289,10 +294,10 @@ def test_an_unknown_style_is_refused(tmp_path: Path) -> None:
         write_graph(tmp_path / "model.onnx", tmp_path / "out", "double")
 
 
-def test_the_same_int8_build_makes_the_same_artifact(convolutional: Given, tmp_path: Path) -> None:
-    inputs = order(convolutional.model, tmp_path / "one", precision="int8", pixels=str(convolutional.index))
+def test_the_same_int8_build_makes_the_same_artifact(given: Given, tmp_path: Path) -> None:
+    inputs = order(given.model, tmp_path / "one", precision="int8", pixels=str(given.index))
     first = build.run(inputs, {}, silent)
     again = build.run({**inputs, "artifacts": str(tmp_path / "two")}, {}, silent)
     assert first["artifact"] == again["artifact"]
     shutil.rmtree(first["path"])
-    assert first["artifact_mb"] < 0.5 * convolutional.graph.stat().st_size / 1e6
+    assert first["artifact_mb"] < 0.5 * given.graph.stat().st_size / 1e6
