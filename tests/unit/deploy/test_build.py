@@ -153,6 +153,18 @@ def test_the_same_model_builds_the_same_artifact_and_keeps_the_one_that_is_there
     assert names(artifacts) == [first["artifact"]]
 
 
+def test_an_artifact_of_before_there_were_unverified_ones_is_kept(model: Path, artifacts: Path) -> None:
+    first = build.run(order(model, artifacts), {}, silent)
+    file = Path(first["path"]) / "manifest.json"
+    facts = json.loads(file.read_text())
+    for name in ("flavour", "max_batch_size", "verified", "unverified"):
+        del facts[name]
+    file.write_text(json.dumps(facts))
+    again = build.run(order(model, artifacts), {}, silent)
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    assert json.loads(file.read_text()) == facts
+
+
 def test_another_graph_or_other_classes_build_another(tmp_path: Path, artifacts: Path) -> None:
     models = [
         make_model(tmp_path / "model", CLASSES),
