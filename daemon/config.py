@@ -24,8 +24,8 @@ from daemon.errors import ConfigError
 from daemon.search_space import Axis
 from daemon.text_file import parse_toml, read_text
 from daemon.toml_lines import line_of, nearest_line
-from daemon.variants import SHRINKS, join, split
-from deploy.engines import ACCELERATORS
+from daemon.variants import join, split
+from deploy.engines import ENGINES
 from policies.settings import PoliciesSettings, PromotionSettings
 from policies.suggest import nearest
 
@@ -59,10 +59,10 @@ def _check_url(url: str) -> str:
 def check_variant(variant: str) -> str:
     """The variant with its precision. Raises ValueError where there is none such."""
     engine, precision = split(variant)
-    if engine not in ACCELERATORS:
-        raise ValueError(f"there is no engine {engine!r}; there are: {', '.join(sorted(ACCELERATORS))}")
-    if precision not in SHRINKS:
-        raise ValueError(f"there is no precision {precision!r}; there are: {', '.join(SHRINKS)}")
+    if engine not in ENGINES:
+        raise ValueError(f"there is no engine {engine!r}; there are: {', '.join(sorted(ENGINES))}")
+    if precision not in ENGINES[engine].precisions:
+        raise ValueError(f"{engine} builds no {precision!r}; it builds: {', '.join(ENGINES[engine].precisions)}")
     return join(engine, precision)
 
 

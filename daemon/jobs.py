@@ -140,7 +140,8 @@ def _kept(ground: Ground) -> dict[str, str]:
 def engine_inputs(settings: Mapping[str, Any], variant: str) -> dict[str, Any]:
     """What the stage `build` is told of the variant."""
     engine, precision = split(variant)
-    options = {"compute_capability": settings["build"]["compute_capability"]}
+    build, triton = settings["build"], settings["triton"]
+    options = {"compute_capability": build["compute_capability"], "max_batch_size": max(64, triton["max_batch_size"])}
     return {"engine": engine, "precision": precision, "options": options}
 
 

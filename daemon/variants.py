@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from deploy.device import fingerprint
-from deploy.engines import ACCELERATORS
+from deploy.engines import ENGINES
 from policies.facts import Requirement
 
 SHRINKS = {"fp32": 1, "fp16": 2, "int8": 4}  # by how much, at most, weights become smaller
@@ -32,7 +32,7 @@ def runs_on(engine: str, device: str | None, accelerator: str) -> bool:
 
     Engines for GPUs serve "cuda", and one kind of GPU where their artifact is bound to it, or was not built yet.
     """
-    kind = ACCELERATORS.get(engine)
+    kind = ENGINES[engine].accelerator if engine in ENGINES else None
     one_kind = accelerator not in ("cpu", "cuda")
     return kind == accelerator or (kind == "cuda" and one_kind and device in (None, accelerator))
 
@@ -44,4 +44,4 @@ def shrink(variants: Sequence[str]) -> int:
 
 def devices(threads: int) -> dict[str, str]:
     """What each engine's artifacts are measured on here."""
-    return {engine: fingerprint(engine, threads) for engine in ACCELERATORS}
+    return {engine: fingerprint(engine, threads) for engine in ENGINES}

@@ -7,6 +7,10 @@ import os
 import platform
 from pathlib import Path
 
+# What the packages are called whose import name is another.
+PACKAGES = {"tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx-cu13-bindings"}
+ON_GPU = ("tensorrt", "tensorrt_rtx", "torch2trt")
+
 
 def fingerprint(engine: str = "onnxruntime", threads: int = 1) -> str:
     """As "AMD EPYC 7B13, 2 cores, onnxruntime 1.22.0, 1 thread": processor, cores given to this process, the engine's.
@@ -15,10 +19,11 @@ def fingerprint(engine: str = "onnxruntime", threads: int = 1) -> str:
     """
     cores = len(os.sched_getaffinity(0))
     try:
-        version = importlib.metadata.version(engine)
+        version = importlib.metadata.version(PACKAGES.get(engine, engine))
     except importlib.metadata.PackageNotFoundError:
         version = "not installed"
-    return f"{processor()}, {_count(cores, 'core')}, {engine} {version}, {_count(threads, 'thread')}"
+    chip = f"{graphics()}, {processor()}" if engine in ON_GPU else processor()
+    return f"{chip}, {_count(cores, 'core')}, {engine} {version}, {_count(threads, 'thread')}"
 
 
 def _count(number: int, what: str) -> str:
@@ -33,3 +38,12 @@ def processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def graphics() -> str:
+    """The first NVIDIA GPU's model as its driver names it."""
+    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("Model:"):
+                return line.partition(":")[2].strip()
+    return "no GPU"

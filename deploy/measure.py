@@ -33,6 +33,7 @@ from deploy import artifact
 from deploy.device import fingerprint
 from deploy.engines import Runner, find_engine
 from deploy.lifeline import die_with_parent
+from deploy.opened import find_hindrance
 from policies.facts import METHOD, Measurement, to_dict
 from policies.job import Outputs, Report, StageError
 
@@ -43,9 +44,15 @@ INPUT_BYTES = 16_000_000  # of fresh random pixels at most
 
 
 def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], report: Report) -> Outputs:
-    """Measures the artifact in a child process and returns a `Measurement` as JSON, with the artifact's id."""
+    """Measures the artifact in a child process and returns a `Measurement` as JSON, with the artifact's id.
+
+    One that this machine cannot run: {"artifact", "skipped": why}.
+    """
     folder = Path(inputs["artifact"] or earlier["build"]["path"])
-    artifact.verify(folder)
+    manifest = artifact.verify(folder)
+    if (reason := find_hindrance(manifest)) is not None:
+        report(1, 1, "measurement")
+        return {"artifact": manifest["id"], "skipped": f"not measured: {reason}"}
     order = {**inputs, "artifact": str(folder)}
     child = subprocess.run(
         [sys.executable, "-P", "-m", "deploy.measure", json.dumps(order)],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,17 @@ class Pixels:
     def batches(self, samples: NDArray[np.int64], size: int) -> Iterator[NDArray[np.uint8]]:
         for start in range(0, len(samples), size):
             yield self.take(samples[start : start + size])
+
+
+def check_size(pixels: Pixels, size: Mapping[str, int], index: str, whose: str) -> None:
+    """Raises StageError where the images are not of this size, which is that of `whose` input."""
+    wanted = (size["height"], size["width"], size["channels"])
+    for images in pixels.images:
+        if images.shape[1:] != wanted:
+            raise StageError(
+                f"{index} holds images of shape {images.shape[1:]}, {whose} takes {wanted}; "
+                "run the pixels stage at its input size"
+            )
 
 
 def read_pixels(index: Path) -> Pixels:

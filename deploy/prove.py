@@ -1,4 +1,7 @@
-"""Stage `prove`: the built engine answers the whole judge and tune sets, so that accuracy is of what will serve."""
+"""Stage `prove`: the built engine answers the whole judge and tune sets, so that accuracy is of what will serve.
+
+Where this machine cannot run it, its stand-in answers and the outputs say so: "stand_in" is then a sentence.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy import artifact, durable
-from deploy.engines import Runner, find_engine
-from deploy.pixels import Pixels, read_pixels
+from deploy.engines import Runner
+from deploy.opened import open_artifact
+from deploy.pixels import Pixels, check_size, read_pixels
 from policies.job import Outputs, Report, StageError
 
 BATCH = 32  # images a run
@@ -25,11 +29,12 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
     began = time.monotonic()
     folder = Path(inputs["artifact"] or earlier["build"]["path"])
     manifest = artifact.verify(folder)
-    runner = open_runner(folder, manifest, inputs["threads"])
+    opened = open_artifact(folder, manifest, inputs["threads"])
+    runner = opened.run
     images, recorded = artifact.read_golden(folder)
-    artifact.compare_golden(runner(images), recorded)
+    artifact.compare_golden(runner(images), recorded, artifact.find_tolerance(manifest))
     pixels = read_pixels(Path(inputs["pixels"]))
-    check_size(pixels, manifest, inputs["pixels"])
+    check_size(pixels, manifest["input"], inputs["pixels"], f"artifact {manifest['id']}")
     judge, tune = pixels.select("judge"), pixels.select("tune")
     advance = count_images(report, len(judge) + len(tune))
     judged = answer(runner, pixels, judge, advance, len(manifest["classes"]))
@@ -41,27 +46,9 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
         "judge_samples": len(judge),
         "tune_accuracy": accuracy(pixels, tune, tuned, manifest["classes"]),
         "parity": compare(inputs["tune"], pixels.hexes(tune), tuned) if inputs.get("tune") else None,
+        "stand_in": opened.stand_in,
         "seconds": time.monotonic() - began,
     }
-
-
-def open_runner(folder: Path, manifest: Mapping[str, Any], threads: int) -> Runner:
-    """Loads the artifact with its engine. Raises StageError, with the engine's words, where it refuses."""
-    try:
-        return find_engine(manifest["engine"]).load(folder, threads)
-    except ValueError as error:
-        raise StageError(f"artifact {manifest['id']} cannot be loaded: {error}") from error
-
-
-def check_size(pixels: Pixels, manifest: Mapping[str, Any], index: str) -> None:
-    size = manifest["input"]
-    wanted = (size["height"], size["width"], size["channels"])
-    for images in pixels.images:
-        if images.shape[1:] != wanted:
-            raise StageError(
-                f"{index} holds images of shape {images.shape[1:]}, artifact {manifest['id']} takes {wanted}; "
-                "run the pixels stage at its input size"
-            )
 
 
 def count_images(report: Report, total: int) -> Callable[[int], None]:

@@ -3,7 +3,7 @@
     <repository>/<target>/                    a model of Triton; all that lies here was put here by this module
         config.pbtxt                          names the versions served and the labels: replacing it is the switch
         labels-7.txt                          the labels of version 7
-        7/ manifest.json model.py engine.py … a version, every file under its SHA-256
+        7/ manifest.json model.py engine.py … a version, every file under its SHA-256 (no code in native flavours)
     <repository>.staging/<target>/7/          the same version before it is put, on the same file system
     <repository>.staging/.retired/            what is on its way out
 
@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from deploy import artifact, durable
-from deploy.config_pbtxt import MARK, Serving, write_config
+from deploy.config_pbtxt import FLAVOURS, MARK, Serving, find_misfit, write_config
 from deploy.engines import source_file
 
 CONFIG = "config.pbtxt"
 MODEL_FILE = Path(__file__).with_name("model_template") / "model.py"
+NOT_SERVED = (artifact.GOLDEN, artifact.STAND_IN)
 CANDIDATE = "-candidate"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -69,13 +70,15 @@ def stage(
     """Makes the version's folder beside the repository, on disk and verified; returns it.
 
     A version that has been put already is returned where it is, unless it is to be made `again`. Raises
-    RepositoryError (the disk is full, for one) and ArtifactError (the artifact is damaged).
+    RepositoryError (the disk is full, for one) and ArtifactError (the artifact is damaged, or cannot be served so).
     """
     check_repository(repository)
     check_target(repository, target)
     if not again and version in versions(repository, target):
         return repository / target / str(version)
     facts = artifact.verify(artifact_folder)
+    if misfit := find_misfit(facts, serving):
+        raise artifact.ArtifactError(misfit)
     staged = staging_folder(repository) / target / str(version)
     with translated(staged):
         sweep(repository)
@@ -100,12 +103,15 @@ def sweep(repository: Path) -> None:
 def fill_version(
     work: Path, artifact_folder: Path, facts: Mapping[str, Any], target: str, version: int, serving: Serving
 ) -> None:
-    """What a version of the flavour `python` holds: the artifact's files, the model's code, the engine's code."""
-    names = [name for name in facts["files"] if name != artifact.GOLDEN]
+    """What a version holds: the artifact's files, and in the flavour `python` the code of the model and its engine."""
+    native = FLAVOURS[serving.flavour].files
+    names = [*native, artifact.LABELS] if native else [name for name in facts["files"] if name not in NOT_SERVED]
     for name in names:
         shutil.copyfile(artifact_folder / name, work / name)
-    shutil.copyfile(MODEL_FILE, work / "model.py")
-    shutil.copyfile(source_file(facts["engine"]), work / "engine.py")
+    if not native:
+        shutil.copyfile(MODEL_FILE, work / "model.py")
+        shutil.copyfile(source_file(facts["engine"]), work / "engine.py")
+        names += ["model.py", "engine.py"]
     manifest = {
         "format": artifact.FORMAT,
         "target": target,
@@ -116,7 +122,7 @@ def fill_version(
         "classes": facts["classes"],
         "input": facts["input"],
         "serving": asdict(serving),
-        "files": artifact.describe_files(work, [*names, "model.py", "engine.py"]),
+        "files": artifact.describe_files(work, names),
     }
     durable.sync_tree(work)
     durable.write_json(work / artifact.MANIFEST, manifest)
@@ -194,9 +200,10 @@ def retire(repository: Path, target: str, version: int) -> None:
 
 
 def touch(repository: Path, target: str, version: int) -> None:
-    """Makes the version's code as new as now, which is what Triton looks at."""
+    """Makes the version's files as new as now, which is what Triton looks at."""
     with translated(repository / target), contextlib.suppress(FileNotFoundError):
-        os.utime(repository / target / str(version) / "model.py")
+        for file in (repository / target / str(version)).iterdir():
+            os.utime(file)
 
 
 def clear(repository: Path, target: str, version: int) -> None:
@@ -274,7 +281,8 @@ def compose_model(name: str, manifests: list[dict[str, Any]]) -> dict[str, str]:
     labels = name_labels(newest["version"])
     # A warm-up has the newest version's input, which an older one of another size would refuse.
     same = all(manifest["input"] == newest["input"] for manifest in manifests)
-    config = write_config(name, newest["input"], numbers, labels, Serving(**newest["serving"]), warm_up=same)
+    serving, classes = Serving(**newest["serving"]), len(newest["classes"])
+    config = write_config(name, newest["input"], numbers, labels, serving, warm_up=same, classes=classes)
     return {labels: "".join(f"{c}\n" for c in newest["classes"]), CONFIG: config}
 
 

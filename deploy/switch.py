@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy import artifact, repository
-from deploy.artifact import GOLDEN_TOLERANCE
 from deploy.config_pbtxt import Serving
 from deploy.triton import Triton, TritonError, TritonRefused
 
@@ -41,7 +40,7 @@ class Switch:
     version: int  # higher than any that the target had
     before: int | None = None  # the version that serves now
     serving: Serving = field(default_factory=Serving)
-    tolerance: float = GOLDEN_TOLERANCE
+    tolerance: float | None = None  # of a probability; None: that of the artifact's precision
 
 
 def run_step(step: str, switch: Switch, triton: Triton) -> str:
@@ -241,7 +240,10 @@ def compare(switch: Switch, triton: Triton, model: str, version: int | None = No
     found, numbers = triton.infer_all(model, images)
     if version is not None and numbers != {version}:
         raise artifact.ArtifactError(f"version {sorted(numbers)} answered instead of {version}")
-    return artifact.compare_golden(found, recorded, switch.tolerance)
+    tolerance = switch.tolerance
+    if tolerance is None:
+        tolerance = artifact.find_tolerance(artifact.read_manifest(switch.artifact))
+    return artifact.compare_golden(found, recorded, tolerance)
 
 
 def find_label_fault(switch: Switch, triton: Triton) -> str | None:

@@ -13,7 +13,7 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("policies", "daemon", "pipeline", "deploy")
-ENGINES = {"onnxruntime", "openvino", "tensorrt", "torch_tensorrt", "tvm"}
+ENGINES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_bindings", "torch2trt", "torch_tensorrt", "tvm", "cuda"}
 TRAINING = {"torch", "torchvision", "timm", "lightning", "pytorch_lightning", "ray"}
 IMPURE = {
     "asyncio", "fcntl", "getpass", "glob", "io", "logging", "mmap", "multiprocessing", "os", "pathlib", "random",
@@ -124,7 +124,12 @@ def test_pipeline_keeps_to_itself() -> None:
 
 
 def test_deploy_keeps_to_itself() -> None:
-    assert refused("deploy", {"daemon", "pipeline", "benchmarks", "tests"} | TRAINING) == []
+    assert refused("deploy", {"daemon", "pipeline", "benchmarks", "tests"}) == []
+
+
+def test_of_deploy_the_converter_that_takes_a_network_alone_loads_torch() -> None:
+    found = {line.partition(" ")[0] for line in refused("deploy", TRAINING)}
+    assert found == {"deploy/engines/torch2trt.py"}
 
 
 @pytest.mark.parametrize("package", ["pipeline", "deploy"])

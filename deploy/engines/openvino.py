@@ -11,7 +11,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-SOURCE, GRAPH = "model.onnx", "model.xml"
+GRAPH = "model.xml"
 INPUT, OUTPUT = "images", "probabilities"
 
 
@@ -20,18 +20,30 @@ def version() -> str:
 
 
 def describe() -> Mapping[str, Any]:
-    return {"precisions": ["fp32"], "accelerator": "cpu", "device": None}
+    # Of the two styles of int8 the symmetric one is as fast on convolutions, up to a third faster on others, and the
+    # one that it reads rightly beside a class token.
+    return {
+        "graphs": {"fp32": "as exported", "fp16": "as exported", "int8": "symmetric"},
+        "accelerator": "cpu",
+        "flavour": "openvino",
+    }
 
 
-def build(model: Path, out: Path, precision: str) -> None:
-    """Converts the model's graph to OpenVINO's own format, weights as they are."""
-    if precision not in describe()["precisions"]:
-        raise ValueError(f"openvino builds fp32, not {precision!r}")
-    graph = _read(model / SOURCE)
-    names = [port.get_any_name() for port in graph.inputs], [port.get_any_name() for port in graph.outputs]
+def why_not_here() -> str | None:
+    return None
+
+
+def find_device(options: Mapping[str, Any]) -> str | None:
+    return None
+
+
+def build(model: Path, graph: Path, out: Path, precision: str, options: Mapping[str, Any]) -> None:
+    """Converts the graph to OpenVINO's own format. For fp16 the weights are halved: half the size, computed in f32."""
+    read = _read(graph)
+    names = [port.get_any_name() for port in read.inputs], [port.get_any_name() for port in read.outputs]
     if names != ([INPUT], [OUTPUT]):
-        raise ValueError(f"{model / SOURCE} has inputs {names[0]} and outputs {names[1]}, not {INPUT} and {OUTPUT}")
-    openvino.save_model(graph, out / GRAPH, compress_to_fp16=False)
+        raise ValueError(f"{graph} has inputs {names[0]} and outputs {names[1]}, not {INPUT} and {OUTPUT}")
+    openvino.save_model(read, out / GRAPH, compress_to_fp16=precision == "fp16")
 
 
 def load(artifact: Path, threads: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from deploy import build
+from deploy import artifact, build
 from deploy import repository as disk
 from deploy import switch as switching
 from deploy.config_pbtxt import Serving
@@ -25,7 +25,17 @@ from deploy.repository import RepositoryError
 from deploy.server import Server, free_ports
 from deploy.switch import STEPS, Switch, SwitchFailed, mend, run_step, undo
 from deploy.triton import Triton, TritonRefused, TritonUnavailable
-from tests.unit.deploy.models import ROUNDING, answer, class_names, make_artifact, noise, order, rewrite, tree
+from tests.unit.deploy.models import (
+    ROUNDING,
+    answer,
+    class_names,
+    make_artifact,
+    noise,
+    order,
+    rewrite,
+    tree,
+    write_pixels,
+)
 
 EIGHT, TEN = class_names(8, "old"), class_names(10, "new")
 IMAGES = noise(40, seed=1)
@@ -544,6 +554,22 @@ def test_a_version_of_another_engine_takes_over(target: str, root: Path, triton:
     assert (version, old.agrees(found, list(range(4)))) == (2, True)
     assert {"model.xml", "model.bin"} <= {file.name for file in (root / target / "2").iterdir()}
     assert mend(switch, triton) is None
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_int8_version_gives_in_triton_what_it_gave_at_build(
+    target: str, root: Path, triton: Triton, old: Known, tmp_path: Path, engine: str
+) -> None:
+    rows = [("tune", EIGHT[number % len(EIGHT)]) for number in range(len(IMAGES))]
+    model = old.folder.parents[1] / f"model-{len(EIGHT)}-1"
+    index = write_pixels(tmp_path / "pixels", EIGHT, rows, IMAGES)
+    inputs = order(model, tmp_path / "artifacts", engine=engine, precision="int8", pixels=str(index))
+    folder = Path(build.run(inputs, {}, lambda *_, **__: None)["path"])
+    promote(Switch(root, target, folder, 1, serving=ONE, tolerance=1e-3), triton)
+    images, recorded = artifact.read_golden(folder)
+    found, versions = triton.infer_all(target, images)
+    assert versions == {1}
+    np.testing.assert_allclose(found, recorded, atol=1e-3)
 
 
 def test_one_dead_instance_of_two_is_found_and_mended(

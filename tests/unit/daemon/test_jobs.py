@@ -86,7 +86,7 @@ def test_a_build_is_proven_and_measured_at_once(journal: Engine, ground: Ground,
         "artifacts": str(ground.state / "artifacts"),
         "engine": "openvino",
         "precision": "int8",
-        "options": {"compute_capability": ""},
+        "options": {"compute_capability": "", "max_batch_size": 64},
         "pixels": str(ground.pixels_index),
     }
     assert stages["prove"].inputs["artifact"] is None  # that of the build

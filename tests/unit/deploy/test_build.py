@@ -80,6 +80,10 @@ def test_the_manifest_says_of_what_and_by_what_it_was_built(model: Path, artifac
         "engine_version": onnxruntime.__version__,
         "precision": "fp32",
         "device": None,
+        "flavour": "onnxruntime",
+        "max_batch_size": None,
+        "verified": True,
+        "unverified": None,
         "classes": CLASSES,
         "input": given["input"],
         "snapshot": "snapshot1",
@@ -147,6 +151,18 @@ def test_the_same_model_builds_the_same_artifact_and_keeps_the_one_that_is_there
     assert first["artifact"] == again["artifact"] == elsewhere["artifact"]
     assert {path: path.stat() for path in Path(first["path"]).iterdir()} == before
     assert names(artifacts) == [first["artifact"]]
+
+
+def test_an_artifact_of_before_there_were_unverified_ones_is_kept(model: Path, artifacts: Path) -> None:
+    first = build.run(order(model, artifacts), {}, silent)
+    file = Path(first["path"]) / "manifest.json"
+    facts = json.loads(file.read_text())
+    for name in ("flavour", "max_batch_size", "verified", "unverified"):
+        del facts[name]
+    file.write_text(json.dumps(facts))
+    again = build.run(order(model, artifacts), {}, silent)
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    assert json.loads(file.read_text()) == facts
 
 
 def test_another_graph_or_other_classes_build_another(tmp_path: Path, artifacts: Path) -> None:
@@ -262,9 +278,11 @@ def test_a_failed_build_leaves_nothing(model: Path, artifacts: Path) -> None:
     ("asked", "words"),
     [
         ({"engine": "abacus"}, "there is no engine 'abacus'; there are: onnxruntime"),
-        ({"precision": "int8"}, "onnxruntime builds fp32, not 'int8'"),
+        ({"precision": "fp16"}, "onnxruntime builds fp32, int8, not 'fp16'"),
+        ({"options": {"max_batch_size": 0}}, "max_batch_size must be a whole number from 1 upwards, not 0"),
+        ({"options": {"max_batch_size": "8"}}, "max_batch_size must be a whole number from 1 upwards, not '8'"),
     ],
-    ids=["engine", "precision"],
+    ids=["engine", "precision", "batch of none", "batch in words"],
 )
 def test_what_no_engine_can_do_is_refused_in_words(
     model: Path, artifacts: Path, asked: dict[str, str], words: str

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from deploy.config_pbtxt import MARK, Serving, write_config
+from deploy.config_pbtxt import FLAVOURS, MARK, Flavour, Serving, find_misfit, write_config
 
 SIZE = {"height": 6, "width": 8, "channels": 3}
 SERVING = Serving(max_batch_size=16, queue_delay_us=250, instances=3, threads=5)
@@ -21,6 +22,82 @@ def parse(text: str) -> Any:
 def config(**other: Any) -> Any:
     given = {"name": "edge", "size": SIZE, "versions": [7], "labels": "labels-7.txt", "serving": SERVING}
     return parse(write_config(**(given | other)))
+
+
+NATIVE: dict[Flavour, dict[str, Any]] = {
+    "onnxruntime": {
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "file": "model.onnx",
+        "kind": "KIND_CPU",
+        "parameters": {"intra_op_thread_count": "5", "inter_op_thread_count": "1"},
+    },
+    "openvino": {
+        "platform": "",
+        "backend": "openvino",
+        "file": "model.xml",
+        "kind": "KIND_CPU",
+        "parameters": {"INFERENCE_NUM_THREADS": "5", "NUM_STREAMS": "1"},
+    },
+    "tensorrt_plan": {
+        "platform": "tensorrt_plan",
+        "backend": "tensorrt",
+        "file": "model.plan",
+        "kind": "KIND_GPU",
+        "parameters": {},
+    },
+}
+
+
+@pytest.mark.parametrize("flavour", NATIVE)
+def test_tritons_own_backends_are_told_what_they_ask(flavour: Flavour) -> None:
+    found = config(serving=replace(SERVING, flavour=flavour), classes=4)
+    [group] = found.instance_group
+    kinds = model_config_pb2.ModelInstanceGroup.Kind
+    assert {
+        "platform": found.platform,
+        "backend": found.backend,
+        "file": found.default_model_filename,
+        "kind": kinds.Name(group.kind),
+        "parameters": {key: value.string_value for key, value in found.parameters.items()},
+    } == NATIVE[flavour]
+    assert (group.count, found.max_batch_size) == (3, 16)
+    assert list(found.output[0].dims) == [4]  # they compare it with the graph's own
+
+
+def test_every_flavour_is_tried_here() -> None:
+    assert set(FLAVOURS) == {"python", *NATIVE}
+
+
+@pytest.mark.parametrize("flavour", NATIVE)
+def test_tritons_own_backends_need_the_number_of_classes(flavour: Flavour) -> None:
+    with pytest.raises(ValueError, match=f"^the flavour {flavour} needs the number of classes$"):
+        config(serving=Serving(flavour=flavour))
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("native", FLAVOURS)
+def test_an_artifact_fits_its_own_flavour_and_python(native: str, flavour: Flavour) -> None:
+    facts = {"engine": "abacus", "flavour": native, "max_batch_size": None}
+    found = find_misfit(facts, Serving(flavour=flavour))
+    assert (found is None) is (flavour in ("python", native))
+    if found:
+        assert found.startswith("an artifact of abacus is served as ")
+        assert found.endswith(f", not as {flavour}")
+
+
+def test_an_artifact_of_before_there_were_flavours_is_served_by_python() -> None:
+    assert find_misfit({"engine": "onnxruntime"}, Serving()) is None
+    assert find_misfit({"engine": "onnxruntime"}, Serving(flavour="onnxruntime")) is not None
+
+
+@pytest.mark.parametrize(
+    ("flavour", "most", "fits"), [("tensorrt_plan", 8, True), ("tensorrt_plan", 9, False), ("python", 9, True)]
+)
+def test_a_plan_has_a_largest_batch(flavour: Flavour, most: int, fits: bool) -> None:
+    facts = {"engine": "tensorrt", "flavour": "tensorrt_plan", "max_batch_size": 8}
+    found = find_misfit(facts, Serving(flavour=flavour, max_batch_size=most))
+    assert found == (None if fits else "the plan was built for batches up to 8, and serving.max_batch_size is 9")
 
 
 def test_its_ends_are_complete() -> None:

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 
 from deploy import device
+from deploy.engines import tensorrt_rtx
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -39,6 +40,12 @@ def test_the_cores_are_those_given_to_the_process(start: Start) -> None:
 
 def test_an_engine_that_is_not_installed_is_said_so() -> None:
     assert device.fingerprint("no-such-engine").endswith(", no-such-engine not installed, 1 thread")
+
+
+def test_of_an_engine_on_a_gpu_the_gpu_is_named_too() -> None:
+    said = device.fingerprint("tensorrt_rtx")
+    assert said.startswith(f"{device.graphics()}, {device.processor()}, ")
+    assert f", tensorrt_rtx {tensorrt_rtx.version()}, " in said
 
 
 def test_a_kernel_that_tells_nothing_leaves_the_architecture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The engines behind their interface, and ONNX Runtime as one of them."""
+"""The engines behind their interface, and those of the CPU on a graph as it was exported."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ import onnxruntime
 import pytest
 
 from deploy import engines
-from deploy.engines import ENGINES, find_engine, source_file
+from deploy.config_pbtxt import FLAVOURS
+from deploy.engines import ENGINES, Line, find_engine, find_installed, find_style, source_file
+from deploy.precision import STYLES
 from tests.unit.deploy.models import ROUNDING, answer, class_names, make_model, names, noise, write_graph
+
+INSTALLED = sorted(find_installed())
+CPU = ["onnxruntime", "openvino"]
 
 
 @pytest.fixture
@@ -39,24 +44,46 @@ def test_an_unknown_engine_is_refused_with_those_that_there_are(find: Callable[[
 def test_an_engine_that_is_not_installed_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "engine_of_test.py").write_text("import no_such_runtime\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(ENGINES, "abacus", "engine_of_test")
+    monkeypatch.setitem(ENGINES, "abacus", Line("engine_of_test", "cpu", ("fp32",)))
     with pytest.raises(ValueError, match=r"'abacus' is not installed here \(No module named 'no_such_runtime'\)"):
         find_engine("abacus")
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ["tensorrt", "torch2trt"])
+def test_an_optional_engine_that_is_absent_is_said_so(name: str) -> None:
+    if name in INSTALLED:
+        pytest.skip(f"{name} is installed")
+    with pytest.raises(ValueError, match=rf"^engine '{name}' is not installed here .*; install its package$"):
+        find_engine(name)
+
+
+def test_what_is_installed_is_found() -> None:
+    assert {"onnxruntime", "openvino", "tensorrt_rtx"} <= set(INSTALLED) <= set(ENGINES)
+
+
+@pytest.mark.parametrize("name", INSTALLED)
 def test_every_engine_describes_itself(name: str) -> None:
     engine = find_engine(name)
     facts = engine.describe()
-    assert facts.keys() == {"precisions", "accelerator", "device"}
-    assert facts["precisions"]
+    assert facts.keys() == {"graphs", "accelerator", "flavour"}
+    assert facts["graphs"]["fp32"] == "as exported"
+    assert set(facts["graphs"]) <= {"fp32", "fp16", "int8"}
+    assert set(facts["graphs"].values()) <= set(STYLES)
     assert facts["accelerator"] in ("cpu", "cuda")
+    assert facts["flavour"] in FLAVOURS
     assert engine.version()[0].isdigit()
 
 
+@pytest.mark.parametrize("name", CPU)
+def test_what_runs_on_the_cpu_runs_here_and_is_bound_to_nothing(name: str) -> None:
+    engine = find_engine(name)
+    assert engine.why_not_here() is None
+    assert engine.find_device({"compute_capability": "8.9"}) is None
+
+
 @pytest.mark.parametrize("name", ENGINES)
-def test_an_engines_file_stands_alone(name: str) -> None:
-    """Triton gets a copy of it, in an environment that has the runtime and numpy alone."""
+def test_the_file_that_triton_gets_stands_alone(name: str) -> None:
+    """It is copied into an environment that has the runtime and numpy alone."""
     allowed = set(sys.stdlib_module_names) | {"numpy", name}
     for node in ast.walk(ast.parse(source_file(name).read_text(encoding="utf-8"))):
         found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -66,15 +93,23 @@ def test_an_engines_file_stands_alone(name: str) -> None:
         assert {module.partition(".")[0] for module in found} <= allowed
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_an_engines_file_is_that_of_its_module(name: str) -> None:
-    assert source_file(name) == Path(str(importlib.import_module(ENGINES[name]).__file__))
+@pytest.mark.parametrize("name", INSTALLED)
+def test_the_registry_says_what_the_engine_says(name: str) -> None:
+    said = find_engine(name).describe()
+    assert (said["accelerator"], tuple(said["graphs"])) == (ENGINES[name].accelerator, ENGINES[name].precisions)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", INSTALLED)
+def test_the_file_that_triton_gets_is_that_which_loads(name: str) -> None:
+    loader = importlib.import_module(ENGINES[name].loader or ENGINES[name].module)
+    assert source_file(name) == Path(str(loader.__file__))
+    assert find_engine(name).load is loader.load
+
+
+@pytest.mark.parametrize("name", CPU)
 def test_what_is_built_answers_as_the_graph_of_the_model(model: Path, out: Path, name: str) -> None:
     engine = find_engine(name)
-    engine.build(model, out, "fp32")
+    engine.build(model, model / "model.onnx", out, "fp32", {})
     (model / "model.onnx").rename(model / "away")  # what was built stands alone
     for threads in (1, 2):
         run = engine.load(out, threads)
@@ -84,10 +119,10 @@ def test_what_is_built_answers_as_the_graph_of_the_model(model: Path, out: Path,
             np.testing.assert_allclose(found, answer(model / "away", noise(count)), atol=ROUNDING)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", CPU)
 def test_one_runner_may_be_asked_by_several_threads_at_once(model: Path, out: Path, name: str) -> None:
     engine = find_engine(name)
-    engine.build(model, out, "fp32")
+    engine.build(model, model / "model.onnx", out, "fp32", {})
     run = engine.load(out, 1)
     batches = [noise(1 + seed % 4, seed) for seed in range(40)]
     with ThreadPoolExecutor(4) as pool:
@@ -96,20 +131,21 @@ def test_one_runner_may_be_asked_by_several_threads_at_once(model: Path, out: Pa
         np.testing.assert_allclose(probabilities, answer(model / "model.onnx", images), atol=ROUNDING)
 
 
-@pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("precision", ["int8", "fp16", "FP32", ""])
-def test_a_precision_that_it_does_not_build_is_refused(model: Path, out: Path, precision: str, name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name} builds fp32, not {precision!r}$"):
-        find_engine(name).build(model, out, precision)
-    assert names(out) == []
+@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize("precision", ["int4", "FP32", ""])
+def test_a_precision_that_it_does_not_build_is_refused(precision: str, name: str) -> None:
+    engine = find_engine(name)
+    builds = ", ".join(engine.describe()["graphs"])
+    with pytest.raises(ValueError, match=f"^{name} builds {builds}, not {precision!r}$"):
+        find_style(name, engine, precision)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", CPU)
 @pytest.mark.parametrize("ends", [("x", "probabilities"), ("images", "y")])
 def test_a_graph_with_other_ends_is_refused(model: Path, out: Path, ends: tuple[str, str], name: str) -> None:
     write_graph(model / "model.onnx", 4, ends=ends)
     with pytest.raises(ValueError, match=r"not images and probabilities$") as refused:
-        find_engine(name).build(model, out, "fp32")
+        find_engine(name).build(model, model / "model.onnx", out, "fp32", {})
     assert str(refused.value).startswith(f"{model / 'model.onnx'} has inputs ['{ends[0]}'] and outputs ['{ends[1]}']")
     assert names(out) == []
 
@@ -126,17 +162,17 @@ def test_what_is_no_graph_is_named_at_load_and_at_build(
     engine = find_engine(name)
     for file, attempt in (
         (graph, lambda: engine.load(model, 1)),
-        ("model.onnx", lambda: engine.build(model, out, "fp32")),
+        ("model.onnx", lambda: engine.build(model, model / "model.onnx", out, "fp32", {})),
     ):
         with pytest.raises(ValueError, match="is no graph that") as refused:
             attempt()
         assert str(refused.value).startswith(f"{model / file} ")
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", CPU)
 def test_images_of_another_shape_are_refused_in_words(model: Path, out: Path, name: str) -> None:
     engine = find_engine(name)
-    engine.build(model, out, "fp32")
+    engine.build(model, model / "model.onnx", out, "fp32", {})
     run = engine.load(out, 1)
     with pytest.raises(ValueError, match=r"cannot run the graph on uint8 \(2, 5\)"):
         run(np.zeros((2, 5), np.uint8))

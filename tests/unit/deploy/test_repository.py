@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,22 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from deploy import build
 from deploy import repository as disk
 from deploy.artifact import ArtifactError
 from deploy.config_pbtxt import Serving
 from deploy.repository import RepositoryError
-from tests.unit.deploy.models import class_names, make_artifact, names, read_json, rewrite, tree
+from tests.unit.deploy.models import (
+    class_names,
+    make_artifact,
+    make_model,
+    names,
+    order,
+    read_json,
+    rewrite,
+    silent,
+    tree,
+)
 
 Start = Callable[..., subprocess.Popen[str]]
 SERVING = Serving(max_batch_size=8, instances=2, threads=3)
@@ -84,6 +96,34 @@ def test_a_version_is_staged_beside_the_repository(root: Path, built: list[Path]
     assert staged.stat().st_dev == root.stat().st_dev
     assert names(staged) == ["engine.py", "labels.txt", "manifest.json", "model.onnx", "model.py"]
     assert names(disk.staging_folder(root)) == ["edge"]
+
+
+def test_a_version_for_tritons_own_backend_holds_what_that_opens_and_no_code(root: Path, built: list[Path]) -> None:
+    serving = replace(SERVING, flavour="onnxruntime")
+    staged = disk.stage(root, built[0], "edge", 1, serving)
+    assert names(staged) == ["labels.txt", "manifest.json", "model.onnx"]
+    disk.put(root, "edge", 1, None)
+    config = configuration(root / "edge")
+    assert (config.backend, config.default_model_filename) == ("onnxruntime", "model.onnx")
+    assert list(config.output[0].dims) == [8]
+    assert served(root) == [1]
+    disk.verify_model(root, "edge", 1)
+    disk.touch(root, "edge", 1)
+
+
+def test_an_artifact_that_cannot_be_served_so_is_not_staged(root: Path, built: list[Path]) -> None:
+    with pytest.raises(ArtifactError, match=r"^an artifact of onnxruntime is served as onnxruntime or python, not as"):
+        disk.stage(root, built[0], "edge", 1, replace(SERVING, flavour="tensorrt_plan"))
+    assert names(root) == []
+
+
+def test_a_stand_in_is_not_served(root: Path, tmp_path: Path) -> None:
+    """A plan answers in Triton itself, by the code that all plans share; it is built for a GPU that is elsewhere."""
+    model = make_model(tmp_path / "model", class_names(4))
+    inputs = order(model, tmp_path / "artifacts", engine="tensorrt_rtx", options={"compute_capability": "8.9"})
+    staged = stage(root, Path(build.run(inputs, {}, silent)["path"]), 1)
+    assert names(staged) == ["engine.py", "labels.txt", "manifest.json", "model.plan", "model.py", "plan.json"]
+    assert (staged / "engine.py").read_bytes() == (Path(disk.__file__).parent / "plan.py").read_bytes()
 
 
 def test_a_version_holds_the_artifact_and_the_code_that_answers(root: Path, built: list[Path]) -> None:
