@@ -125,6 +125,15 @@ class Train(Section):
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     augment: Augment = Augment()
+    optimizers: Annotated[dict[str, Positive], Field(min_length=2)] = {
+        "adamw": 1.0,
+        "nadamw": 1.0,
+        "lion": 0.3,
+        "lamb": 10.0,
+        "mars": 3.0,
+        "muon": 5.0,
+        "nesterov": 30.0,
+    }
 
 
 class Build(Section):
@@ -152,6 +161,11 @@ class Triton(Section):
     check_seconds: Positive = 10.0
 
 
+class Wandb(Section):
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    project: Annotated[str, Field(min_length=1)] = "relearnd"
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -175,6 +189,7 @@ class Settings(BaseSettings):
     policies: PoliciesSettings = PoliciesSettings()
     promotion: PromotionSettings = PromotionSettings()
     triton: Triton = Triton()
+    wandb: Wandb = Wandb()
     log: Log = Log()
 
 
@@ -233,7 +248,7 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
     origin |= {key: f"--set {key}" for key, _ in leaves(from_set)}
     known = set(known_keys())
     for key, name in from_env.items():
-        if key not in known:
+        if key not in known and not key.startswith("train.optimizers."):  # whose keys are any of timm's optimizers
             raise ConfigError(f"{name}: unknown setting {key!r}{_hint(key, known)}")
     try:
         settings = _layered(from_file)(**from_set)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ class Record(pl.Callback):
     draws the same, and writes the same.
     """
 
-    def __init__(self, run: RunFolder, attempt: int, patience: int, report: Report) -> None:
-        self.run, self.attempt, self.patience, self.report = run, attempt, patience, report
+    def __init__(
+        self, run: RunFolder, attempt: int, patience: int, report: Report, track: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.run, self.attempt, self.patience, self.report, self.track = run, attempt, patience, report, track
         self.epochs: list[dict[str, Any]] = []
         self.best_epoch, self.best_loss = 0, math.inf
         self.first = 0  # epochs done before this attempt
@@ -78,6 +81,7 @@ class Record(pl.Callback):
         with replacing(self.run.checkpoint) as aside:
             trainer.save_checkpoint(aside)
         self.run.write_history(self.attempt, self.epochs)
+        self.track(entry)
         trainer.should_stop = trainer.should_stop or self.stopped_early
         last = trainer.should_stop or len(self.epochs) == trainer.max_epochs
         if last or time.monotonic() - self.told >= REPORT_SECONDS:

@@ -2,7 +2,8 @@
 
 recipe.json (what is trained), last.ckpt (all state after the last epoch), best.safetensors, history.json (each epoch
 with the attempt that ran it), result.json (written last: the training is over); evaluation adds evaluation.json and
-tune.npz.
+tune.npz. Where the optimizer was raced for, optimizers.json says how the race stands or went, and optimizers/ holds the
+run folder of each contender until it is over.
 """
 
 from __future__ import annotations
@@ -55,11 +56,14 @@ class RunFolder:
         self.result = path / "result.json"
         self.evaluation = path / "evaluation.json"
         self.tune = path / "tune.npz"
+        self.race = path / "optimizers.json"
+        self.contenders = path / "optimizers"
 
     @property
     def told(self) -> tuple[Path, ...]:
         """What a finished training tells of itself, besides its weights; the model folder has copies."""
-        return self.evaluation, self.tune, self.history
+        raced = (self.race,) if self.race.exists() else ()
+        return self.evaluation, self.tune, self.history, *raced
 
     def begin(self, recipe: Recipe) -> str | None:
         """Makes the folder ready; what it holds of another recipe is removed, and said."""

@@ -14,14 +14,16 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from pipeline import track
 from pipeline.classifier import Classifier
 from pipeline.data import train_loader, tune_loader
 from pipeline.durable import hash_file, read_json, write_json
 from pipeline.model import Served, create_network, freeze, load_weights, mean_and_std, weights_mb
+from pipeline.optimizers import Race, choose
 from pipeline.pixels import Pixels, read_pixels
 from pipeline.record import Record, read_checkpoint
 from pipeline.run_folder import Recipe, RunFolder
-from pipeline.settings import TrainSettings, parse_settings
+from pipeline.settings import AUTO, TrainSettings, parse_settings
 from policies.job import Outputs, Report, StageError
 
 PRECISION: dict[str, Any] = {"32": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
@@ -37,8 +39,15 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
     _check(recipe, pixels)
     if said := folder.begin(recipe):
         print(said, file=sys.stderr)
-    until = inputs.get("until")
-    return train(recipe, pixels, folder, report, until=until, max_mb=inputs.get("max_artifact_mb"))
+    return train(
+        recipe,
+        pixels,
+        folder,
+        report,
+        until=inputs.get("until"),
+        max_mb=inputs.get("max_artifact_mb"),
+        order=inputs.get("track"),
+    )
 
 
 def train(
@@ -49,11 +58,14 @@ def train(
     *,
     until: int | None = None,
     max_mb: float | None = None,
+    order: track.Order | None = None,
 ) -> Outputs:
     """Trains what the folder was begun with, on from what it holds, to its end or to so many epochs (`until`).
 
     A training that was stopped at an epoch is the same, gone on with, as one that never was: its schedule is over
     all of its epochs. `max_mb`: a network whose weights are larger is not trained, the outputs say so under "stop".
+    Where the optimizer is raced for, that comes first; the outputs have the choice under "optimizer". `order`: where
+    others can watch it.
     """
     if folder.result.exists():
         done: Outputs = read_json(folder.result)["outputs"]
@@ -63,17 +75,30 @@ def train(
     size = weights_mb(net)
     if max_mb is not None and size > max_mb:
         return _unfit(recipe, size, max_mb)
-    past = read_checkpoint(folder.checkpoint)
-    if past is None:
-        net = _start_from(recipe, net)
-    freeze(net, recipe.settings.trainable_stages)
-    mean, std = mean_and_std(net, recipe.weights)
-    served = Served(net.to(memory_format=torch.channels_last), mean, std)
-    last = min(until or recipe.settings.epochs, recipe.settings.epochs)
-    outputs = {**fit(served, pixels, recipe.settings, folder, past, report, last), "weights_mb": size}
-    if last == recipe.settings.epochs or outputs["stopped_early"]:
+    with track.run(order, recipe, folder.path) as tracked:
+        settings, chosen = recipe.settings, {}
+        if settings.optimizer == AUTO:
+            race = _race(recipe, pixels, folder, report)
+            settings, report, chosen = race.settings, race.after(report), {"optimizer": race.told()}
+        past = read_checkpoint(folder.checkpoint)
+        if past is None:
+            net = _start_from(recipe, net)
+        freeze(net, settings.trainable_stages)
+        mean, std = mean_and_std(net, recipe.weights)
+        served = Served(net.to(memory_format=torch.channels_last), mean, std)
+        last = min(until or settings.epochs, settings.epochs)
+        outputs = {**fit(served, pixels, settings, folder, past, report, last, tracked), "weights_mb": size, **chosen}
+        tracked.conclude(outputs)
+    if last == settings.epochs or outputs["stopped_early"]:
         write_json(folder.result, {"outputs": outputs, "mean": mean, "std": std})
     return outputs
+
+
+def _race(recipe: Recipe, pixels: Pixels, folder: RunFolder, report: Report) -> Race:
+    def train_to(recipe: Recipe, folder: RunFolder, epochs: int, report: Report) -> None:
+        train(recipe, pixels, folder, report, until=epochs)
+
+    return choose(recipe, folder, len(pixels.select("tune")) > 0, train_to, report)
 
 
 def fit(
@@ -84,14 +109,17 @@ def fit(
     past: dict[str, Any] | None,
     report: Report,
     last: int,
+    tracked: track.Run,
 ) -> Outputs:
     """Trains the network from its last checkpoint, or from the start, to the epoch `last` or an early stop."""
     started = time.monotonic()
     attempt = folder.begin_attempt()
     loader = train_loader(pixels, settings)
-    record = Record(folder, attempt, settings.early_stopping_patience, report)
+    record = Record(folder, attempt, settings.early_stopping_patience, report, tracked.log)
     if past is not None:
         record.load_state_dict(past)
+        for entry in record.epochs:
+            tracked.log(entry)
         folder.write_history(attempt, record.epochs)  # a kill may have come between checkpoint and history
     if len(record.epochs) < last and not record.stopped_early:
         tunes = len(pixels.select("tune")) > 0
