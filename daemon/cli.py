@@ -242,6 +242,14 @@ def audit(
 
 
 @app.command()
+def sync(workspace: Workspace = HERE, as_json: AsJson = False) -> None:
+    """Uploads to Weights & Biases what trainings wrote for it while offline."""
+    from daemon import uploads
+
+    show(uploads.upload(configuration.load(workspace)), uploads.describe, as_json)
+
+
+@app.command()
 def triton(workspace: Workspace = HERE, overrides: Overrides = None) -> None:
     """Starts the packaged Triton on the workspace's repository, until Ctrl-C."""
     from daemon import packaged_triton

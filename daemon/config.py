@@ -161,10 +161,11 @@ class Train(Section):
     optimizers: Annotated[dict[str, Positive], Field(min_length=2)] = {
         "adamw": 1.0,
         "nadamw": 1.0,
-        "adopt": 1.0,
-        "lion": 0.1,
-        "lamb": 5.0,
-        "nesterov": 50.0,
+        "lion": 0.3,
+        "lamb": 10.0,
+        "mars": 3.0,
+        "muon": 5.0,
+        "nesterov": 30.0,
     }
 
 
@@ -312,7 +313,7 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
     origin |= {key: f"--set {key}" for key, _ in leaves(from_set)}
     known = {*known_keys(), *(f"tune.space.{name}" for name in search_space.setting_names(Train))}
     for key, name in from_env.items():
-        if key not in known:
+        if key not in known and not key.startswith("train.optimizers."):  # whose keys are any of timm's optimizers
             raise ConfigError(f"{name}: unknown setting {key!r}{_hint(key, known)}")
     try:
         settings = _layered(from_file)(**from_set)

@@ -101,6 +101,8 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
                 )
     if config.weights not in ("none", "timm") and not Path(config.weights).is_file():
         yield "model.weights", f'names the file {config.weights}, which is not there; or write "none" or "timm"'
+    if config.settings.train.optimizer == "auto" and not config.settings.roles.tune:
+        yield "train.optimizer", 'is "auto", which compares optimizers on tune samples: roles.tune must be above 0'
     names = config.settings.model.architectures
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         yield "model.architectures", f"names {', '.join(doubled)} twice"

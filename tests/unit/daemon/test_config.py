@@ -188,6 +188,18 @@ def test_a_wrong_override_names_itself_and_not_the_file(workspace: Path, monkeyp
     assert error_of(workspace).startswith("RELEARN__TRAIN__EPOCHS: train.epochs: ")
 
 
+def test_the_optimizers_that_race_are_any(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workspace / "config.toml").write_text("version = 1\n[train.optimizers]\nsgd = 10\nadan = 3\n", encoding="utf-8")
+    assert load(workspace).settings.train.optimizers == {"sgd": 10, "adan": 3}
+    monkeypatch.setenv("RELEARN__TRAIN__OPTIMIZERS__KRON", "0.5")
+    assert load(workspace, ["train.optimizers.sgd=20"]).settings.train.optimizers == {"sgd": 20, "adan": 3, "kron": 0.5}
+
+
+def test_one_optimizer_is_no_race(workspace: Path) -> None:
+    (workspace / "config.toml").write_text("version = 1\n[train.optimizers]\nsgd = 10\n", encoding="utf-8")
+    assert "train.optimizers: Dictionary should have at least 2 items" in error_of(workspace)
+
+
 def test_a_list_in_the_environment_must_be_json(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELEARN__WATCH__FOLDERS", "images")
     assert error_of(workspace).startswith("RELEARN__WATCH__FOLDERS: a list is written as JSON")
@@ -213,6 +225,10 @@ def test_a_list_in_the_environment_must_be_json(workspace: Path, monkeypatch: py
         (["watch.rescan_minutes=nan"], "greater than 0"),
         (["policies.cooldown.minutes=inf"], "must be at most 1e+07"),
         (["train.epochs=true"], "must be a number"),
+        (["train.optimizers.lion=0"], "train.optimizers.lion: Input should be greater than 0"),
+        (["train.optimizer=auto", "roles.tune=0", "roles.train=0.9"], "roles.tune must be above 0"),
+        (["wandb.mode=dryrun"], "wandb.mode: Input should be 'offline', 'online' or 'disabled'"),
+        (["wandb.project="], "at least 1 character"),
         (["train.epochs=99999999999999999999"], "less than or equal to 10000000"),
         (["triton.url="], "must be HOST:PORT"),
         (["triton.url=http://localhost:8001"], "must be HOST:PORT"),

@@ -147,14 +147,13 @@ TRAIN = {
     "scheduler": "cosine", "warmup_share": 0.5, "head_learning_rate_factor": 2.0, "trainable_stages": 1,
     "freeze_batch_norm": True, "label_smoothing": 0.5, "sampling": "balanced", "early_stopping_patience": 3, "seed": 1,
     "precision": "bf16-mixed", "accelerator": "cpu", "augment.crop_min": 0.5, "augment.flip": False,
-    "augment.rotate_degrees": 1.0, "augment.brightness": 0.5, "augment.contrast": 0.5,
-    **{f"optimizers.{name}": 3.0 for name in ("adamw", "nadamw", "adopt", "lion", "lamb", "nesterov")},
+    "augment.rotate_degrees": 1.0, "augment.brightness": 0.5, "augment.contrast": 0.5, "optimizers": {"sgd": 1.0},
 }  # fmt: skip
 MATTERS = {f"train.{key}": value for key, value in TRAIN.items()} | {"input.resize": "crop", "model.weights": "timm"}
 DOES_NOT = {
     "model.architectures": ["resnet18"], "compute.threads": 3, "compute.nice": 1, "triton.instances": 9,
     "promotion.margin": 0.5, "policies.cooldown.minutes": 1.0, "build.engines": ["openvino"],
-    "measure.seconds_max": 9.0, "log.level": "debug", "roles.judge": 0.2,
+    "measure.seconds_max": 9.0, "log.level": "debug", "roles.judge": 0.2, "wandb.mode": "disabled",
 }  # fmt: skip
 
 
