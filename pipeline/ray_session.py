@@ -6,6 +6,7 @@ the session.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -121,7 +122,7 @@ def _init(**options: Any) -> None:
     import ray
 
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(**options, log_to_driver=False, logging_level="ERROR")
+    ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     signal.signal(signal.SIGTERM, handler)  # Ray has put its own there, which ends this process later and otherwise
 
 

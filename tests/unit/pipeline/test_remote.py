@@ -180,9 +180,8 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_tuning_loses_nothing(
         (number, "finished", EPOCHS) for number in range(1, TRIALS + 1)
     ]
     after = epochs_of(run)
-    assert after[: len(before)] == before
+    assert after[: len(before)] == before  # with their times: none was run again
     assert [epoch["epoch"] for epoch in after] == list(range(1, EPOCHS + 1))
-    assert (after[0]["attempt"], {epoch["attempt"] for epoch in after[len(before) + 1 :]}) == (1, {2})
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
