@@ -6,8 +6,10 @@ the session.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -59,13 +61,12 @@ def _own(slots: int) -> Iterator[None]:
         import ray
 
         try:
-            ray.init(
+            _init(
                 address="local",
                 num_cpus=slots,
                 object_store_memory=OBJECTS,
                 include_dashboard=False,
                 _temp_dir=folder,
-                **_quiet(),
             )
             yield
         finally:
@@ -80,7 +81,7 @@ def _joined(address: str) -> Iterator[None]:
     try:
         host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port)), ANSWERS).close()  # Ray itself would try for minutes
-        ray.init(address=address, runtime_env={"env_vars": _environment()}, **_quiet())
+        _init(address=address, runtime_env={"env_vars": _environment()})
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         first = str(error).strip().partition("\n")[0]
         raise StageError(
@@ -117,8 +118,12 @@ def nodes() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ask() if node["Alive"]]
 
 
-def _quiet() -> Mapping[str, Any]:
-    return {"log_to_driver": False, "logging_level": "ERROR"}
+def _init(**options: Any) -> None:
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    signal.signal(signal.SIGTERM, handler)  # Ray has put its own there, which ends this process later and otherwise
 
 
 def _environment() -> dict[str, str]:

@@ -13,13 +13,15 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.durable import read_json, write_json
 from pipeline.images import Size
-from pipeline.model import Served, Values, create_network, load_weights
 from pipeline.settings import TrainSettings, parse_settings
 from policies.job import StageError
+
+if TYPE_CHECKING:
+    from pipeline.model import Served, Values
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def training_of(earlier: Mapping[str, Mapping[str, Any]]) -> tuple[RunFolder, Re
 
 def load_trained(run: RunFolder, recipe: Recipe) -> Served:
     """The network with its best weights, ready to answer."""
+    from pipeline.model import Served, create_network, load_weights  # torch: not for who looks at the folder alone
+
     net = create_network(recipe.architecture, len(recipe.classes), recipe.size)
     load_weights(net, run.weights)
     result = read_json(run.result)

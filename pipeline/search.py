@@ -11,11 +11,10 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from pipeline.settings import TrainSettings
-from pipeline.skopt_searcher import FINISHED as OVER
-from pipeline.skopt_searcher import METRIC, SkoptSearcher
+from pipeline.skopt_searcher import SkoptSearcher
 from pipeline.space import Space, apply
 from pipeline.trial import EPOCH, ERROR, TrialRun
-from pipeline.trials import FAILED, FINISHED, STOPPED, Trials
+from pipeline.trials import FAILED, FINISHED, METRIC, STOPPED, Trials
 from policies.job import Report
 
 WORKERS_LOST = 3  # of one trial, before it fails
@@ -122,7 +121,7 @@ class Journal(tune.Callback):
         if ERROR in said:
             self._end(trial, FAILED, said[ERROR])
         else:
-            self._end(trial, FINISHED if said.get(OVER) else STOPPED)
+            self._end(trial, FINISHED if said.get(FINISHED) else STOPPED)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Ray calls this when it has given the trial up, not when it tries again."""

@@ -14,9 +14,8 @@ from skopt import Optimizer
 from skopt.sampler import Lhs
 
 from pipeline.space import Point, Space
+from pipeline.trials import FINISHED, METRIC
 
-METRIC = "tune_loss"  # the lowest of a trial's epochs; lower is better
-FINISHED = "finished"  # in a result: whether the trial has run to its own end
 DRAWS = 200  # random points that are looked through for one that was not tried
 
 

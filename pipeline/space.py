@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from skopt.space import Categorical, Dimension, Integer, Real
+from typing import TYPE_CHECKING, Any
 
 from pipeline.settings import TrainSettings, check_name, parse_settings
 from policies.job import StageError
+
+if TYPE_CHECKING:
+    from skopt.space import Dimension
 
 Point = dict[str, Any]
 
@@ -38,6 +39,8 @@ class Axis:
     @property
     def dimension(self) -> Dimension:
         """Choices are told apart by their place, so that any value can be one and comes back as it was written."""
+        from skopt.space import Categorical, Integer, Real
+
         if self.choices:
             return Categorical(list(range(len(self.choices))), name=self.name)
         kind = Integer if self.integer else Real

@@ -13,12 +13,9 @@ from typing import Any
 
 from ray import tune
 
-from pipeline import train
-from pipeline.run_folder import RunFolder
 from pipeline.settings import parse_settings
-from pipeline.skopt_searcher import FINISHED, METRIC
 from pipeline.space import apply
-from pipeline.trials import Trials
+from pipeline.trials import FINISHED, METRIC, Trials
 from policies.job import StageError
 
 EPOCH = "epoch"  # in a result: which one it is of, from 1
@@ -47,7 +44,7 @@ class TrialRun(tune.Trainable):
         over = False
         if self.told >= len(epochs):  # the last one is asked for again: whether the training is over is in its outputs
             try:
-                outputs = self._train(self.trials.run(self.number))
+                outputs = self._train()
             except StageError as error:
                 return {ERROR: str(error), tune.result.DONE: True}
             over = outputs["epochs"] == self.settings.epochs or outputs["stopped_early"]
@@ -56,8 +53,11 @@ class TrialRun(tune.Trainable):
         best = min(loss for loss in losses if math.isfinite(loss))
         return {EPOCH: self.told, METRIC: best, FINISHED: over, tune.result.DONE: over}
 
-    def _train(self, run: RunFolder) -> dict[str, Any]:
-        order = {**self.order, "run": str(run.path), "settings": dataclasses.asdict(self.settings), "until": self.told}
+    def _train(self) -> dict[str, Any]:
+        from pipeline import train  # torch: for the workers alone, not for who runs the tuning
+
+        run = str(self.trials.run(self.number).path)
+        order = {**self.order, "run": run, "settings": dataclasses.asdict(self.settings), "until": self.told}
         return train.run(order, {"pixels": {"pixels": self.order["pixels"]}}, _keep_quiet)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -20,6 +20,7 @@ from pipeline.durable import read_json, write_json
 from pipeline.run_folder import RunFolder
 from pipeline.space import Point
 
+METRIC = "tune_loss"  # of a trial's best epoch; lower is better
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 
 

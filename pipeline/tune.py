@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.pixels import read_pixels
 from pipeline.ray_session import nodes, session
 from pipeline.settings import TrainSettings, parse_settings
+from pipeline.space import Space, parse_space
 from pipeline.trials import FAILED, Trials
 from policies.job import Outputs, Report, StageError
 
@@ -34,8 +35,6 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
     Outputs: "best" (dotted setting -> value), its "score" (`tune_loss`: lower is better), "accuracy" and "run" folder,
     all "trials", "seconds". Raises StageError where no trial finished.
     """
-    from pipeline.space import parse_space
-
     started = time.monotonic()
     pixels = Path(earlier["pixels"]["pixels"])
     settings = parse_settings(inputs["settings"])
@@ -51,7 +50,7 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
 
 
 def _search(
-    inputs: Mapping[str, Any], pixels: Path, settings: TrainSettings, space: Any, trials: Trials, report: Report
+    inputs: Mapping[str, Any], pixels: Path, settings: TrainSettings, space: Space, trials: Trials, report: Report
 ) -> None:
     asked, address, threads = int(inputs["trials"]), str(inputs["address"]), int(inputs["threads"])
     here = int(inputs["concurrent"]) or _fitting(threads, asked)
