@@ -57,7 +57,7 @@ class Ground:
         return self._hash(architecture, self.training(architecture))
 
     def racing(self, architecture: str) -> dict[str, Any]:
-        """The settings by which architectures race: `[train]`, but none has an optimizer searched for it."""
+        """The settings by which architectures race, and are tuned: `[train]`, but no optimizer is searched for each."""
         settings = dict(self.settings["train"])
         return {**settings, "optimizer": "adamw"} if settings["optimizer"] == "auto" else settings
 
@@ -66,6 +66,8 @@ class Ground:
         return self.state / "runs" / self._hash(architecture, settings)
 
     def _hash(self, architecture: str, settings: Mapping[str, Any]) -> str:
+        raced = settings["optimizer"] == "auto"
+        settings = {key: value for key, value in settings.items() if raced or key != "optimizers"}
         depends = [
             self.snapshot,
             architecture,
@@ -92,7 +94,7 @@ class Ground:
     @property
     def track(self) -> dict[str, Any]:
         """Where a training is told to Weights & Biases."""
-        return {**self.settings["wandb"], "folder": str(self.state / "wandb"), "group": f"cycle {self.cycle}"}
+        return {**self.settings["wandb"], "folder": str(self.state), "group": f"cycle {self.cycle}"}
 
     @property
     def sketches(self) -> Path:

@@ -90,7 +90,7 @@ def _tuning(architecture: str, ground: Ground) -> dict[str, Any]:
     tune = ground.settings["tune"]
     about = [ground.requirement.target, ground.run_folder(architecture, ground.settings["train"]).name, tune["space"]]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    training = _train_inputs(architecture, ground.settings["train"], ground)
+    training = _train_inputs(architecture, ground.racing(architecture), ground)
     return {
         **{name: training[name] for name in ("architecture", "weights", "height", "width", "settings", "track")},
         "folder": str(ground.state / "tunings" / key),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, func, select
@@ -15,6 +19,10 @@ DAY = 86_400.0
 
 
 def record(connection: Connection, ground: Ground, architecture: str, outputs: Mapping[str, Any]) -> None:
+    """The tuning as a row; its best trial is the training that its settings ask for, and is not run again."""
+    tuned = dataclasses.replace(ground, tuned={**ground.tuned, architecture: outputs["best"]})
+    if ground.settings["train"]["optimizer"] != "auto":  # which no trial searched for
+        _hand_over(Path(outputs["run"]), tuned.run_folder(architecture, tuned.training(architecture)))
     add(
         connection,
         schema.tunings,
@@ -27,6 +35,16 @@ def record(connection: Connection, ground: Ground, architecture: str, outputs: M
         score=outputs["score"],
         at=now(),
     )
+
+
+def _hand_over(trial: Path, run: Path) -> None:
+    """Copies the trial's run folder, whole or not at all. Without it the training is run."""
+    aside = run.with_name(f".{run.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        if not run.exists():
+            shutil.copytree(trial, aside)
+            aside.rename(run)
 
 
 def best(connection: Connection, target: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -78,6 +78,12 @@ class RunFolder:
         write_json(self.recipe, recipe.plain())
         return said
 
+    def read_recipe(self) -> Recipe:
+        """What is trained here."""
+        plain = read_json(self.recipe)
+        settings = parse_settings(plain["settings"])
+        return Recipe(**{**plain, "classes": tuple(plain["classes"]), "settings": settings})
+
     def clear(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -96,8 +102,7 @@ def training_of(earlier: Mapping[str, Mapping[str, Any]]) -> tuple[RunFolder, Re
     if "run" not in earlier.get("train", {}):
         raise StageError("this stage needs the outputs of the stage train")
     run = RunFolder(Path(earlier["train"]["run"]))
-    plain = read_json(run.recipe)
-    return run, Recipe(**{**plain, "classes": tuple(plain["classes"]), "settings": parse_settings(plain["settings"])})
+    return run, run.read_recipe()
 
 
 def load_trained(run: RunFolder, recipe: Recipe) -> Served:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import track
 from pipeline.pixels import read_pixels
 from pipeline.ray_session import nodes, session
 from pipeline.settings import TrainSettings, parse_settings
@@ -46,6 +47,7 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
     if len(trials.ended) < int(inputs["trials"]):
         _search(inputs, pixels, settings, space, trials, report)
     shutil.rmtree(trials.folder / "ray", ignore_errors=True)
+    _track(inputs.get("track"), trials)
     return _outputs(trials, time.monotonic() - started)
 
 
@@ -92,6 +94,17 @@ def _search(
             trials,
             report,
         )
+
+
+def _track(order: track.Order | None, trials: Trials) -> None:
+    """Each trial is a run of its own, told when all have ended: none waits for that."""
+    for trial in trials.ended:
+        folder = trials.run(trial.number)
+        if folder.recipe.exists():
+            with track.run(order, folder.read_recipe(), folder.path) as tracked:
+                for entry in trials.epochs(trial.number):
+                    tracked.log(entry)
+                tracked.conclude(trial.plain())
 
 
 def _fitting(threads: int, trials: int) -> int:

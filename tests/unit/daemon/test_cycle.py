@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -425,6 +426,7 @@ def test_what_a_tuning_found_flows_into_the_training(lane: Lane) -> None:
     settings = inputs["train"]["settings"]
     assert (settings["learning_rate"], settings["augment"]["crop_min"], settings["epochs"]) == (0.5, 0.7, 20)
     assert decided(lane) == [("tune", f"{FIRST} was never tuned for this target: 8 trials")]
+    assert (Path(inputs["train"]["run"]) / "a trial").exists()  # of the best one: it is not run again
     row = lane.world.row(schema.tunings)
     assert (row.target, row.architecture, row.best["learning_rate"]) == ("edge", FIRST, 0.5)
 

@@ -70,7 +70,7 @@ def test_a_training(journal: Engine, ground: Ground) -> None:
         "track": {
             "mode": "offline",
             "project": "relearnd",
-            "folder": str(ground.state / "wandb"),
+            "folder": str(ground.state),
             "group": f"cycle {ground.cycle}",
         },
     }
@@ -147,7 +147,7 @@ TRAIN = {
     "scheduler": "cosine", "warmup_share": 0.5, "head_learning_rate_factor": 2.0, "trainable_stages": 1,
     "freeze_batch_norm": True, "label_smoothing": 0.5, "sampling": "balanced", "early_stopping_patience": 3, "seed": 1,
     "precision": "bf16-mixed", "accelerator": "cpu", "augment.crop_min": 0.5, "augment.flip": False,
-    "augment.rotate_degrees": 1.0, "augment.brightness": 0.5, "augment.contrast": 0.5, "optimizers": {"sgd": 1.0},
+    "augment.rotate_degrees": 1.0, "augment.brightness": 0.5, "augment.contrast": 0.5,
 }  # fmt: skip
 MATTERS = {f"train.{key}": value for key, value in TRAIN.items()} | {"input.resize": "crop", "model.weights": "timm"}
 DOES_NOT = {
@@ -164,8 +164,15 @@ def test_a_recipe_is_another_where_a_setting_of_the_training_is(ground: Ground, 
 
 def test_every_setting_of_the_training_is_tried_above(ground: Ground) -> None:
     train = ground.settings["train"]
-    tables = {f"{table}.{key}" for table in ("augment", "optimizers") for key in train[table]}
-    assert (tables | set(train)) - {"augment", "optimizers"} == set(TRAIN)
+    flat = {f"augment.{key}" for key in train["augment"]} | set(train)
+    assert flat - {"augment", "optimizers"} == set(TRAIN)
+
+
+def test_the_contenders_are_of_the_recipe_where_they_race(ground: Ground) -> None:
+    fewer = {"sgd": 1.0, "adamw": 1.0}
+    assert changed(ground, "train.optimizers", fewer).recipe("net") == ground.recipe("net")
+    raced = changed(ground, "train.optimizer", "auto")
+    assert changed(raced, "train.optimizers", fewer).recipe("net") != raced.recipe("net")
 
 
 @pytest.mark.parametrize(("key", "value"), DOES_NOT.items())

@@ -44,6 +44,7 @@ def inputs(folder: Path, **more: Any) -> dict[str, Any]:
         "seed": 1,
         "address": "",
         "threads": 1,
+        "track": {"mode": "offline", "project": "of a test", "folder": f"{folder}-tracked", "group": "cycle 1"},
         **more,
     }
 
@@ -138,6 +139,12 @@ def test_it_tells_all_trials_and_the_best_of_those_that_finished(killed: Any) ->
         best["tune_accuracy"],
     )
     assert len({str(trial["settings"]) for trial in found["trials"]}) == TRIALS
+
+
+def test_each_trial_is_a_run_of_weights_and_biases(killed: Any) -> None:
+    runs = sorted(Path(f"{killed.folder}-tracked/wandb").glob("offline-run-*"))
+    assert len(runs) == len(trials_of(killed.folder))
+    assert all((run / "finished").exists() and list(run.glob("*.wandb")) for run in runs)
 
 
 def test_what_falls_behind_is_stopped(killed: Any) -> None:
