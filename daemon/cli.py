@@ -263,9 +263,10 @@ def triton(workspace: Workspace = HERE, overrides: Overrides = None) -> None:
 def demo(
     workspace: Annotated[Path | None, typer.Option(help="Where; a temporary folder otherwise.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave it running at the end.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Labels, drift, engines, search and tuning too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The main job, for real, on handwritten digits: ends by itself within some minutes."""
+    """The main job, for real, on handwritten digits: ends by itself within some minutes, with --full within fifteen."""
     from daemon.demo import run_demo
 
-    raise typer.Exit(run_demo(workspace, keep=keep, as_json=as_json))
+    raise typer.Exit(run_demo(workspace, keep=keep, as_json=as_json, full=full))

@@ -54,6 +54,7 @@ def gather(
         variants=ground.variants,
         unbuilt=_unbuilt(connection, cycle, ground, recipes, champion),
         refused=_refused(connection, cycle.id),
+        stored=_stored(connection),
         fresh=frozenset(_models(connection, recipes)),
         trained=_trained(connection, recipes),
         too_large=_too_large(connection, ground),
@@ -111,6 +112,11 @@ def _promoted(connection: Connection, cycle: int) -> str | None:
     return connection.execute(select(table.c.artifact_id).where(*served)).scalar()
 
 
+def _stored(connection: Connection) -> frozenset[str]:
+    models = schema.models
+    return frozenset(connection.execute(select(models.c.id).where(models.c.gone.is_(None))).scalars())
+
+
 def _trained(connection: Connection, recipes: Mapping[str, str]) -> tuple[str, ...]:
     found = set(_models(connection, recipes).values())
     return tuple(name for name, recipe in recipes.items() if recipe in found)
@@ -143,7 +149,7 @@ def _unbuilt(
     own = select(models.c.id).where(models.c.recipe.in_(list(recipes.values()))).order_by(models.c.created)
     pairs = [(model, variant) for model in connection.execute(own).scalars() for variant in ground.variants]
     pairs += _of_champion(connection, cycle.trigger, ground, champion) if champion else []
-    there = set(connection.execute(select(models.c.id).where(models.c.gone.is_(None))).scalars())
+    there = _stored(connection)
     built = _built(connection)
     found |= dict.fromkeys(pair for pair in pairs if pair not in built)
     return tuple(pair for pair in found if pair[0] in there)

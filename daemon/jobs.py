@@ -17,6 +17,7 @@ from daemon.ground import Ground
 from daemon.journal import get
 from daemon.stock import artifact_folder, model_folder
 from daemon.variants import split
+from deploy.artifact import MANIFEST
 from policies.steps import Build, Prove, Race, Shortlist, Sketch, Train, Tune, Work
 
 Package = Literal["pipeline", "deploy"]
@@ -101,8 +102,9 @@ def _tuning(architecture: str, ground: Ground) -> dict[str, Any]:
 
 
 def _sketching(step: Sketch, ground: Ground) -> list[StagePlan]:
-    """The network is drawn, built and measured in a folder of its own, which the cycle leaves nothing of."""
+    """The network is drawn, once for all variants, built and measured in a folder of which nothing is left."""
     folder = ground.sketches / step.architecture
+    drawn = (folder / "model" / MANIFEST).exists()
     sketch = {
         "architecture": step.architecture,
         "classes": ground.classes,
@@ -116,11 +118,8 @@ def _sketching(step: Sketch, ground: Ground) -> list[StagePlan]:
         "artifacts": str(folder / "artifacts"),
         "pixels": str(ground.pixels_index),
     }
-    return [
-        StagePlan("sketch", "pipeline", sketch),
-        StagePlan("build", "deploy", build),
-        _measuring(None, ground),
-    ]
+    drawing = [] if drawn else [StagePlan("sketch", "pipeline", sketch)]
+    return [*drawing, StagePlan("build", "deploy", build), _measuring(None, ground)]
 
 
 def _building(model: str, variant: str, ground: Ground) -> list[StagePlan]:

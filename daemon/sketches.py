@@ -36,7 +36,9 @@ def _add(
     size = {"height": ground.requirement.height, "width": ground.requirement.width, "classes": ground.classes}
     about = {"architecture": name, "variant": variant, "device": device, **size, **load}
     add(connection, schema.benchmarks, **about, figures=figures, error=error, at=now())
-    shutil.rmtree(ground.sketches / name, ignore_errors=True)
+    for other in ground.sketches.glob("*"):  # of this one another variant may be built
+        if other.name != name:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def known(connection: Connection, ground: Ground, started: float, devices: Devices) -> dict[str, dict[str, Sketched]]:

@@ -146,6 +146,8 @@ def model(connection: Connection, artifact: str) -> View:
         "classes": trained.classes,
         "engine": stored.engine,
         "precision": stored.precision,
+        "device": stored.device,
+        "unverified": stored.unverified,
         "artifact_mb": stored.artifact_mb,
         "snapshot": trained.snapshot_id,
         "cycle": trained.cycle_id,

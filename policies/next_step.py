@@ -32,6 +32,7 @@ class CycleFacts:
     variants: tuple[str, ...] = ("onnxruntime:fp32",)  # engines and precisions that the target could take
     unbuilt: tuple[tuple[str, str], ...] = ()  # model and variant that there is no artifact of yet
     refused: Mapping[str, str] = field(default_factory=dict)  # build step -> why it came to nothing
+    stored: frozenset[str] = frozenset()  # models whose folders are there
     fresh: frozenset[str] = frozenset()  # models of this snapshot and these settings
     trained: tuple[str, ...] = ()  # architectures that have a model of this snapshot and recipe
     too_large: Mapping[str, str] = field(default_factory=dict)  # architecture -> why, found before training it
@@ -128,14 +129,33 @@ def _next_training(facts: CycleFacts) -> Step:
         reasons = [verdict.reason for verdict in facts.verdicts.values()]
         return Finish("kept", reasons[-1] if reasons else "the champion meets the constraints as they are now")
     unfit = known_unfit(facts)
+    if _nothing_runs_here(facts):
+        return Finish("violated", _nothing_left(facts, unfit))
     if again := _measured_long_ago(facts, unfit):
         return Prove(again, measure=True)
     for architecture in facts.architectures:
         if architecture not in facts.trained and architecture not in unfit:
-            return _train(facts, architecture)
+            return _build_what_is_stored(facts, architecture) or _train(facts, architecture)
     if facts.champion_feasible:
         return Finish("kept", _nothing_left(facts, unfit))
     return _next_in_search(facts, unfit)
+
+
+def _nothing_runs_here(facts: CycleFacts) -> bool:
+    """Whether all that the target could take is known to be unverified: no other architecture would change that."""
+    unverified = {candidate.variant for candidate in facts.candidates if candidate.unverified}
+    return not facts.requirement.allow_unverified and 0 < len(facts.variants) <= len(unverified & set(facts.variants))
+
+
+def _build_what_is_stored(facts: CycleFacts, architecture: str) -> Build | None:
+    """Where a stored model of the architecture does not fit as it was built: whether it could, another build tells."""
+    mine = [candidate for candidate in facts.candidates if candidate.architecture == architecture]
+    stored = [candidate for candidate in mine if candidate.model in facts.stored]
+    if not stored or not all(shortfalls(facts.requirement, candidate) for candidate in mine):
+        return None
+    have = {candidate.variant for candidate in mine}
+    builds = [Build(stored[-1].model, variant) for variant in facts.variants if variant not in have]
+    return next((build for build in builds if build.key not in facts.refused), None)
 
 
 def _train(facts: CycleFacts, architecture: str) -> Tune | Train:

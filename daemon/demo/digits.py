@@ -8,18 +8,19 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 SIZE = 32  # pixels that the target asks for; the digits are enlarged to it
 FIRST = tuple("01234567")
 LATER = tuple("89")
 HELD_BACK = 30  # images of each class, for the clients
 IN_FIRST_WAVE = 105  # images of each class
+LATER_IMAGES = 12  # of each class: half for the third wave, a quarter each for the two without labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,16 @@ class Digit:
     name: str  # the class, "0" to "9"
     number: int  # in the data set
     pixels: NDArray[np.uint8]  # (8, 8), grayscale
+    truth: str = ""  # the class that it shows, where `name` is another
 
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.as_sent().tobytes()).hexdigest()
+
+    @property
+    def true_name(self) -> str:
+        """The class that it shows, whatever it is called."""
+        return self.truth or self.name
 
     def as_sent(self) -> NDArray[np.uint8]:
         """What a client sends: uint8 (SIZE, SIZE, 3), enlarged as training enlarges (Pillow, bilinear)."""
@@ -39,8 +46,15 @@ class Digit:
 
     def save(self, images: Path) -> Path:
         """Writes the digit as a user would: a PNG in the folder of its class."""
-        file = images / self.name / f"{self.number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        return self._write(images / self.name)
+
+    def save_unlabelled(self, images: Path) -> Path:
+        """Beside the folders of the classes."""
+        return self._write(images)
+
+    def _write(self, folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{self.number}.png"
         Image.fromarray(self.pixels).save(file)
         return file
 
@@ -49,16 +63,22 @@ class Digit:
 class Waves:
     first: tuple[Digit, ...]
     second: tuple[Digit, ...]
+    third: tuple[Digit, ...]
+    unlabelled: tuple[tuple[Digit, ...], tuple[Digit, ...]]
     held_back: tuple[Digit, ...]
 
 
 def cut() -> Waves:
-    """The waves: eight digits; then the rest of them with two new ones; and what is held back for the clients."""
+    """The waves: eight digits; then more of them with two new ones; a third for people to look at; two without labels.
+
+    What is held back is for the clients.
+    """
     by_class: dict[str, list[Digit]] = defaultdict(list)
     for digit in _different(_load()):
         by_class[digit.name].append(digit)
     first: list[Digit] = []
     second: list[Digit] = []
+    later: list[list[Digit]] = [[], [], []]
     held: list[Digit] = []
     for name in (*FIRST, *LATER):
         digits = by_class[name]
@@ -68,8 +88,25 @@ def cut() -> Waves:
         dropped = [digit for n, digit in enumerate(digits) if n not in apart]
         early = IN_FIRST_WAVE if name in FIRST else 0
         first += dropped[:early]
-        second += dropped[early:]
-    return Waves(tuple(first), tuple(second), tuple(held))
+        second += dropped[early:-LATER_IMAGES]
+        for place, digit in enumerate(dropped[-LATER_IMAGES:]):
+            later[place % 4 and place % 4 - 1].append(digit)  # half of them for the third wave
+    third, clean, changed = map(tuple, later)
+    return Waves(tuple(first), tuple(second), third, (clean, changed), tuple(held))
+
+
+def swap_labels(digits: Sequence[Digit]) -> tuple[Digit, ...]:
+    """The digits, each third of them under the name of the next class."""
+    return tuple(
+        replace(digit, name=str((int(digit.name) + 1) % 10), truth=digit.name) if place % 3 == 0 else digit
+        for place, digit in enumerate(digits)
+    )
+
+
+def darken(digit: Digit) -> Digit:
+    """As a lamp that fails and a lens out of focus would show it."""
+    blurred = Image.fromarray(digit.pixels).filter(ImageFilter.GaussianBlur(1.0))
+    return replace(digit, pixels=(np.asarray(blurred) * 0.4).astype(np.uint8))
 
 
 def drop_broken(images: Path, good: Digit) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import time
@@ -103,15 +104,21 @@ class Workspace:
 
     @property
     def constraint_file(self) -> Path:
-        return self.folder / "constraints" / f"{TARGET}.toml"
+        return self.constraints_of(TARGET)
 
     @property
     def url(self) -> str:
         return self.config.settings.triton.url
 
+    def constraints_of(self, target: str) -> Path:
+        return self.folder / "constraints" / f"{target}.toml"
+
+    def write_constraints(self, target: str, text: str) -> None:
+        self.constraints_of(target).write_text(text, encoding="utf-8")
+
     def constrain(self, artifact_max_mb: float) -> None:
         text = CONSTRAINTS.format(size=SIZE, artifact_max_mb=artifact_max_mb)
-        self.constraint_file.write_text(text, encoding="utf-8")
+        self.write_constraints(TARGET, text)
 
     def start_triton(self) -> None:
         self.triton = self._start("triton")
@@ -122,13 +129,28 @@ class Workspace:
                     raise StepFailed(f"Triton did not start; see {self.folder / 'triton.log'}:\n{self.log('triton')}")
                 time.sleep(0.2)
 
-    def start_daemon(self) -> None:
-        self.daemon = self._start("run")
+    def start_daemon(self, *overrides: str) -> None:
+        self.daemon = self._start("run", *(word for override in overrides for word in ("--set", override)))
 
-    def _start(self, command: str) -> subprocess.Popen[bytes]:
+    def restart_daemon(self, *overrides: str) -> None:
+        """As a user would: it is told to end, and started with other settings."""
+        assert self.daemon is not None
+        self.daemon.send_signal(signal.SIGTERM)
+        self.daemon.wait(40)
+        self.start_daemon(*overrides)
+
+    def ask(self, *words: str) -> Any:
+        """What a command answers. Raises StepFailed where it fails."""
+        command = [str(CHECKOUT / "relearn"), *words, "--workspace", str(self.folder), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise StepFailed(f"relearn {' '.join(words)}: {done.stderr.strip()}")
+        return json.loads(done.stdout)
+
+    def _start(self, command: str, *more: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{command}.log").open("ab") as log:
             return subprocess.Popen(
-                [str(CHECKOUT / "relearn"), command, "--workspace", str(self.folder)],
+                [str(CHECKOUT / "relearn"), command, "--workspace", str(self.folder), *more],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -165,12 +187,12 @@ class Workspace:
         with self._journal.connect() as connection:
             return view(connection)
 
-    def target(self) -> dict[str, Any]:
-        """What the journal says of the target; empty before its constraint file was read."""
+    def target(self, name: str = TARGET) -> dict[str, Any]:
+        """What the journal says of a target; empty before its constraint file was read."""
 
         def view(connection: Connection) -> dict[str, Any]:
             try:
-                return views.target(connection, self.config, TARGET)
+                return views.target(connection, self.config, name)
             except NotFound:
                 return {}
 

@@ -38,8 +38,10 @@ class Facts:
     failed: str | None = None
 
 
-def run_demo(folder: Path | None, *, keep: bool, as_json: bool) -> int:
-    """Runs the demonstration; returns the exit code."""
+def run_demo(folder: Path | None, *, keep: bool, as_json: bool, full: bool = False) -> int:
+    """Runs the demonstration, or all of it; returns the exit code."""
+    from daemon.demo.full import FullDemo
+
     workspace_folder = folder or Path(tempfile.mkdtemp(prefix="relearn-demo-"))
     screen = Screen(quiet=as_json)
     facts = Facts(
@@ -51,7 +53,7 @@ def run_demo(folder: Path | None, *, keep: bool, as_json: bool) -> int:
     screen.say(facts.notes[0])
     began = time.monotonic()
     workspace = Workspace(workspace_folder, EPOCHS)
-    demo = Demo(workspace, screen, facts)
+    demo = (FullDemo if full else Demo)(workspace, screen, facts)
     try:
         demo.run()
     except (RelearnError, TritonError) as error:
@@ -238,6 +240,3 @@ def describe(record: Record) -> dict[str, Any]:
         "longest_ms": round(record.longest_ms, 1),
         "different_images": len(record.sent),
     }
-
-
-__all__ = ["Demo", "run_demo"]

@@ -462,7 +462,8 @@ def test_a_search_draws_races_and_trains_the_winner(lane: Lane, clock: Clock) ->
     assert steps[1:9] == ["shortlist", *drawn, *raced]
     assert steps[9] == "train longest"
     assert step == Promote(f"built-longest-{lane.cycle.ground.snapshot}")
-    assert not lane.cycle.ground.sketches.exists() or not any(lane.cycle.ground.sketches.iterdir())
+    lane.cycle.finish("promoted", "it is better")
+    assert not lane.cycle.ground.sketches.exists()
     rows = {row.architecture: row for row in lane.world.rows(schema.benchmarks)}
     assert rows["no"].error == "sketch is not possible today"
     assert rows["short"].figures["latency_p95_ms"] == 2.0

@@ -20,7 +20,7 @@ from daemon.jobs import StagePlan
 from daemon.journal import add, change, get
 from daemon.stock import artifact_folder, model_folder
 from policies.facts import Measurement, from_dict
-from policies.steps import Build, Prove, Train
+from policies.steps import Build, Prove, Sketch, Train
 
 World = Any  # tests/unit/daemon/conftest.py
 
@@ -39,7 +39,7 @@ FP32 = "onnxruntime:fp32"
 VARIANT = {"engine": "tensorrt_rtx", "precision": "int8", "device": "sm89", "unverified": "no GPU"}
 
 
-def plan(journal: Engine, ground: Ground, step: Train | Build | Prove) -> dict[str, StagePlan]:
+def plan(journal: Engine, ground: Ground, step: Train | Build | Prove | Sketch) -> dict[str, StagePlan]:
     with journal.connect() as connection:
         return {stage.name: stage for stage in jobs.plan(step, ground, connection)}
 
@@ -120,6 +120,18 @@ def test_measuring_is_under_the_load_that_is_required(journal: Engine, ground: G
     loaded = dataclasses.replace(ground, requirement=world.requirement(batch_size=4, concurrency=2))
     inputs = plan(journal, loaded, Prove("a", measure=True))["measure"].inputs
     assert (inputs["batch_size"], inputs["concurrency"]) == (4, 2)
+
+
+def test_an_architecture_is_drawn_once_for_all_engines(journal: Engine, ground: Ground) -> None:
+    stages = plan(journal, ground, Sketch("net", "openvino:int8"))
+    assert list(stages) == ["pixels", "sketch", "build", "measure"]
+    assert (stages["sketch"].inputs["classes"], stages["build"].inputs["precision"]) == (2, "int8")
+    model = Path(stages["sketch"].inputs["model"])
+    assert stages["build"].inputs["model"] == str(model)
+    assert model.is_relative_to(ground.folder)
+    model.mkdir(parents=True)
+    (model / "manifest.json").touch()
+    assert list(plan(journal, ground, Sketch("net", "onnxruntime:fp32"))) == ["pixels", "build", "measure"]
 
 
 @pytest.mark.parametrize("step", [Build("nonesuch", FP32), Prove("nonesuch", measure=False)])

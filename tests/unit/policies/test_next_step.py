@@ -335,10 +335,21 @@ def test_an_architecture_is_unfit_when_every_variant_of_it_is() -> None:
     )
 
 
+def test_before_a_training_a_stored_model_is_built_as_it_might_fit() -> None:
+    slow = candidate("slow", measurement=SLOW, model="earlier", snapshot="old")
+    known = facts(BOTH, slow, stored=frozenset({"earlier"}), measured=frozenset({"slow"}))
+    assert next_step(known) == Build("earlier", INT8)
+    assert next_step(dataclasses.replace(known, stored=frozenset())) == Train("large")  # its folder is gone
+    refused = {Build("earlier", INT8).key: "stage build: no"}
+    assert next_step(dataclasses.replace(known, refused=refused)) == Train("large")
+    fits = candidate("fits", model="other", snapshot="old")
+    assert next_step(dataclasses.replace(known, candidates=(slow, fits))) == Train("large")
+
+
 def test_what_this_machine_cannot_run_is_taken_where_the_target_says_so_alone() -> None:
     plan = candidate("plan", measurement=None, unverified="no NVIDIA GPU here", variant="tensorrt_rtx:fp16")
     gpu = dataclasses.replace(REQUIREMENT, accelerator="cuda")
-    base = dataclasses.replace(DATA, requirement=gpu, variants=(plan.variant,), architectures=("large",))
+    base = dataclasses.replace(DATA, requirement=gpu, variants=(plan.variant,))  # no other architecture is tried
     refused = next_step(facts(base, plan, trained=("large",)))
     assert isinstance(refused, Finish)
     assert (refused.outcome, "tensorrt_rtx:fp16 is unverified (no NVIDIA GPU here)" in refused.reason) == (
