@@ -6,7 +6,9 @@ chunks, so that each image is embedded once by each model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +104,21 @@ class Cache:
     def add(self, samples: Sequence[bytes], embeddings: Embeddings) -> None:
         """One more chunk; the file of its samples is written last, and says that it is whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(file.name.removesuffix(_SAMPLES)) for file in self.folder.glob(f"*{_SAMPLES}")]
-        name = self.folder / f"{max(numbers, default=0) + 1:06}"
         rows = np.frombuffer(b"".join(samples), np.uint8).reshape(len(samples), -1)
-        for ending, array in ((_EMBEDDINGS, embeddings), (_SAMPLES, rows)):
-            with replacing(name.with_name(name.name + ending)) as aside, aside.open("wb") as file:
-                np.save(file, array)
+        with self._locked():
+            numbers = [int(file.name.removesuffix(_SAMPLES)) for file in self.folder.glob(f"*{_SAMPLES}")]
+            name = self.folder / f"{max(numbers, default=0) + 1:06}"
+            for ending, array in ((_EMBEDDINGS, embeddings), (_SAMPLES, rows)):
+                with replacing(name.with_name(name.name + ending)) as aside, aside.open("wb") as file:
+                    np.save(file, array)
         self.chunks.append((rows, name.with_name(name.name + _EMBEDDINGS)))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer a folder: two that chose the same number would mix the rows of one with the samples of another."""
+        with (self.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
 def _beside(file: Path) -> Path:

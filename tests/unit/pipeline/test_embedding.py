@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_each_image_is_embedded_once(trained: Any, colours: Any, tmp_path: Path,
     first = embed_all(trained.model, store, tmp_path / "kept", samples[:5], 1, said)
     both = embed_all(trained.model, store, tmp_path / "kept", samples[::-1], 1, said)
     assert np.array_equal(both[::-1][:5], first)
-    assert sorted(file.name for file in (tmp_path / "kept").iterdir()) == [
+    assert sorted(file.name for file in (tmp_path / "kept").glob("*.npy")) == [
         "000001.embeddings.npy", "000001.samples.npy", "000002.embeddings.npy", "000002.samples.npy",
     ]  # fmt: skip
     assert len(Cache(tmp_path / "kept").known()) == 7
@@ -72,3 +73,24 @@ def test_a_chunk_that_was_cut_off_is_made_again(trained: Any, colours: Any, tmp_
     (tmp_path / "kept" / "000001.samples.npy").unlink()  # it is written last
     again = embed_all(trained.model, colours.store, tmp_path / "kept", samples, 1, said)
     assert np.array_equal(again, first)
+
+
+def test_two_that_write_at_once_mix_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second comes when the first has chosen its number and written half of its chunk."""
+    one, other = ([bytes([mark, row] * 16) for row in (0, 1)] for mark in (1, 2))
+    caches = [Cache(tmp_path), Cache(tmp_path)]
+    second = threading.Thread(target=lambda: caches[1].add(other, np.full((2, 3), 2, np.float32)))
+    save = np.save
+
+    def save_slowly(file: Any, array: Any) -> None:
+        save(file, array)
+        if threading.current_thread() is threading.main_thread() and not second.ident:
+            second.start()
+            second.join(0.3)
+
+    monkeypatch.setattr(np, "save", save_slowly)
+    caches[0].add(one, np.full((2, 3), 1, np.float32))
+    second.join()
+    kept = Cache(tmp_path)
+    assert len(kept.known()) == 4
+    assert kept.take([*one, *other])[:, 0].tolist() == [1, 1, 2, 2]
