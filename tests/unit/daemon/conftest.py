@@ -115,26 +115,25 @@ class World:
 
     def move(self, sample: int, name: str) -> None:
         """Its file is moved to the folder of this class, now."""
-        self.vanish(sample)
+        self.vanish(sample, at=now())
         with self.journal.begin() as connection:
             drop = add(connection, schema.drops, folder=self.folder, state="ready", started=now())
             place = {"folder": self.folder, "path": f"{name}/{drop} moved", "class_name": name, "drop_id": drop}
             found = {"size": 9, "mtime_ns": 1, "first_seen": now()}
             add(connection, schema.occurrences, sample_id=sample, **place, **found)
 
-    def appear(self, sample: int, name: str) -> None:
+    def appear(self, sample: int, name: str, at: float = 1.0) -> None:
         """One more file with this sample's content, in the folder of this class."""
         with self.journal.begin() as connection:
             drop = add(connection, schema.drops, folder=self.folder, state="ready", started=1.0)
             place = {"folder": self.folder, "path": f"{name}/{drop} again", "class_name": name, "drop_id": drop}
-            add(
-                connection, schema.occurrences, sample_id=sample, size=9, mtime_ns=1, first_seen=1.0, gone=None, **place
-            )
+            found = {"size": 9, "mtime_ns": 1, "first_seen": at}
+            add(connection, schema.occurrences, sample_id=sample, gone=None, **place, **found)
 
-    def vanish(self, *ids: int) -> None:
+    def vanish(self, *ids: int, at: float = 2.0) -> None:
         with self.journal.begin() as connection:
-            where = schema.occurrences.c.sample_id.in_(ids)
-            connection.execute(update(schema.occurrences).where(where).values(gone=2.0))
+            where = (schema.occurrences.c.sample_id.in_(ids), schema.occurrences.c.gone.is_(None))
+            connection.execute(update(schema.occurrences).where(*where).values(gone=at))
 
     def requirement(self, target: str = "edge", **limits: Any) -> Requirement:
         return Requirement(**{**REQUIRED, "target": target, **limits})
