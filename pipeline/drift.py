@@ -50,20 +50,24 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
     """
     asked = read_json(Path(inputs["windows"]))
     model, store, folder = Path(inputs["model"]), Path(inputs["store"]), Path(inputs["embeddings"])
-    reference = asked["reference"]
-    names = [bytes.fromhex(name) for part in (reference, *asked["windows"]) for name in part["samples"]]
-    found = embed_all(model, store, folder, names, int(inputs["threads"]), report)
-    known, labels = found[: len(reference["samples"])], np.array(reference["labels"], np.int64)
+    parts = [asked["reference"], *asked["windows"]]
+    names = [bytes.fromhex(name) for part in parts for name in part["samples"]]
+    embedded = embed_all(model, store, folder, names, int(inputs["threads"]), report)
+    found = []
+    at = 0
+    for part in parts:
+        here = slice(at, at := at + len(part["samples"]))
+        usable = embedded.usable[here]
+        labels = None if part["labels"] is None else np.array(part["labels"], np.int64)[usable]
+        found.append((embedded.values[here][usable], labels))
+    (known, tuned), *windows = found
+    assert tuned is not None
     said = []
-    at = len(known)
-    for window in asked["windows"]:
-        part = found[at : at + len(window["samples"])]
-        at += len(part)
-        given = None if window["labels"] is None else np.array(window["labels"], np.int64)
+    for window, (seen, given) in zip(asked["windows"], windows, strict=True):
         draw = np.random.default_rng(int(inputs["seed"]))
-        said.append({"kind": window["kind"], **asdict(compare(known, labels, part, given, draw))})
+        said.append({"kind": window["kind"], **asdict(compare(known, tuned, seen, given, draw))})
     write_json(Path(inputs["compared"]), said)
-    return {"compared": str(inputs["compared"]), "n": len(names)}
+    return {"compared": str(inputs["compared"]), "n": len(names), "left_out": embedded.left_out}
 
 
 def compare(

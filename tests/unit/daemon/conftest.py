@@ -284,9 +284,10 @@ class StandIn:
         self.outputs[stage] = outputs
         (self.folder / "outputs.json").write_text(json.dumps(self.outputs))
 
-    def flag(self, *shas: bytes) -> None:
-        """The audit takes the labels of these samples for wrong from now on."""
-        (self.folder / "wrong.json").write_text(json.dumps([sha.hex() for sha in shas]))
+    def flag(self, *shas: bytes, sure: bool = True) -> None:
+        """The audit takes the labels of these samples for wrong from now on, beyond doubt or not."""
+        scores = (0.01, 0.98) if sure else (0.2, 0.7)
+        (self.folder / "wrong.json").write_text(json.dumps({sha.hex(): scores for sha in shas}))
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -401,10 +402,10 @@ def answer(stage, inputs, earlier):
     if stage == "audit":
         rows = json.loads(Path(inputs["rows"]).read_text())
         wrong = HERE / "wrong.json"
-        wrong = set(json.loads(wrong.read_text())) if wrong.exists() else set()
+        wrong = json.loads(wrong.read_text()) if wrong.exists() else {}
         flags = [
             {"sample": sample, "given": rows["classes"][label], "suggested": rows["classes"][label - 1],
-             "score": 0.01, "suggested_score": 0.98}
+             "score": wrong[sample][0], "suggested_score": wrong[sample][1]}
             for sample, label in zip(rows["samples"], rows["labels"]) if sample in wrong
         ]
         Path(inputs["found"]).write_text(json.dumps({"audited": rows["samples"], "flags": flags}))

@@ -116,6 +116,17 @@ def test_flagged_labels_are_left_out_of_training_and_never_of_judge(lane: Lane, 
     assert all(row.state == "ready" for row in lane.world.rows(schema.drops))
 
 
+def test_flags_that_are_not_sure_are_listed_and_leave_nothing_out(lane: Lane, stand_in: StandIn) -> None:
+    """Of a weak model most flags are mistakes of its own."""
+    new = lane.world.samples("cat", "train", 30, mark="new")
+    stand_in.flag(*lane.shas(*new), sure=False)
+    lane.work()
+    assert len(lane.open()) == 30
+    assert set(new) <= lane.usable().keys()
+    drop = lane.world.rows(schema.drops)[-1]
+    assert (drop.state, drop.reason.startswith(f"drop {drop.id}: 0 of 30 labels")) == ("ready", True)
+
+
 def test_a_drop_of_many_wrong_labels_is_held_until_it_is_released(lane: Lane, stand_in: StandIn) -> None:
     new = lane.world.samples("cat", "train", 30, mark="new")
     stand_in.flag(*lane.shas(*new[:10]))
