@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, select, update
+from sqlalchemy import Connection, Engine, func, select, update
 
 from daemon import cycle_facts, jobs, people, schema, snapshot, stock, targets, verdicts
 from daemon.children import Child
@@ -45,7 +46,7 @@ class Cycle:
         self.measures = False  # its deploy child runs, or waits to: what else computes would be in its figures
         with journal.begin() as connection:
             self.row = get(connection, schema.cycles, id_)
-            _lose_attempts(connection, id_)
+            _lose_attempts(connection, id_, alive=config.state / "cycles" / str(id_))
         self.target: str = self.row.target
         self.ground = Ground(
             cycle=id_,
@@ -141,7 +142,8 @@ class Cycle:
 
     def _start(self, step: Train | Build | Prove, *, alone: bool) -> None:
         with self.journal.begin() as connection:
-            _lose_attempts(connection, self.id)  # whose end could not be written down: the disk was full
+            # Their end could not be written down: the disk was full.
+            _lose_attempts(connection, self.id, alive=self.ground.folder)
             _skip_waiting(connection, self.id, unless=step.key)
             plans = jobs.plan(step, self.ground, connection)
             rows = [self._stage(connection, step, plan) for plan in plans]
@@ -331,12 +333,22 @@ def _skip_waiting(connection: Connection, cycle: int, unless: str = "") -> None:
     connection.execute(update(stages).where(*others).values(state="skipped"))
 
 
-def _lose_attempts(connection: Connection, cycle: int, outcome: str = "lost") -> None:
-    """Attempts still open are over: their child died with the daemon, or was stopped."""
-    stages = schema.stages
+def _lose_attempts(connection: Connection, cycle: int, outcome: str = "lost", alive: Path | None = None) -> None:
+    """Attempts still open are over: their child died with the daemon, or was stopped.
+
+    They ended now, or when a file of the folder `alive` was last written: a daemon that was down trained nothing.
+    """
+    stages, attempts = schema.stages, schema.attempts
     running = list(
         connection.execute(select(stages.c.id).where(stages.c.cycle_id == cycle, stages.c.state == "running")).scalars()
     )
+    ended = now() if alive is None else min(_last_written(alive), now())
     for stage in running:
-        connection.execute(_open_attempt(stage).values(ended=now(), outcome=outcome))
+        known = func.max(attempts.c.started, ended)
+        connection.execute(_open_attempt(stage).values(ended=known, outcome=outcome))
         change(connection, stages, stage, state="waiting")
+
+
+def _last_written(folder: Path) -> float:
+    """When a file below it was last written; 0 where there is none."""
+    return max((file.stat().st_mtime for file in folder.rglob("*") if file.is_file()), default=0.0)
