@@ -10,9 +10,10 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, select, update
+from sqlalchemy import Connection, Engine, func, select, update
 
 from daemon import (
     cycle_facts,
@@ -64,7 +65,7 @@ class Cycle:
         self.measures = False  # its deploy child runs, or waits to: what else computes would be in its figures
         with journal.begin() as connection:
             self.row = get(connection, schema.cycles, id_)
-            _lose_attempts(connection, id_)
+            _lose_attempts(connection, id_, alive=config.state / "cycles" / str(id_))
             tuned = tunings.best(connection, self.row.target, self.row.settings)
         self.target: str = self.row.target
         names, self.rows = snapshot.read(config.state / "snapshots" / f"{self.row.snapshot_id}.snapshot")
@@ -171,7 +172,8 @@ class Cycle:
     def _start(self, step: Work, *, alone: bool) -> None:
         with self.journal.begin() as connection:
             self._explain(connection, step)
-            _lose_attempts(connection, self.id)  # whose end could not be written down: the disk was full
+            # Their end could not be written down: the disk was full.
+            _lose_attempts(connection, self.id, alive=self.ground.folder)
             _skip_waiting(connection, self.id, unless=step.key)
             plans = jobs.plan(step, self.ground, connection)
             rows = [self._stage(connection, step, plan) for plan in plans]
@@ -387,12 +389,22 @@ def _skip_waiting(connection: Connection, cycle: int, unless: str = "") -> None:
     connection.execute(update(stages).where(*others).values(state="skipped"))
 
 
-def _lose_attempts(connection: Connection, cycle: int, outcome: str = "lost") -> None:
-    """Attempts still open are over: their child died with the daemon, or was stopped."""
-    stages = schema.stages
+def _lose_attempts(connection: Connection, cycle: int, outcome: str = "lost", alive: Path | None = None) -> None:
+    """Attempts still open are over: their child died with the daemon, or was stopped.
+
+    They ended now, or when a file of the folder `alive` was last written: a daemon that was down trained nothing.
+    """
+    stages, attempts = schema.stages, schema.attempts
     running = list(
         connection.execute(select(stages.c.id).where(stages.c.cycle_id == cycle, stages.c.state == "running")).scalars()
     )
+    ended = now() if alive is None else min(_last_written(alive), now())
     for stage in running:
-        connection.execute(_open_attempt(stage).values(ended=now(), outcome=outcome))
+        known = func.max(attempts.c.started, ended)
+        connection.execute(_open_attempt(stage).values(ended=known, outcome=outcome))
         change(connection, stages, stage, state="waiting")
+
+
+def _last_written(folder: Path) -> float:
+    """When a file below it was last written; 0 where there is none."""
+    return max((file.stat().st_mtime for file in folder.rglob("*") if file.is_file()), default=0.0)

@@ -63,7 +63,8 @@ class DriftWatch(Errand):
             reference = self._reference(connection, model)
             least = self.config.settings.policies.drift.samples
             found = [self._window(connection, model, kind, reference["labels"]) for kind in KINDS]
-        self.windows = [window for window in found if len(window.samples) >= least]
+        tuned = Counter(reference["labels"])
+        self.windows = [window for window in found if _comparable(window, tuned) >= least]
         if self.windows and len(reference["samples"]) >= 2 * least:
             self.model = model
             self._start(reference)
@@ -140,3 +141,10 @@ class DriftWatch(Errand):
                 check = from_dict(DriftCheck, figures)
                 about = {"model_id": self.model, "up_to_drop": window.up_to_drop, "at": now()}
                 add(connection, schema.drift_checks, kind=window.kind, figures=to_dict(check), **about)
+
+
+def _comparable(window: Window, tuned: Counter[int]) -> int:
+    """Of how many images of the window the comparison takes account: of a class, half of what the reference has."""
+    if window.labels is None:
+        return len(window.samples)
+    return sum(min(number, tuned[label] // 2) for label, number in Counter(window.labels).items())

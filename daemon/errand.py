@@ -50,6 +50,8 @@ class Errand(ABC):
         if line["event"] == "failed":
             log.warning("%s failed: %s", self.doing, line["error"])
         if line["event"] == "finished":
+            for why in line["outputs"].get("left_out", ()):
+                log.warning("%s: left out: %s", self.doing, why)
             self.take(line["outputs"])
 
     def bury(self, status: int, last_words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from sqlalchemy import Connection, func, select
 
@@ -54,6 +55,7 @@ def gather(
         judge=judge,
         drift=_drift(connection, trained_at),
         trained_at=trained_at,
+        **_refused(connection, trained),
         trained_seconds=trained_seconds(connection),
         last_cycle_ended=ended,
         failures=failures,
@@ -144,14 +146,31 @@ def _drift(connection: Connection, since: float | None) -> tuple[DriftCheck, ...
     return tuple(from_dict(DriftCheck, figures) for figures in rows.scalars())
 
 
+def _refused(connection: Connection, trained: AnyRow | None) -> dict[str, Any]:
+    """Of the last training, where its model was refused: the newest drift checks before it, and what was new then."""
+    if trained is None or trained.outcome == "promoted":
+        return {}
+    table, decisions = schema.drift_checks, schema.decisions
+    newest = select(func.max(table.c.id)).where(table.c.at <= trained.started).group_by(table.c.kind)
+    rows = connection.execute(select(table.c.figures).where(table.c.id.in_(newest)).order_by(table.c.id))
+    known = connection.execute(select(decisions.c.evidence).where(decisions.c.id == trained.decision_id)).scalar()
+    return {
+        "refused_drift": tuple(from_dict(DriftCheck, figures) for figures in rows.scalars()),
+        "refused_new": sum((known or {}).get("new_by_class", {}).values()),
+    }
+
+
 def trained_seconds(connection: Connection) -> float:
-    """Of the trainings of the last 24 hours, whatever came of them."""
+    """Of the last 24 hours, how long was trained and tuned in them, whatever came of it."""
     attempts, stages = schema.attempts, schema.stages
-    spent = func.sum(func.coalesce(attempts.c.ended, now()) - attempts.c.started)
-    of = (stages.c.name == "train", attempts.c.started > now() - DAY)
-    return float(
-        connection.execute(select(spent).join(stages, stages.c.id == attempts.c.stage_id).where(*of)).scalar() or 0.0
+    until = now()
+    since = until - DAY
+    rows = connection.execute(
+        select(attempts.c.started, func.coalesce(attempts.c.ended, until))
+        .join(stages, stages.c.id == attempts.c.stage_id)
+        .where(stages.c.name.in_(("train", "tune")), func.coalesce(attempts.c.ended, until) > since)
     )
+    return float(sum(max(ended - max(started, since), 0.0) for started, ended in rows))
 
 
 def _history(connection: Connection, target: str) -> tuple[float | None, int, float | None, str]:

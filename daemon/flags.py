@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select, update
 from daemon import labels, schema
 from daemon.errors import NotFound, UsageError
 from daemon.journal import AnyRow, add, get, now
-from policies.labels import DropAudit
+from policies.labels import DropAudit, is_sure
 
 ANSWERS = {"accept": "accepted", "keep": "kept", "relabel": "relabelled"}
 
@@ -60,11 +60,11 @@ def record(connection: Connection, model: str, found: Mapping[str, Any]) -> None
 
 
 def count(connection: Connection, drop: int, due: Collection[int], audited: Collection[str]) -> DropAudit:
-    """What the audit of these samples (hex) says of one drop, beside those that were in use before."""
+    """What the audit of these samples (hex) is sure of in one drop, and in those that were in use before."""
     flags, samples = schema.flags, schema.samples
     said = labels.current()
     rows = connection.execute(
-        select(samples.c.sha256, said.c.drop_id, flags.c.id.label("flag"))
+        select(samples.c.sha256, said.c.drop_id, flags.c.score, flags.c.suggested_score)
         .select_from(said)
         .join(samples, samples.c.id == said.c.sample_id)
         .outerjoin(flags, (flags.c.sample_id == samples.c.id) & (flags.c.state == "open"))
@@ -72,9 +72,13 @@ def count(connection: Connection, drop: int, due: Collection[int], audited: Coll
     )
     asked = set(audited)
     rows_audited = [row for row in rows if row.sha256.hex() in asked]
-    mine = [row.flag is not None for row in rows_audited if row.drop_id == drop]
-    others = [row.flag is not None for row in rows_audited if row.drop_id not in due]
+    mine = [_is_sure(row) for row in rows_audited if row.drop_id == drop]
+    others = [_is_sure(row) for row in rows_audited if row.drop_id not in due]
     return DropAudit(drop, len(mine), sum(mine), len(others), sum(others))
+
+
+def _is_sure(row: AnyRow) -> bool:
+    return row.score is not None and is_sure(row.score, row.suggested_score)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """What each sample shows, as people last said: the folder it lies in, or what was answered in review since.
 
-The latest human act wins: a file that is moved to another class folder after a review is a newer one.
+The latest human act wins: a file that is moved to another class folder after a review is a newer one. One that is
+touched, renamed, or taken away and put back is none: what was answered of that class folder stands.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Subquery, case, func, select
+from sqlalchemy import ColumnElement, Subquery, case, exists, func, select
 
 from daemon.schema import drops, labels, occurrences
 
@@ -35,13 +36,20 @@ def _current(which: ColumnElement[bool]) -> Subquery:
     review = (
         select(labels.c.sample_id, labels.c.class_name, labels.c.at).join(newest, newest.c.id == labels.c.id).subquery()
     )
-    reviewed_since = review.c.at >= occurrences.c.first_seen
+    then = occurrences.alias()
+    # The review was of this class: a file of the sample lay in its folder at that moment.
+    reviewed = review.c.at.is_not(None) & exists().where(
+        then.c.sample_id == occurrences.c.sample_id,
+        then.c.class_name == occurrences.c.class_name,
+        then.c.first_seen <= review.c.at,
+        then.c.gone.is_(None) | (then.c.gone > review.c.at),
+    )
     return (
         select(
             occurrences.c.sample_id,
             occurrences.c.drop_id,
-            case((reviewed_since, review.c.class_name), else_=occurrences.c.class_name).label("class_name"),
-            case((reviewed_since, True), else_=False).label("reviewed"),
+            case((reviewed, review.c.class_name), else_=occurrences.c.class_name).label("class_name"),
+            case((reviewed, True), else_=False).label("reviewed"),
         )
         .join(drops, drops.c.id == occurrences.c.drop_id)
         .outerjoin(review, review.c.sample_id == occurrences.c.sample_id)

@@ -108,10 +108,13 @@ class Daemon:
         return self.decide() or self.worker.step(alone=alone)
 
     def _look_closer(self) -> bool:
-        """Once all that has come is read its labels are audited, then drift is looked for in what was not held."""
-        if self.reader.busy or self.observer.busy:
+        """Once all that has come is read its labels are audited, then drift is looked for in what was not held.
+
+        Never both at once: each would make the other's embeddings again, beside it.
+        """
+        if self.reader.busy or self.observer.busy or self.auditor.child or self.drift_watch.child:
             return False
-        return self.auditor.step() or (not self.auditor.busy and self.drift_watch.step())
+        return self.auditor.step() or self.drift_watch.step()
 
     def recover(self) -> None:
         """Finds what changed while no daemon ran, and goes on with what was unfinished."""

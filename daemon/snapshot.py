@@ -23,6 +23,7 @@ from daemon.journal import now
 from daemon.schema import flags, groups, samples, snapshots
 from deploy import durable
 from policies.facts import ROLES, Role
+from policies.labels import is_sure
 
 _ROW = struct.Struct("<32sHB")
 
@@ -49,10 +50,13 @@ class Snapshot:
 def usable(connection: Connection) -> tuple[list[Labelled], int]:
     """Every sample that may be used, sorted by hash, and how many are in conflict (in two classes at once).
 
-    One whose label is flagged is left out of training until a person has answered, never out of judge.
+    One whose label is flagged beyond doubt is left out of training until a person has answered, never out of judge.
     """
     found, conflicts = _read_labels(connection)
-    flagged = set(connection.execute(select(flags.c.sample_id).where(flags.c.state == "open")).scalars())
+    open_ = connection.execute(
+        select(flags.c.sample_id, flags.c.score, flags.c.suggested_score).where(flags.c.state == "open")
+    )
+    flagged = {sample for sample, score, suggested in open_ if is_sure(score, suggested)}
     return [row for row in found if row.role == "judge" or row.sample not in flagged], conflicts
 
 
@@ -101,7 +105,7 @@ def take(connection: Connection, folder: Path, *, known: Sequence[str], at_least
         counts[row.name][row.role] += 1
     left_out = {f"class {name} has only {n} samples": n for name, n in per_class.items() if name not in index}
     if flagged := len(labelled(connection)) - len(found):
-        left_out["flagged, and not answered yet"] = flagged
+        left_out["flagged beyond doubt, and not answered yet"] = flagged
     if conflicts:
         left_out["in two classes at once"] = conflicts
     header = {"format": 1, "id": id_, "classes": classes, "rows": len(rows)}

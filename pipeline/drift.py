@@ -7,7 +7,9 @@ says how well the sides are told apart.
 The threshold is calibrated, not looked up: windows of the same size are drawn from `tune` itself and compared with the
 rest of it, and what that gives by chance is the scale. Embeddings of `train` would not do: a model knows its own
 training images. Where the labels are known, each image is compared with its own class (the class's mean on `tune` is
-taken off), so that another mix of classes is no drift.
+taken off), so that another mix of classes is no drift. A mean of few images is off by itself, and by as much for all
+that it is taken off of. Each clean window therefore has as many images of each class as the window has, the means are
+always those of the rest, and of no class more is compared than half of what `tune` has of it.
 """
 
 from __future__ import annotations
@@ -48,41 +50,50 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
     """
     asked = read_json(Path(inputs["windows"]))
     model, store, folder = Path(inputs["model"]), Path(inputs["store"]), Path(inputs["embeddings"])
-    reference = asked["reference"]
-    names = [bytes.fromhex(name) for part in (reference, *asked["windows"]) for name in part["samples"]]
-    found = embed_all(model, store, folder, names, int(inputs["threads"]), report)
-    known, labels = found[: len(reference["samples"])], np.array(reference["labels"], np.int64)
+    parts = [asked["reference"], *asked["windows"]]
+    names = [bytes.fromhex(name) for part in parts for name in part["samples"]]
+    embedded = embed_all(model, store, folder, names, int(inputs["threads"]), report)
+    found = []
+    at = 0
+    for part in parts:
+        here = slice(at, at := at + len(part["samples"]))
+        usable = embedded.usable[here]
+        labels = None if part["labels"] is None else np.array(part["labels"], np.int64)[usable]
+        found.append((embedded.values[here][usable], labels))
+    (known, tuned), *windows = found
+    assert tuned is not None
     said = []
-    at = len(known)
-    for window in asked["windows"]:
-        part = found[at : at + len(window["samples"])]
-        at += len(part)
-        given = None if window["labels"] is None else np.array(window["labels"], np.int64)
+    for window, (seen, given) in zip(asked["windows"], windows, strict=True):
         draw = np.random.default_rng(int(inputs["seed"]))
-        said.append({"kind": window["kind"], **asdict(compare(known, labels, part, given, draw))})
+        said.append({"kind": window["kind"], **asdict(compare(known, tuned, seen, given, draw))})
     write_json(Path(inputs["compared"]), said)
-    return {"compared": str(inputs["compared"]), "n": len(names)}
+    return {"compared": str(inputs["compared"]), "n": len(names), "left_out": embedded.left_out}
 
 
 def compare(
     reference: Embeddings, labels: Labels, window: Embeddings, given: Labels | None, draw: np.random.Generator
 ) -> Comparison:
-    """A window of n images with a reference of at least 2 n; a larger window is drawn from.
+    """A window of images with a reference; what is compared is drawn from a window that is too large.
 
-    labels: classes of the reference; given: of the window, None where they are not known. The window's classes have
-    to be among the reference's.
+    labels: classes of the reference; given: of the window, None where they are not known. What cannot be compared,
+    because the reference has one image of its class or none, is left out; fewer than two images are never different.
     """
-    number = min(len(window), len(reference) // 2, LARGEST)
-    chosen = np.sort(draw.permutation(len(window))[:number])
-    if given is None:
-        base, seen = reference, window[chosen]
-    else:
-        means = _class_means(reference, labels)
-        base, seen = _off(reference, labels, means), window[chosen] - means[given[chosen]]
-    statistic = tell_apart(base[draw.permutation(len(base))[: len(base) - number]], seen, draw)
-    clean = np.array([_draw_clean(base, number, draw) for _ in range(DRAWS)])
-    chance = (1 + int((clean >= statistic).sum())) / (1 + DRAWS)
-    return Comparison(number, len(reference), statistic, chance)
+    if given is None:  # as if all were of one class: the mean of all is taken off
+        labels, given = np.zeros_like(labels), np.zeros(len(window), np.int64)
+    counts = np.bincount(labels, minlength=int(given.max(initial=0)) + 1)
+    chosen = draw.permutation(_draw(given, counts // 2, draw))[:LARGEST]
+    if len(chosen) < 2:
+        return Comparison(len(chosen), len(reference), 0.5, 1.0)
+    mix = np.bincount(given[chosen], minlength=len(counts))
+    rest = _without(len(reference), _draw(labels, mix, draw))
+    statistic = _differ(reference[rest], labels[rest], window[chosen], given[chosen], draw)
+    clean = []
+    for _ in range(DRAWS):
+        picked = _draw(labels, mix, draw)
+        rest = _without(len(reference), picked)
+        clean.append(_differ(reference[rest], labels[rest], reference[picked], labels[picked], draw))
+    chance = (1 + int((np.array(clean) >= statistic).sum())) / (1 + DRAWS)
+    return Comparison(len(chosen), len(reference), statistic, chance)
 
 
 def tell_apart(reference: Embeddings, window: Embeddings, draw: np.random.Generator) -> float:
@@ -97,9 +108,24 @@ def tell_apart(reference: Embeddings, window: Embeddings, draw: np.random.Genera
     return float(np.mean(areas))
 
 
-def _draw_clean(base: Embeddings, number: int, draw: np.random.Generator) -> float:
-    order = draw.permutation(len(base))
-    return tell_apart(base[order[number:]], base[order[:number]], draw)
+def _differ(
+    reference: Embeddings, labels: Labels, window: Embeddings, given: Labels, draw: np.random.Generator
+) -> float:
+    """The area between them, each image less the mean of its class in the reference."""
+    means = _class_means(reference, labels)
+    return tell_apart(_off(reference, labels, means), window - means[given], draw)
+
+
+def _draw(labels: Labels, most: Labels, draw: np.random.Generator) -> Labels:
+    """The numbers of so many of each class (by its index), or of all where there are fewer."""
+    drawn = [draw.permutation(np.flatnonzero(labels == label))[: most[label]] for label in np.flatnonzero(most)]
+    return np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
+
+
+def _without(number: int, picked: Labels) -> NDArray[np.bool_]:
+    rest = np.ones(number, bool)
+    rest[picked] = False
+    return rest
 
 
 def _halve(rows: Embeddings, draw: np.random.Generator) -> tuple[Embeddings, Embeddings]:

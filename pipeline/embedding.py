@@ -6,7 +6,10 @@ chunks, so that each image is embedded once by each model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from pipeline.durable import read_json, replacing
-from pipeline.pixels import decode_all
+from pipeline.pixels import CHUNK, decode_all
 from policies.job import Report, StageError
 
 Embeddings = NDArray[np.float32]  # (n, width)
@@ -102,34 +105,92 @@ class Cache:
     def add(self, samples: Sequence[bytes], embeddings: Embeddings) -> None:
         """One more chunk; the file of its samples is written last, and says that it is whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(file.name.removesuffix(_SAMPLES)) for file in self.folder.glob(f"*{_SAMPLES}")]
-        name = self.folder / f"{max(numbers, default=0) + 1:06}"
         rows = np.frombuffer(b"".join(samples), np.uint8).reshape(len(samples), -1)
-        for ending, array in ((_EMBEDDINGS, embeddings), (_SAMPLES, rows)):
-            with replacing(name.with_name(name.name + ending)) as aside, aside.open("wb") as file:
-                np.save(file, array)
+        with self._locked():
+            numbers = [int(file.name.removesuffix(_SAMPLES)) for file in self.folder.glob(f"*{_SAMPLES}")]
+            name = self.folder / f"{max(numbers, default=0) + 1:06}"
+            for ending, array in ((_EMBEDDINGS, embeddings), (_SAMPLES, rows)):
+                with replacing(name.with_name(name.name + ending)) as aside, aside.open("wb") as file:
+                    np.save(file, array)
         self.chunks.append((rows, name.with_name(name.name + _EMBEDDINGS)))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer a folder: two that chose the same number would mix the rows of one with the samples of another."""
+        with (self.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
 def _beside(file: Path) -> Path:
     return file.with_name(file.name.removesuffix(_SAMPLES) + _EMBEDDINGS)
 
 
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What came of embedding n samples."""
+
+    values: Embeddings  # (n, width), zeros where there is none
+    usable: NDArray[np.bool_]  # (n,)
+    left_out: list[str]  # why, each in a sentence
+
+
 def embed_all(
     model: Path, store: Path, folder: Path, samples: Sequence[bytes], threads: int, report: Report
-) -> Embeddings:
-    """The embeddings of these samples by this model: those that lie in `folder`, and the others made and put there."""
+) -> Embedded:
+    """The embeddings of these samples by this model: those that lie in `folder`, and the others made and put there.
+
+    A sample that is missing or damaged in the store, or whose embedding is no number, is left out and named.
+    """
     cache = Cache(folder)
     known = cache.known()
-    missing = [sample for sample in samples if sample not in known]
-    if missing:
-        embedder = Embedder(model, threads)
-        parts: list[Embeddings] = []
-        done = 0
-        names = [sample.hex() for sample in missing]
-        for images in decode_all(store, names, embedder.size, embedder.resize, threads):
+    missing = list(dict.fromkeys(sample for sample in samples if sample not in known))
+    left_out = _embed_missing(cache, model, store, missing, threads, report) if missing else []
+    known = cache.known()
+    usable = np.array([sample in known for sample in samples], bool)
+    found = [sample for sample in samples if sample in known]
+    taken = cache.take(found) if found else np.zeros((0, 0), np.float32)
+    values = np.zeros((len(samples), taken.shape[1]), np.float32)
+    values[usable] = taken
+    sound = np.isfinite(values).all(1)
+    left_out += [f"the embedding of {samples[i].hex()} is no number" for i in np.flatnonzero(~sound)]
+    values[~sound] = 0
+    return Embedded(values, usable & sound, left_out)
+
+
+def _embed_missing(
+    cache: Cache, model: Path, store: Path, missing: Sequence[bytes], threads: int, report: Report
+) -> list[str]:
+    """Embeds them and adds them to the cache; of what cannot be decoded, why."""
+    embedder = Embedder(model, threads)
+    parts: list[Embeddings] = []
+    done: list[bytes] = []
+    left_out: list[str] = []
+    for start in range(0, len(missing), CHUNK):
+        for some, images in _decode(store, missing[start : start + CHUNK], embedder, threads, left_out):
             parts.append(embedder.embed(images))
-            done += len(images)
-            report(done, len(missing), "image")
-        cache.add(missing, np.concatenate(parts))
-    return cache.take(samples)
+            done += some
+        report(min(start + CHUNK, len(missing)), len(missing), "image")
+    if done:
+        cache.add(done, np.concatenate(parts))
+    return left_out
+
+
+def _decode(
+    store: Path, samples: Sequence[bytes], embedder: Embedder, threads: int, left_out: list[str]
+) -> Iterator[tuple[Sequence[bytes], NDArray[np.uint8]]]:
+    """All at once; where one cannot be decoded, each for itself, so that the others are not lost with it."""
+
+    def decode(some: Sequence[bytes]) -> NDArray[np.uint8]:
+        names = [sample.hex() for sample in some]
+        return np.concatenate(list(decode_all(store, names, embedder.size, embedder.resize, threads)))
+
+    try:
+        yield samples, decode(samples)
+        return
+    except StageError as error:
+        if len(samples) == 1:
+            left_out.append(str(error))
+            return
+    for sample in samples:
+        yield from _decode(store, [sample], embedder, threads, left_out)

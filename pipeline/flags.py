@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from policies.job import StageError
 
 CONFIDENCE = 0.95
 SUM_TOLERANCE = 1e-3  # half precision keeps that
+TEMPERATURES = np.geomspace(0.5, 32.0, 25)
+NOISES = np.arange(0.0, 0.41, 0.05)  # shares of labels that are of no class in particular; half is not told from all
 Labels = NDArray[np.int64]  # (n,), indices of classes
 Probabilities = NDArray[np.float64]  # (n, classes)
 
@@ -115,6 +118,35 @@ def find_flags(labels: Labels, probabilities: Probabilities) -> list[Flag]:
     ]
 
 
+def calibrate(labels: Labels, probabilities: Probabilities) -> Probabilities:
+    """The probabilities as sure as they have a right to be: cooled until they fit the labels best.
+
+    Temperature scaling (Guo and others, On Calibration of Modern Neural Networks, ICML 2017), with a share of labels
+    that are of any class, fitted at once, since else wrong labels would be taken for doubt of the classifier. A
+    discriminant of few samples with wide embeddings needs it: without, it was sure of its mistake on 31 of 100 right
+    labels (benchmarks/LOG.md).
+    """
+    present, dense = np.unique(labels, return_inverse=True)
+    if len(present) < 2:
+        return probabilities
+    among = np.log(_among(probabilities, present))
+    own = np.arange(len(labels)), dense
+
+    def fit(temperature: float) -> float:
+        right = _softmax(among / temperature)[own]
+        return min(-float(np.log((1 - noise) * right + noise / len(present)).mean()) for noise in NOISES)
+
+    cooled = np.zeros_like(probabilities)
+    cooled[:, present] = _softmax(among / min(TEMPERATURES, key=fit))
+    return cooled
+
+
+def _softmax(values: Probabilities) -> Probabilities:
+    raised = np.exp(values - values.max(1, keepdims=True))
+    shares: Probabilities = raised / raised.sum(1, keepdims=True)
+    return shares
+
+
 def estimate_noise(labels: Labels, probabilities: Probabilities) -> NoiseRate:
     """The share of wrong labels, of arrays that `check` has seen."""
     from cleanlab.count import num_label_issues
@@ -140,7 +172,7 @@ def load(file: Path) -> NDArray[np.generic]:
     """An array of a .npy file. Raises StageError; nothing is unpickled."""
     try:
         array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise StageError(f"{file}: is no array of numbers as numpy.save writes it: {error}") from error
     if not isinstance(array, np.ndarray):
         raise StageError(f"{file}: holds several arrays: save each in a .npy file of its own")

@@ -25,7 +25,7 @@ def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
         volume(evidence, settings.volume),
         new_class(evidence, settings.new_class),
         accuracy(evidence, settings.accuracy),
-        *drift(evidence.drift, settings.drift),
+        *drift(evidence, settings.drift),
         staleness(evidence, settings.staleness),
     )
     if evidence.constraints_changed:
@@ -34,13 +34,13 @@ def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
         return Decision("train", f"requested: {evidence.requested}", findings)
     if evidence.lost or evidence.beyond_repair:
         return _replace_lost(evidence, findings, settings)
-    fired = [f"{finding.policy}: {finding.reason}" for finding in _that_suffice(findings, settings.rule)]
+    fired = [f"{finding.policy}: {finding.reason}" for finding in _that_suffice(evidence, findings, settings.rule)]
     if not fired and evidence.unmeasured:
         asked = "the champion has no figures as it is served now (another machine, engine or number of threads)"
         return _backing_off(evidence, asked, findings, settings) or Decision("rejudge", asked, findings)
     if not fired:
         idle = "; ".join(f"{finding.policy}: {finding.reason}" for finding in findings)
-        return Decision("nothing", f"{_standing(evidence)}{idle}", findings)
+        return Decision("nothing", f"{_standing(evidence)}{idle}", findings, _stale_at(evidence, settings))
     asked = "; ".join(fired)
     return (
         _backing_off(evidence, asked, findings, settings)
@@ -50,11 +50,26 @@ def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
     )
 
 
-def _that_suffice(findings: tuple[Finding, ...], rule: RuleSettings) -> list[Finding]:
-    """What asks for a training: any of those that may alone, or two of those that may only together."""
+def _that_suffice(evidence: Evidence, findings: tuple[Finding, ...], rule: RuleSettings) -> list[Finding]:
+    """What asks for a training: any of those that may alone, or two of those that may only together.
+
+    The first training of all waits for its volume alone, whatever the rule: nothing else could ask for it.
+    """
+    if evidence.is_first:
+        return [finding for finding in findings if finding.fired and finding.policy == "volume"]
     fired = [finding for finding in findings if finding.fired and finding.policy in (*rule.alone, *rule.together)]
     alone = any(finding.policy in rule.alone for finding in fired)
     return fired if alone or len(fired) > 1 else []
+
+
+def _stale_at(evidence: Evidence, settings: PoliciesSettings) -> float | None:
+    """When age alone will ask for a training, with what has come by now; nothing else would wake the daemon."""
+    counts = "staleness" in (*settings.rule.alone, *settings.rule.together)
+    if not counts or not settings.staleness.days or evidence.trained_at is None:
+        return None
+    until = evidence.trained_at + settings.staleness.days * 86_400
+    enough = sum(evidence.new_by_class.values()) >= settings.staleness.samples
+    return until if enough and until > evidence.now else None
 
 
 def _over_budget(

@@ -28,7 +28,9 @@ class Evidence:
     judge: tuple[ClassCount, ...] = ()  # champion's proof
     drift: tuple[DriftCheck, ...] = ()  # checks since the last training, the newest last
     trained_at: float | None = None  # when the last training began
-    trained_seconds: float = 0.0  # of all trainings in the last 24 hours
+    refused_drift: tuple[DriftCheck, ...] = ()  # newest checks before the last training, where its model was refused
+    refused_new: int = 0  # new labelled samples that this training had
+    trained_seconds: float = 0.0  # of all trainings and tunings in the last 24 hours
     last_cycle_ended: float | None = None
     failures: int = 0  # cycles failed in a row since the last that did not
     last_failure: float | None = None
@@ -41,3 +43,8 @@ class Evidence:
     rebuildable: bool = True  # its model is in stock
     unmeasured: bool = False  # a feasible champion without figures as it is served now: device, versions, threads
     requested: str | None = None  # who asked for a training, and why
+
+    @property
+    def is_first(self) -> bool:
+        """Whether nothing was ever trained for this target."""
+        return not self.champion and self.trained_on == 0

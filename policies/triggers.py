@@ -10,7 +10,7 @@ from policies.statistics import clopper_pearson
 
 def volume(evidence: Evidence, settings: VolumeSettings) -> Finding:
     """Enough new labelled samples since the last training, in all or of one class, or enough for a first one."""
-    if not evidence.champion and evidence.trained_on == 0:
+    if evidence.is_first:
         return _first_training(evidence, settings)
     new = sum(evidence.new_by_class.values())
     share = settings.new_share * evidence.trained_on

@@ -115,26 +115,25 @@ class World:
 
     def move(self, sample: int, name: str) -> None:
         """Its file is moved to the folder of this class, now."""
-        self.vanish(sample)
+        self.vanish(sample, at=now())
         with self.journal.begin() as connection:
             drop = add(connection, schema.drops, folder=self.folder, state="ready", started=now())
             place = {"folder": self.folder, "path": f"{name}/{drop} moved", "class_name": name, "drop_id": drop}
             found = {"size": 9, "mtime_ns": 1, "first_seen": now()}
             add(connection, schema.occurrences, sample_id=sample, **place, **found)
 
-    def appear(self, sample: int, name: str) -> None:
+    def appear(self, sample: int, name: str, at: float = 1.0) -> None:
         """One more file with this sample's content, in the folder of this class."""
         with self.journal.begin() as connection:
             drop = add(connection, schema.drops, folder=self.folder, state="ready", started=1.0)
             place = {"folder": self.folder, "path": f"{name}/{drop} again", "class_name": name, "drop_id": drop}
-            add(
-                connection, schema.occurrences, sample_id=sample, size=9, mtime_ns=1, first_seen=1.0, gone=None, **place
-            )
+            found = {"size": 9, "mtime_ns": 1, "first_seen": at}
+            add(connection, schema.occurrences, sample_id=sample, gone=None, **place, **found)
 
-    def vanish(self, *ids: int) -> None:
+    def vanish(self, *ids: int, at: float = 2.0) -> None:
         with self.journal.begin() as connection:
-            where = schema.occurrences.c.sample_id.in_(ids)
-            connection.execute(update(schema.occurrences).where(where).values(gone=2.0))
+            where = (schema.occurrences.c.sample_id.in_(ids), schema.occurrences.c.gone.is_(None))
+            connection.execute(update(schema.occurrences).where(*where).values(gone=at))
 
     def requirement(self, target: str = "edge", **limits: Any) -> Requirement:
         return Requirement(**{**REQUIRED, "target": target, **limits})
@@ -285,9 +284,10 @@ class StandIn:
         self.outputs[stage] = outputs
         (self.folder / "outputs.json").write_text(json.dumps(self.outputs))
 
-    def flag(self, *shas: bytes) -> None:
-        """The audit takes the labels of these samples for wrong from now on."""
-        (self.folder / "wrong.json").write_text(json.dumps([sha.hex() for sha in shas]))
+    def flag(self, *shas: bytes, sure: bool = True) -> None:
+        """The audit takes the labels of these samples for wrong from now on, beyond doubt or not."""
+        scores = (0.01, 0.98) if sure else (0.2, 0.7)
+        (self.folder / "wrong.json").write_text(json.dumps({sha.hex(): scores for sha in shas}))
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -416,10 +416,10 @@ def answer(stage, inputs, earlier):
     if stage == "audit":
         rows = json.loads(Path(inputs["rows"]).read_text())
         wrong = HERE / "wrong.json"
-        wrong = set(json.loads(wrong.read_text())) if wrong.exists() else set()
+        wrong = json.loads(wrong.read_text()) if wrong.exists() else {}
         flags = [
             {"sample": sample, "given": rows["classes"][label], "suggested": rows["classes"][label - 1],
-             "score": 0.01, "suggested_score": 0.98}
+             "score": wrong[sample][0], "suggested_score": wrong[sample][1]}
             for sample, label in zip(rows["samples"], rows["labels"]) if sample in wrong
         ]
         Path(inputs["found"]).write_text(json.dumps({"audited": rows["samples"], "flags": flags}))

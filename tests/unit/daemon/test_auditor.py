@@ -13,6 +13,7 @@ from daemon.auditor import Auditor
 from daemon.errors import NotFound, UsageError
 from daemon.events import ChildEnded, ChildSpoke, Event
 from daemon.flags import Chosen
+from daemon.journal import now
 from daemon.stock import model_folder
 
 World = Any  # tests/unit/daemon/conftest.py
@@ -113,6 +114,17 @@ def test_flagged_labels_are_left_out_of_training_and_never_of_judge(lane: Lane, 
         (judge[0], "dog", "cat", 0.01),
     }
     assert all(row.state == "ready" for row in lane.world.rows(schema.drops))
+
+
+def test_flags_that_are_not_sure_are_listed_and_leave_nothing_out(lane: Lane, stand_in: StandIn) -> None:
+    """Of a weak model most flags are mistakes of its own."""
+    new = lane.world.samples("cat", "train", 30, mark="new")
+    stand_in.flag(*lane.shas(*new), sure=False)
+    lane.work()
+    assert len(lane.open()) == 30
+    assert set(new) <= lane.usable().keys()
+    drop = lane.world.rows(schema.drops)[-1]
+    assert (drop.state, drop.reason.startswith(f"drop {drop.id}: 0 of 30 labels")) == ("ready", True)
 
 
 def test_a_drop_of_many_wrong_labels_is_held_until_it_is_released(lane: Lane, stand_in: StandIn) -> None:
@@ -220,6 +232,38 @@ def test_a_move_after_the_review_is_a_newer_act(lane: Lane, stand_in: StandIn) -
     assert lane.usable()[sample] == "dog"
     lane.world.move(sample, "owl")
     assert lane.usable()[sample] == "owl"
+
+
+def test_an_answer_outlasts_a_file_that_is_touched_renamed_or_gone_and_back(lane: Lane, stand_in: StandIn) -> None:
+    first, second = lane.world.samples("cat", "train", 2, mark="new")
+    stand_in.flag(*lane.shas(first, second))
+    lane.work()
+    lane.answer("accept", ids=lane.open()[:1])
+    lane.answer("keep", ids=lane.open())
+    for sample in (first, second):
+        lane.world.move(sample, "cat")  # the same content at another path, or again at the same
+        lane.world.move(sample, "cat")
+    lane.work()
+    assert (lane.usable()[first], lane.usable()[second], lane.open()) == ("dog", "cat", [])
+    lane.world.vanish(first, at=now())
+    lane.work()
+    assert first not in lane.usable()
+    lane.world.appear(first, "cat", at=now())
+    assert (lane.usable()[first], lane.open()) == ("dog", [])
+    lane.world.move(first, "owl")
+    lane.world.move(second, "dog")
+    assert (lane.usable()[first], lane.usable()[second]) == ("owl", "dog")
+
+
+def test_a_copy_in_another_class_is_a_conflict_whatever_was_answered_before(lane: Lane, stand_in: StandIn) -> None:
+    (sample,) = lane.world.samples("cat", "train", 1, mark="new")
+    stand_in.flag(*lane.shas(sample))
+    lane.work()
+    lane.answer("keep", ids=lane.open())
+    lane.world.appear(sample, "cat", at=now())
+    assert lane.usable()[sample] == "cat"
+    lane.world.appear(sample, "dog", at=now())
+    assert sample not in lane.usable()
 
 
 def test_an_audit_that_fails_holds_nothing_up(lane: Lane, stand_in: StandIn) -> None:

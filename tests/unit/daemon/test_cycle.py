@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, update
 
 from daemon import schema, snapshot
 from daemon.config import load
@@ -195,6 +196,34 @@ def test_a_killed_daemon_goes_on_from_the_first_unfinished_stage(lane: Lane, sta
     expected = group[: group.index(stage)] if stage in TRAINING else ["pixels", *group[: group.index(stage)]]
     assert list(again["earlier"]) == expected
     assert set(lane.states().values()) == {"done"}
+
+
+def test_the_time_in_which_a_daemon_was_down_trained_nothing(lane: Lane) -> None:
+    """A lost attempt ended when its cycle's folder was last written to."""
+    lane.stand_in.behave(train=["hang", "ok"])
+    lane.cycle.advance()
+    lane.until("train")
+    stage = lane.stage("train").id
+    with lane.world.journal.begin() as connection:
+        connection.execute(update(schema.attempts).where(schema.attempts.c.stage_id == stage).values(started=1_000.0))
+    for file in lane.cycle.ground.folder.rglob("*"):
+        os.utime(file, (500.0, 500.0))
+    checkpoint = lane.cycle.ground.work("run") / "checkpoint"
+    checkpoint.touch()
+    os.utime(checkpoint, (1_600.0, 1_600.0))
+    lane.killed()
+    assert [(row.started, row.ended) for row in lane.world.rows(schema.attempts, stage_id=stage)] == [
+        (1_000.0, 1_600.0)
+    ]
+    (attempt,) = lane.world.rows(schema.attempts, stage_id=stage)
+    with lane.world.journal.begin() as connection:
+        connection.execute(
+            update(schema.attempts).where(schema.attempts.c.id == attempt.id).values(ended=None, outcome=None)
+        )
+        change(connection, schema.stages, stage, state="running")
+    os.utime(checkpoint, (500.0, 500.0))
+    lane.killed()
+    assert lane.world.row(schema.attempts, id=attempt.id).ended == 1_000.0  # it began, and no more is known
 
 
 def killed_at(lane: Lane, stage: str) -> None:

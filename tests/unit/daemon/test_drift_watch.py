@@ -44,10 +44,10 @@ class Lane:
 
 @pytest.fixture
 def lane(world: World, stand_in: StandIn) -> Iterator[Lane]:
-    """A champion that was tuned on 20 images."""
+    """A champion that was tuned on 40 images."""
     for name in ("cat", "dog"):
         world.samples(name, "train", 15)
-        world.samples(name, "tune", 10)
+        world.samples(name, "tune", 20)
         world.samples(name, "judge", 5)
     world.require()
     world.champion()
@@ -69,14 +69,28 @@ def test_small_drops_gather_until_there_are_enough(lane: Lane, stand_in: StandIn
     assert lane.checks() == []
     lane.world.samples("dog", "tune", 5, mark="new")
     lane.work()
-    assert lane.checks() == [("labelled", 11, 20)]
+    assert lane.checks() == [("labelled", 11, 40)]
     lane.work()
     assert len(stand_in.runs) == 1  # nothing has come since
     asked = json.loads(Path(stand_in.runs[0]["inputs"]["windows"]).read_text())
     assert sorted(asked["windows"][0]["labels"]) == [0] * 6 + [1] * 5
     lane.world.samples("cat", "train", 10, mark="newer")
     lane.work()
-    assert lane.checks()[1:] == [("labelled", 10, 20)]  # each image is in one check
+    assert lane.checks()[1:] == [("labelled", 10, 40)]  # each image is in one check
+
+
+def test_a_drop_of_one_class_waits_for_more_where_tune_has_few_of_it(lane: Lane) -> None:
+    """Of a class no more is compared than half of what tune has of it."""
+    world = lane.world
+    world.samples("owl", "tune", 6)
+    world.samples("owl", "train", 9)
+    world.champion("newer", version=2)
+    world.samples("owl", "train", 30, mark="new")
+    lane.work()
+    assert lane.checks() == []
+    world.samples("cat", "train", 7, mark="new")
+    lane.work()
+    assert lane.checks() == [("labelled", 37, 46)]
 
 
 def test_judge_and_classes_that_are_not_known_are_not_looked_at(lane: Lane) -> None:
@@ -90,11 +104,11 @@ def test_unlabelled_images_are_a_window_of_their_own(lane: Lane) -> None:
     lane.world.samples(None, "", 12)
     lane.world.samples("cat", "train", 10, mark="new")
     lane.work()
-    assert lane.checks() == [("labelled", 10, 20), ("unlabelled", 12, 20)]
+    assert lane.checks() == [("labelled", 10, 40), ("unlabelled", 12, 40)]
     with lane.world.journal.connect() as connection:
         shown = data_views.drift(connection, lane.world.config.settings.policies.drift)
     assert [(check["kind"], check["alarm"]) for check in shown] == [("labelled", True), ("unlabelled", True)]
-    assert "told apart from 20 of tune with an area of 0.90" in shown[0]["reason"]
+    assert "told apart from 40 of tune with an area of 0.90" in shown[0]["reason"]
 
 
 def test_without_a_champion_or_enough_of_tune_nothing_is_said(world: World, stand_in: StandIn) -> None:
@@ -118,7 +132,7 @@ def test_a_look_that_fails_is_taken_again(lane: Lane, stand_in: StandIn) -> None
     lane.work()
     assert lane.checks() == []
     lane.work()
-    assert lane.checks() == [("labelled", 10, 20)]
+    assert lane.checks() == [("labelled", 10, 40)]
 
 
 def test_a_check_is_evidence_until_the_next_training(lane: Lane) -> None:

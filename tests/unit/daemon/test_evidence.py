@@ -10,9 +10,9 @@ from sqlalchemy import Engine
 
 from daemon import evidence, schema
 from daemon.config import Config
-from daemon.journal import change
+from daemon.journal import add, change, now
 from policies.evidence import Evidence
-from policies.facts import ClassCount, from_dict, to_dict
+from policies.facts import ClassCount, DriftCheck, from_dict, to_dict
 
 World = Any  # tests/unit/daemon/conftest.py
 
@@ -241,6 +241,56 @@ def test_failures_in_a_row_are_counted(
         world.cycle(state=state, ended=ended, reason=f"because {ended:g}" if ended else None)
     found = gather()
     assert (found.last_cycle_ended, found.failures, found.last_failure, found.failure_reason) == expected
+
+
+# --- what was trained, and refused ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "began", "ended", "seconds"),
+    [
+        ("train", -7_200, -3_600, 3_600),
+        ("tune", -7_200, -3_600, 3_600),
+        ("prove", -7_200, -3_600, 0),
+        ("train", -90_000, -60, 86_340),  # it began before the 24 hours
+        ("train", -180_000, -90_000, 0),
+        ("train", -600, None, 600),  # it runs
+    ],
+)
+def test_what_was_trained_in_the_last_day_is_counted(
+    gather: Any, world: World, name: str, began: float, ended: float | None, seconds: float
+) -> None:
+    cycle, at = world.cycle(), now()
+    with world.journal.begin() as connection:
+        stage = add(connection, schema.stages, cycle_id=cycle, step="s", name=name, state="done", attempts=1)
+        when = {"started": at + began, "ended": None if ended is None else at + ended}
+        add(connection, schema.attempts, stage_id=stage, number=1, token="t", **when)
+    assert gather().trained_seconds == pytest.approx(seconds, abs=5)
+
+
+def check(world: World, kind: str, at: float, samples: int) -> None:
+    figures = to_dict(DriftCheck(kind, samples, 40, 0.9, 0.0025))
+    with world.journal.begin() as connection:
+        add(connection, schema.drift_checks, kind=kind, model_id="old", up_to_drop=1, figures=figures, at=at)
+
+
+@pytest.mark.parametrize(("outcome", "refused"), [("kept", True), ("violated", True), ("promoted", False)])
+def test_what_looked_new_before_a_refused_training_is_known(
+    gather: Any, world: World, outcome: str, refused: bool
+) -> None:
+    data(world)
+    world.champion()
+    assert (gather().refused_drift, gather().refused_new) == ((), 0)
+    for at, samples in ((3.0, 10), (4.0, 20), (6.0, 30)):
+        check(world, "labelled", at, samples)
+    cycle = world.cycle(state="done", outcome=outcome, reason="", started=5.0, ended=6.0)
+    decision = world.row(schema.cycles, id=cycle).decision_id
+    with world.journal.begin() as connection:
+        change(connection, schema.decisions, decision, evidence={"new_by_class": {"cat": 30, "dog": 10}})
+    found = gather()
+    assert [known.samples for known in found.refused_drift] == ([20] if refused else [])
+    assert found.refused_new == (40 if refused else 0)
+    assert [known.samples for known in found.drift] == [30]
 
 
 # --- constraints ----------------------------------------------------------------------------------------------------

@@ -74,6 +74,7 @@ def end(daemon: Daemon) -> None:
         daemon.worker.child,
         daemon.observer.child,
         daemon.auditor.child,
+        daemon.drift_watch.child,
         *daemon.worker.leaving.values(),
     ):
         if child:
@@ -112,7 +113,7 @@ def test_a_cycle_that_could_not_begin_is_gone_on_with(
 def work(daemon: Daemon, until: Callable[[], object] = lambda: False) -> None:
     """As the loop does it, until nothing is under way or a condition holds."""
     daemon.work()
-    while not until() and (daemon.reader.child or daemon.worker.busy or daemon.observer.child or daemon.auditor.child):
+    while not until() and (daemon.worker.busy or any(lane.child for lane in daemon.lanes)):
         if daemon.worker.cycle and not daemon.worker.child:
             return  # it waits for Triton, or for a retry
         daemon.handle(daemon.queue.get(timeout=60))
@@ -330,6 +331,33 @@ def test_the_champion_is_asked_about_a_drop_before_it_is_decided_on(
     assert row.event.startswith("drop ")
     assert [run["stage"] for run in stand_in.runs] == ["observe", "audit"]
     assert row.evidence["new_answers"] == [{"name": "cat", "samples": len(asked), "correct": len(asked)}]
+
+
+def test_labels_and_drift_are_never_looked_at_at_once(daemon: Daemon, world: World, stand_in: StandIn) -> None:
+    """Both write embeddings of the same model; the one that comes meanwhile waits."""
+    world.require()
+    for name in ("cat", "dog"):
+        world.samples(name, "train", 15)
+        world.samples(name, "tune", 20)
+        world.samples(name, "judge", 5)
+    world.champion()
+    world.samples("cat", "train", 12, mark="new")
+    stand_in.behave(drift=["hang", "ok"])
+    daemon.brought("drop 1")
+    work(daemon, lambda: daemon.drift_watch.child)
+    world.samples("cat", "train", 3, mark="newer")
+    daemon.brought("drop 2")
+    work(daemon, lambda: not daemon.observer.busy)
+    assert (daemon.auditor.child, daemon.auditor.busy) == (None, True)
+    assert daemon.drift_watch.child is not None
+    daemon.drift_watch.child.kill()
+    work(daemon, lambda: daemon.auditor.child)
+    assert daemon.auditor.child is not None
+    assert (daemon.drift_watch.child, daemon.drift_watch.busy) == (None, True)
+    work(daemon)
+    assert [run["stage"] for run in stand_in.runs if run["stage"] in ("audit", "drift")] == [
+        "audit", "drift", "audit", "drift",
+    ]  # fmt: skip
 
 
 def test_a_copy_that_goes_on_is_waited_for_but_not_for_ever(

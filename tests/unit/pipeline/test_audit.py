@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import audit
 from pipeline.audit import find_auditable, out_of_sample
+from pipeline.embedding import Cache
 
 
 def clouds(classes: int, each: int, width: int = 16) -> tuple[Any, Any]:
@@ -99,7 +100,13 @@ def test_swapped_labels_are_found(trained: Any, colours: Any, tmp_path: Path, sa
         "seed": 0,
         "threads": 1,
     }
+    file = colours.store / "ff" / ("f" * 64)  # one whose content is gone ends nothing
+    asked["samples"].append(file.name)
+    asked["labels"].append(0)
+    asked["judge"].append(False)
+    (tmp_path / "rows.json").write_text(json.dumps(asked))
     outputs = audit.run(inputs, {}, said)
+    assert file.name in outputs["left_out"][0]
     found = json.loads((tmp_path / "found.json").read_text())
     assert outputs["n"] == len(found["audited"]) == len(rows)
     flagged = {flag["sample"] for flag in found["flags"]}
@@ -107,3 +114,78 @@ def test_swapped_labels_are_found(trained: Any, colours: Any, tmp_path: Path, sa
     assert len(flagged & wrong) >= 0.8 * len(wrong)
     assert len(flagged - wrong) <= 3
     assert all(flag["suggested_score"] > flag["score"] for flag in found["flags"])
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Any:
+    """An audit of embeddings that are there already, and how often a classifier was fitted for it."""
+
+    def run(embeddings: Any, labels: Any) -> dict[str, Any]:
+        samples = [bytes([*divmod(number, 256), *[0] * 30]) for number in range(len(labels))]
+        new = [number for number, sample in enumerate(samples) if sample not in Cache(tmp_path / "e").known()]
+        if new:
+            Cache(tmp_path / "e").add([samples[number] for number in new], embeddings[new])
+        names = sorted({f"class {label}" for label in labels})
+        rows = {
+            "classes": names,
+            "samples": [sample.hex() for sample in samples],
+            "labels": [names.index(f"class {label}") for label in labels],
+            "judge": [number % 5 == 4 for number in range(len(labels))],
+        }
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        paths = {"rows": str(tmp_path / "rows.json"), "embeddings": str(tmp_path / "e"), "model": "", "store": ""}
+        inputs = {**paths, "found": str(tmp_path / "found.json"), "seed": 0, "threads": 1}
+        audit.run(inputs, {}, lambda *_a, **_k: None)
+        found: dict[str, Any] = json.loads((tmp_path / "found.json").read_text())
+        return found
+
+    return run
+
+
+def test_a_small_drop_is_looked_at_by_one_classifier_of_the_rest(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[tuple[int, int]] = []
+    answer = audit._answer
+
+    def count(embeddings: Any, labels: Any, known: Any, unseen: Any, into: Any) -> None:
+        fits.append((len(known), len(unseen)))
+        answer(embeddings, labels, known, unseen, into)
+
+    monkeypatch.setattr(audit, "_answer", count)
+    embeddings, truth = clouds(3, 70)
+    order = np.random.default_rng(0).permutation(210)
+    embeddings, labels = embeddings[order], truth[order].copy()
+    labels[150:153] = (labels[150:153] + 1) % 3
+    kept(embeddings[:150], labels[:150])
+    assert len(fits) == audit.FOLDS + 1  # and once for judge
+    found = kept(embeddings[:160], labels[:160])
+    assert fits[audit.FOLDS + 1 :] == [(120, 10)]
+    assert len(found["audited"]) == 160
+    assert sorted(flag["sample"][:4] for flag in found["flags"]) == ["0096", "0097", "0098"]  # 150, 151, 152
+    kept(embeddings[:160], labels[:160])
+    assert len(fits) == audit.FOLDS + 2  # nothing is new
+    corrected = np.r_[truth[order][:152], labels[152:170]]
+    found = kept(embeddings[:170], corrected)
+    assert fits[-1][1] == 12  # two labels were answered since, and ten are new
+    assert [flag["sample"][:4] for flag in found["flags"]] == ["0098"]
+    kept(embeddings, labels)
+    assert len(fits) == 2 * (audit.FOLDS + 1) + 2  # it has grown by more than a fifth
+
+
+def test_a_new_class_is_audited_in_folds(kept: Any) -> None:
+    embeddings, labels = clouds(3, 60)
+    kept(embeddings[:120], labels[:120])
+    found = kept(embeddings[:128], labels[:128])
+    assert len(found["audited"]) == 128
+
+
+def test_what_is_kept_and_damaged_is_found_again(kept: Any, tmp_path: Path) -> None:
+    embeddings, labels = clouds(2, 40)
+    labels[:3] = 1
+    found = kept(embeddings, labels)
+    for content in (b"", b"PK\x03\x04broken"):
+        (tmp_path / "e" / audit.KEPT).write_bytes(content)
+        assert kept(embeddings, labels) == found
+
+
+def test_without_rows_nothing_is_flagged(kept: Any) -> None:
+    assert kept(np.zeros((0, 4), np.float32), np.zeros(0, int)) == {"audited": [], "flags": []}

@@ -13,6 +13,12 @@ from pipeline import drift
 from pipeline.drift import compare, tell_apart
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer clean windows: the least chance that can be told is 0.5%."""
+    monkeypatch.setattr(drift, "DRAWS", 200)
+
+
 def cloud(labels: Any, seed: int, shift: float = 0.0, width: int = 24) -> Any:
     """Embeddings of three classes that lie apart; `shift` moves all of them."""
     centres = np.random.default_rng(0).normal(size=(3, width)) * 3
@@ -25,6 +31,7 @@ def mixed(number: int, seed: int) -> Any:
 
 
 @pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.usefixtures("quick")
 def test_a_shift_is_an_alarm_and_clean_windows_seldom_are(labelled: bool) -> None:
     reference = mixed(120, 1)
     known = cloud(reference, 2)
@@ -46,6 +53,49 @@ def test_another_mix_of_classes_is_no_drift_where_labels_tell_it() -> None:
     draw = np.random.default_rng(0)
     assert compare(known, reference, cloud(window, 3), window, draw).chance > 0.05
     assert compare(known, reference, cloud(window, 3), None, draw).chance < 0.01
+
+
+def of_few(classes: int, each: int, seed: int, width: int = 32) -> tuple[Any, Any, Any]:
+    """A reference with few images of each class, its labels, and what draws more of them."""
+    draw = np.random.default_rng(seed)
+    centres = draw.normal(size=(classes, width)) * 2
+    spread = np.abs(draw.normal(1, 0.3, size=width))
+
+    def more(labels: Any, shift: float = 0.0) -> Any:
+        return (centres[labels] + draw.normal(size=(len(labels), width)) * spread + shift).astype(np.float32)
+
+    labels = np.repeat(np.arange(classes), each)
+    return more(labels), labels, more
+
+
+@pytest.mark.parametrize("among", [1, 2])
+@pytest.mark.usefixtures("quick")
+def test_a_clean_drop_of_one_or_two_classes_is_no_alarm(among: int) -> None:
+    """Of each class `tune` has ten images, whose mean is off by a third of their spread."""
+    chances, shifted = [], []
+    for seed in range(24):
+        reference, labels, more = of_few(10, 10, seed)
+        window = np.arange(30) % among
+        draw = np.random.default_rng(seed)
+        chances.append(compare(reference, labels, more(window), window, draw).chance)
+        if seed < 8:
+            shifted.append(compare(reference, labels, more(window, shift=1.0), window, draw).chance)
+    assert sum(chance <= 0.01 for chance in chances) <= 1
+    assert sum(chance <= 0.1 for chance in chances) <= 6
+    assert sum(chance <= 0.01 for chance in shifted) >= 6
+
+
+def test_what_cannot_be_compared_is_left_out() -> None:
+    reference, labels, more = of_few(4, 6, 0)
+    labels[labels == 3] = 2
+    reference, labels = reference[:-5], labels[:-5]  # 6, 6 and 7 images
+    window = np.array([0, 0, 0, 0, 0, 1, 2, 2])
+    assert compare(reference, labels, more(window), window, np.random.default_rng(0)).samples == 3 + 1 + 2
+    alone = np.array([0] * 12 + [1])
+    found = compare(more(alone), alone, more(alone[-1:]), alone[-1:], np.random.default_rng(0))
+    assert (found.samples, found.statistic, found.chance) == (0, 0.5, 1.0)
+    nothing = np.zeros(0, np.int64)
+    assert compare(reference, labels, more(nothing), nothing, np.random.default_rng(0)).chance == 1.0
 
 
 def test_a_window_larger_than_half_of_the_reference_is_drawn_from() -> None:

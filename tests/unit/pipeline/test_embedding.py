@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,10 @@ def test_a_damaged_graph_is_said_so(trained: Any, tmp_path: Path) -> None:
 def test_each_image_is_embedded_once(trained: Any, colours: Any, tmp_path: Path, said: Any) -> None:
     samples = [bytes.fromhex(sha) for sha, _, _ in colours.rows[:7]]
     store = colours.store
-    first = embed_all(trained.model, store, tmp_path / "kept", samples[:5], 1, said)
-    both = embed_all(trained.model, store, tmp_path / "kept", samples[::-1], 1, said)
+    first = embed_all(trained.model, store, tmp_path / "kept", samples[:5], 1, said).values
+    both = embed_all(trained.model, store, tmp_path / "kept", samples[::-1], 1, said).values
     assert np.array_equal(both[::-1][:5], first)
-    assert sorted(file.name for file in (tmp_path / "kept").iterdir()) == [
+    assert sorted(file.name for file in (tmp_path / "kept").glob("*.npy")) == [
         "000001.embeddings.npy", "000001.samples.npy", "000002.embeddings.npy", "000002.samples.npy",
     ]  # fmt: skip
     assert len(Cache(tmp_path / "kept").known()) == 7
@@ -68,7 +69,58 @@ def test_each_image_is_embedded_once(trained: Any, colours: Any, tmp_path: Path,
 
 def test_a_chunk_that_was_cut_off_is_made_again(trained: Any, colours: Any, tmp_path: Path, said: Any) -> None:
     samples = [bytes.fromhex(sha) for sha, _, _ in colours.rows[:3]]
-    first = embed_all(trained.model, colours.store, tmp_path / "kept", samples, 1, said)
+    first = embed_all(trained.model, colours.store, tmp_path / "kept", samples, 1, said).values
     (tmp_path / "kept" / "000001.samples.npy").unlink()  # it is written last
-    again = embed_all(trained.model, colours.store, tmp_path / "kept", samples, 1, said)
+    again = embed_all(trained.model, colours.store, tmp_path / "kept", samples, 1, said).values
     assert np.array_equal(again, first)
+
+
+def test_two_that_write_at_once_mix_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second comes when the first has chosen its number and written half of its chunk."""
+    one, other = ([bytes([mark, row] * 16) for row in (0, 1)] for mark in (1, 2))
+    caches = [Cache(tmp_path), Cache(tmp_path)]
+    second = threading.Thread(target=lambda: caches[1].add(other, np.full((2, 3), 2, np.float32)))
+    save = np.save
+
+    def save_slowly(file: Any, array: Any) -> None:
+        save(file, array)
+        if threading.current_thread() is threading.main_thread() and not second.ident:
+            second.start()
+            second.join(0.3)
+
+    monkeypatch.setattr(np, "save", save_slowly)
+    caches[0].add(one, np.full((2, 3), 1, np.float32))
+    second.join()
+    kept = Cache(tmp_path)
+    assert len(kept.known()) == 4
+    assert kept.take([*one, *other])[:, 0].tolist() == [1, 1, 2, 2]
+
+
+def test_what_is_missing_or_damaged_in_the_store_is_left_out_and_named(
+    trained: Any, colours: Any, tmp_path: Path, said: Any
+) -> None:
+    names = [sha for sha, _, _ in colours.rows[:6]]
+    store = tmp_path / "store"
+    shutil.copytree(colours.store, store)
+    (store / names[1][:2] / names[1]).unlink()
+    (store / names[4][:2] / names[4]).write_bytes(b"damaged")
+    samples = [bytes.fromhex(name) for name in names]
+    found = embed_all(trained.model, store, tmp_path / "kept", samples, 1, said)
+    assert found.usable.tolist() == [True, False, True, True, False, True]
+    assert [names[1] in found.left_out[0], names[4] in found.left_out[1]] == [True, True]
+    whole = embed_all(trained.model, colours.store, tmp_path / "kept", samples, 1, said)
+    assert whole.usable.all()
+    assert np.array_equal(whole.values[found.usable], found.values[found.usable])
+    nothing = embed_all(trained.model, tmp_path / "none", tmp_path / "new", samples[:2], 1, said)
+    assert (len(nothing.values), nothing.usable.any(), len(nothing.left_out)) == (2, False, 2)
+
+
+def test_an_embedding_that_is_no_number_is_left_out_and_named(tmp_path: Path, said: Any) -> None:
+    samples = [bytes([row] * 32) for row in range(3)]
+    values = np.ones((3, 2), np.float32)
+    values[1, 0] = np.nan
+    Cache(tmp_path).add(samples, values)
+    found = embed_all(tmp_path, tmp_path, tmp_path, samples, 1, said)
+    assert found.usable.tolist() == [True, False, True]
+    assert found.left_out == [f"the embedding of {samples[1].hex()} is no number"]
+    assert np.isfinite(found.values).all()

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.flags import check, estimate_noise, find_flags, load
+from pipeline.flags import calibrate, check, estimate_noise, find_flags, load
 from policies.job import StageError
+from policies.labels import is_sure
 
 
 def made(number: int, classes: int, noise: float, sharpness: float = 4.0) -> tuple[Any, Any, Any]:
@@ -41,6 +42,32 @@ def test_wrong_labels_are_found_and_few_right_ones(number: int, classes: int, no
     rate = estimate_noise(labels, probabilities)
     assert rate.low < rate.estimate < rate.high
     assert abs(rate.estimate - wrong.mean()) < 0.05
+
+
+def sure(labels: Any, probabilities: Any) -> Any:
+    """Of which labels the cooled probabilities say beyond doubt that they are wrong."""
+    cooled = calibrate(labels, probabilities)
+    assert np.allclose(cooled.sum(1), 1)
+    assert np.array_equal(cooled.argmax(1), probabilities.argmax(1))
+    return np.array([is_sure(row[label], row.max()) for row, label in zip(cooled, labels, strict=True)])
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 1 / 3])
+@pytest.mark.parametrize("boast", [1.0, 8.0])
+@pytest.mark.parametrize("sharpness", [6.0, 1.0])
+def test_no_classifier_is_sure_of_what_it_does_not_know(sharpness: float, boast: float, noise: float) -> None:
+    """A weak one, and one that boasts, say of few right labels beyond doubt that they are wrong."""
+    labels, probabilities, wrong = made(1_500, 10, noise, sharpness)
+    boasting = probabilities**boast
+    found = sure(labels, boasting / boasting.sum(1, keepdims=True))
+    assert found[~wrong].mean() < 0.02
+    if noise and sharpness > 1:
+        assert found[wrong].mean() > 0.5
+
+
+def test_one_class_is_as_it_was() -> None:
+    labels, probabilities, _ = made(20, 2, 0.0)
+    assert calibrate(np.zeros_like(labels), probabilities) is probabilities
 
 
 def test_clean_labels_give_few_flags() -> None:
@@ -104,7 +131,7 @@ def test_half_precision_is_taken() -> None:
     check(np.zeros(100, np.uint8), probabilities.astype(np.float16))
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\x93NUMPY\x01\x00"])
+@pytest.mark.parametrize("content", [b"", b"text", b"\x93NUMPY\x01\x00", b"PK\x03\x04broken"])
 def test_a_file_that_holds_no_array_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "labels.npy").write_bytes(content)
     with pytest.raises(StageError, match=r"labels\.npy: is no array of numbers"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policies.labels import DropAudit, hold, hold_drop
+from policies.labels import DropAudit, hold, hold_drop, is_sure
 from policies.settings import LabelSettings
 
 
@@ -14,6 +14,9 @@ from policies.settings import LabelSettings
         (DropAudit(1, 120, 40), True),
         (DropAudit(1, 120, 40, 1_000, 20), True),
         (DropAudit(1, 120, 40, 1_000, 300), False),  # the classifier flags as many of the others: it tells little
+        (DropAudit(1, 120, 40, 19, 0), True),  # too few others to compare with
+        (DropAudit(1, 120, 40, 19, 19), True),
+        (DropAudit(1, 120, 40, 20, 4), False),
         (DropAudit(1, 120, 12), False),  # 10%: not beyond chance
         (DropAudit(1, 1_200, 150), True),  # 12.5%: with so many labels it is
         (DropAudit(1, 19, 19), False),  # too few
@@ -30,7 +33,7 @@ def test_hold(audit: DropAudit, fired: bool) -> None:
 
 def test_the_reason_has_the_numbers() -> None:
     assert hold(DropAudit(7, 120, 40, 1_000, 20), LabelSettings()).reason == (
-        "drop 7: 40 of 120 labels are flagged, at least 23.3% beyond the 2.9% at most that are flagged of the 1,000 "
+        "drop 7: 40 of 120 labels are flagged beyond doubt, at least 23.3% beyond the 2.9% at most of the 1,000 "
         "others; it is held above 10.0%"
     )
     assert hold(DropAudit(7, 3, 3), LabelSettings()).reason == "drop 7: 3 of its labels could be audited, it takes 20"
@@ -41,3 +44,10 @@ def test_what_a_person_can_do_is_said() -> None:
         "`relearn flags --drop 7` shows them, `relearn flags release 7` lets the drop in"
     )
     assert hold_drop(DropAudit(7, 120, 1), LabelSettings()).action == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("score", "suggested", "sure"), [(0.01, 0.98, True), (0.02, 0.98, False), (0.01, 0.9, False), (0.3, 0.5, False)]
+)
+def test_what_is_beyond_doubt(score: float, suggested: float, sure: bool) -> None:
+    assert is_sure(score, suggested) is sure
