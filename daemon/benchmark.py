@@ -138,7 +138,7 @@ def find(connection: Connection, about: Row, order: Order) -> Row | None:
 
 
 def _is_more(order: Order, figures: Row) -> bool:
-    return order.seconds > figures["seconds_max"] or order.memory_mb > figures["memory_mb_max"]
+    return order.seconds > float(figures["seconds_max"]) or order.memory_mb > float(figures["memory_mb_max"])
 
 
 def _keep(journal: Engine, row: Row, order: Order) -> None:

@@ -135,7 +135,7 @@ class DriftWatch(Errand):
             "seed": self.config.settings.train.seed,
         }
         token = f"drift.{self.model}." + ".".join(str(window.up_to_drop) for window in self.windows)
-        images = sum(len(part["samples"]) for part in (reference, *windows))
+        images = len(reference["samples"]) + sum(len(window.samples) for window in self.windows)
         self.send("drift", token, inputs, folder / "drift.json", images)
 
     def take(self, outputs: dict[str, Any]) -> None:

@@ -75,13 +75,14 @@ def count(connection: Connection, drop: int, due: Collection[int], audited: Coll
     )
     asked = set(audited)
     rows_audited = [row for row in rows if row.sha256.hex() in asked]
-    mine = [_is_sure(row) for row in rows_audited if row.drop_id == drop]
-    others = [_is_sure(row) for row in rows_audited if row.drop_id not in due]
+    mine = [_is_sure(row.score, row.suggested_score) for row in rows_audited if row.drop_id == drop]
+    others = [_is_sure(row.score, row.suggested_score) for row in rows_audited if row.drop_id not in due]
     return DropAudit(drop, len(mine), sum(mine), len(others), sum(others))
 
 
-def _is_sure(row: AnyRow) -> bool:
-    return row.score is not None and is_sure(row.score, row.suggested_score)
+def _is_sure(score: float | None, suggested_score: float | None) -> bool:
+    """Of what is not flagged there are no scores."""
+    return score is not None and suggested_score is not None and is_sure(score, suggested_score)
 
 
 @dataclass(frozen=True, slots=True)
