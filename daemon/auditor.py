@@ -74,7 +74,7 @@ class Auditor(Errand):
             "found": str(folder / "found.json"),
             "seed": self.config.settings.train.seed,
         }
-        self.send("audit", f"audit.{self.model}.{self.drops[-1]}.{len(rows)}", inputs, folder / "job.json")
+        self.send("audit", f"audit.{self.model}.{self.drops[-1]}.{len(rows)}", inputs, folder / "job.json", len(rows))
 
     def take(self, outputs: dict[str, Any]) -> None:
         found = json.loads(Path(outputs["found"]).read_text(encoding="utf-8"))

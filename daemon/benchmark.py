@@ -1,19 +1,21 @@
 """`relearn benchmark`: any of timm's architectures, exported and measured untrained, in processes of their own.
 
-Each row is in the journal and in the CSV file as soon as it is known; what has a row is not measured again, so that
-a benchmark that was stopped anywhere goes on where it was. A network that fails, takes too long or too much memory is a
-row with its reason.
+Each row is in the journal and in the CSV file as soon as it is known. What has a row is not measured again, so that a
+benchmark that was stopped anywhere goes on where it was, and the CSV file is written anew from the journal. A network
+that fails, takes too long or too much memory is a row with its reason.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -30,8 +32,9 @@ from daemon.events import ChildEnded, ChildSpoke, Event
 from daemon.journal import add, now, open_journal
 from daemon.lock import locked
 from daemon.variants import split
+from deploy import durable
 from deploy.device import fingerprint
-from policies.facts import Job, Requirement, StageOrder, to_dict
+from policies.facts import METHOD, Job, Requirement, StageOrder, to_dict
 
 FIGURES = (
     "latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "throughput", "memory_mb", "artifact_mb", "repetitions",
@@ -92,15 +95,21 @@ def _go_through(
 ) -> Iterator[Row]:
     journal = open_journal(config.state, migrate=True)
     device = fingerprint(split(order.variant)[0], config.settings.compute.serve_threads)
-    for name in names:
-        about = {**_about(order), "architecture": name, "device": device}
+    about = {**_about(order), "device": device}
+    known: dict[str, Row] = {}
+    if not again:
         with journal.connect() as connection:
-            row = None if again else find(connection, about)
+            rows = {name: find(connection, {**about, "architecture": name}, order) for name in names}
+        known = {name: row for name, row in rows.items() if row is not None}
+    if table is not None:
+        _write(table, known.values())
+    for name in names:
+        row = known.get(name)
         if row is None:
-            row = {**about, **_measure(config, name, order)}
-            _keep(journal, row)
-        if table is not None:
-            _append(table, row)
+            row = {**about, "architecture": name, **_measure(config, name, order)}
+            _keep(journal, row, order)
+            if table is not None:
+                _append(table, row)
         yield row
 
 
@@ -115,29 +124,47 @@ def _about(order: Order) -> Row:
     }
 
 
-def find(connection: Connection, about: Row) -> Row | None:
-    """The newest row of an architecture under the same load on the same device."""
+def find(connection: Connection, about: Row, order: Order) -> Row | None:
+    """The newest row of an architecture under the same load on the same device, by the method that counts now.
+
+    One that failed is none where it may take more now than it might then.
+    """
     rows = schema.benchmarks
     where = [rows.c[key] == value for key, value in about.items()]
-    found = connection.execute(select(rows).where(*where).order_by(rows.c.id.desc())).first()
-    return None if found is None else {**about, **found.figures, "error": found.error}
+    for found in connection.execute(select(rows).where(*where).order_by(rows.c.id.desc())):
+        if found.figures.get("method") == METHOD and (found.error is None or not _is_more(order, found.figures)):
+            return {**about, **found.figures, "error": found.error}
+    return None
 
 
-def _keep(journal: Engine, row: Row) -> None:
-    figures = {key: row.get(key) for key in ("parameters", *FIGURES, "seconds")}
+def _is_more(order: Order, figures: Row) -> bool:
+    return order.seconds > float(figures["seconds_max"]) or order.memory_mb > float(figures["memory_mb_max"])
+
+
+def _keep(journal: Engine, row: Row, order: Order) -> None:
+    limits = {"seconds_max": order.seconds, "memory_mb_max": order.memory_mb, "method": METHOD}
+    figures = {**{key: row.get(key) for key in ("parameters", *FIGURES, "seconds")}, **limits}
     about = {key: row[key] for key in row if key in schema.benchmarks.c and key != "error"}
     with journal.begin() as connection:
         add(connection, schema.benchmarks, **about, figures=figures, error=row.get("error"), at=now())
 
 
+def _write(table: Path, rows: Iterable[Row]) -> None:
+    """The CSV file anew, with what is known: a line that an end cut off, or that stands there already, is gone."""
+    aside = table.with_name(f".{table.name}.writing")
+    with aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
+    durable.move(aside, table)
+
+
 def _append(table: Path, row: Row) -> None:
     """One more line of the CSV file, in the file before the next architecture begins."""
-    fresh = not table.exists() or not table.stat().st_size
     with table.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+        csv.DictWriter(file, COLUMNS, extrasaction="ignore").writerow(row)
 
 
 def _measure(config: Config, name: str, order: Order) -> Row:
@@ -210,10 +237,9 @@ def _run(
 
 def _listen(queue: SimpleQueue[Event], check: Callable[[], None]) -> Iterator[Event]:
     while True:
-        try:
+        with suppress(Empty):
             yield queue.get(timeout=0.1)
-        except Empty:
-            check()
+        check()
 
 
 def _check(child: Child, order: Order, began: float) -> None:

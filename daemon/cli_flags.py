@@ -48,11 +48,14 @@ def relabel(
     ids: Ids = None,
     pair: Pair = None,
     drop: Drop = None,
+    new_class: Annotated[
+        bool, typer.Option("--new-class", help="The class may be one that no sample has yet.")
+    ] = False,
     workspace: Workspace = HERE,
     as_json: AsJson = False,
 ) -> None:
     """Another class is right."""
-    answer("relabel", ids, pair, drop, workspace, as_json, to)
+    answer("relabel", ids, pair, drop, workspace, as_json, to, new_class)
 
 
 @app.command()
@@ -73,9 +76,10 @@ def answer(
     workspace: Workspace,
     as_json: bool,
     to: str | None = None,
+    new_class: bool = False,
 ) -> None:
     """Asks the daemon to write down a person's answer."""
     if pair is not None and pair.count(":") != 1:
         raise UsageError(f"--pair {pair}: write GIVEN:SUGGESTED")
-    chosen = {"ids": ids or [], "pair": pair.split(":") if pair else None, "drop": drop}
+    chosen = {"ids": ids or [], "pair": pair.split(":") if pair else None, "drop": drop, "new_class": new_class}
     ask(configuration.load(workspace), "flags", as_json, how=how, chosen=chosen, to=to)

@@ -36,12 +36,18 @@ def data(connection: Connection) -> View:
     unlabelled = select(func.count(func.distinct(occurrences.c.sample_id))).where(
         occurrences.c.gone.is_(None), occurrences.c.class_name.is_(None)
     )
+    flags = schema.flags
+    flagged = (
+        select(func.count(func.distinct(flags.c.id)))
+        .join(occurrences, occurrences.c.sample_id == flags.c.sample_id)
+        .where(flags.c.state == "open", occurrences.c.gone.is_(None))
+    )
     return {
         "classes": {name: dict(counts) for name, counts in sorted(classes.items())},
         "unlabelled": connection.execute(unlabelled).scalar(),
         "in_conflict": len(connection.execute(several).all()),
         "held": connection.execute(select(func.count(func.distinct(held.c.sample_id)))).scalar(),
-        "flagged": connection.execute(select(func.count()).where(schema.flags.c.state == "open")).scalar(),
+        "flagged": connection.execute(flagged).scalar(),
         "rejected": connection.execute(select(func.count()).where(schema.rejections.c.gone.is_(None))).scalar(),
     }
 

@@ -30,6 +30,7 @@ class Window:
     up_to_drop: int
     samples: list[str]  # SHA-256 in hex
     labels: list[int] | None  # indices of the model's classes
+    held: list[int]  # drops up to that one that are held: looked at once they are released
 
 
 class DriftWatch(Errand):
@@ -81,7 +82,8 @@ class DriftWatch(Errand):
     def _window(self, connection: Connection, model: str, kind: str, tuned: list[int]) -> Window:
         """What came since the last check of this kind; of classes that the reference has two images of at least."""
         checks = schema.drift_checks
-        last = connection.execute(select(func.max(checks.c.up_to_drop)).where(checks.c.kind == kind)).scalar() or 0
+        newest = connection.execute(select(checks).where(checks.c.kind == kind).order_by(checks.c.id.desc())).first()
+        last, missed = (newest.up_to_drop, set(newest.figures.get("held", ()))) if newest else (0, set())
         row = get(connection, schema.models, model)
         _, known = snapshot.read(self.config.state / "snapshots" / f"{row.snapshot_id}.snapshot")
         found = self._labelled(connection) if kind == "labelled" else self._unlabelled(connection)
@@ -90,11 +92,12 @@ class DriftWatch(Errand):
         come = [
             (drop, sha, name)
             for drop, sha, name in found
-            if drop > last and sha not in known and (name is None or name in index)
+            if (drop > last or drop in missed) and sha not in known and (name is None or name in index)
         ]
-        up_to = max((drop for drop, _, _ in come), default=last)
+        up_to = max(last, *(drop for drop, _, _ in come)) if come else last
         given = [index[name] for _, _, name in come if name is not None] if kind == "labelled" else None
-        return Window(kind, up_to, [sha.hex() for _, sha, _ in come], given)
+        held = _held(connection, up_to) if kind == "labelled" else []
+        return Window(kind, up_to, [sha.hex() for _, sha, _ in come], given, held)
 
     def _labelled(self, connection: Connection) -> list[tuple[int, bytes, str | None]]:
         """Drop, hash and class of what may be used to train and tune: of judge nothing is looked at."""
@@ -132,7 +135,8 @@ class DriftWatch(Errand):
             "seed": self.config.settings.train.seed,
         }
         token = f"drift.{self.model}." + ".".join(str(window.up_to_drop) for window in self.windows)
-        self.send("drift", token, inputs, folder / "drift.json")
+        images = len(reference["samples"]) + sum(len(window.samples) for window in self.windows)
+        self.send("drift", token, inputs, folder / "drift.json", images)
 
     def take(self, outputs: dict[str, Any]) -> None:
         said = json.loads(Path(outputs["compared"]).read_text(encoding="utf-8"))
@@ -140,7 +144,13 @@ class DriftWatch(Errand):
             for window, figures in zip(self.windows, said, strict=True):
                 check = from_dict(DriftCheck, figures)
                 about = {"model_id": self.model, "up_to_drop": window.up_to_drop, "at": now()}
-                add(connection, schema.drift_checks, kind=window.kind, figures=to_dict(check), **about)
+                kept = {**to_dict(check), "held": window.held}
+                add(connection, schema.drift_checks, kind=window.kind, figures=kept, **about)
+
+
+def _held(connection: Connection, up_to: int) -> list[int]:
+    drops = schema.drops
+    return list(connection.execute(select(drops.c.id).where(drops.c.state == "held", drops.c.id <= up_to)).scalars())
 
 
 def _comparable(window: Window, tuned: Counter[int]) -> int:

@@ -18,6 +18,8 @@ from daemon.events import Event
 from policies.facts import Job, StageOrder, to_dict
 
 log = logging.getLogger("relearn")
+SECONDS = 300.0  # that a child may take …
+SECONDS_AN_IMAGE = 0.25  # … and so many more for each image: a large network on a slow machine
 
 
 class Errand(ABC):
@@ -30,20 +32,28 @@ class Errand(ABC):
         self.journal = journal
         self.put = put
         self.child: Child | None = None
+        self.limit = 0.0  # seconds, of the child
 
-    def send(self, stage: str, token: str, inputs: dict[str, Any], file: Path) -> None:
-        """Starts the child on this stage; `file` becomes its job."""
+    def send(self, stage: str, token: str, inputs: dict[str, Any], file: Path, images: int | None = None) -> None:
+        """Starts the child on this stage; `file` becomes its job.
+
+        images: how many it looks at, where its inputs do not name them; they give it more time.
+        """
         threads = self.config.settings.compute.serve_threads
         common = {"store": str(self.config.state / "store"), "threads": threads}
+        number = len(inputs.get("samples", ())) if images is None else images
+        longest = self.config.settings.compute.stage_timeout_minutes * 60
+        self.limit = min(SECONDS + number * SECONDS_AN_IMAGE, longest)
         job = Job(token, "pipeline", (StageOrder(stage, {**common, **inputs}),), threads=threads)
         file.write_text(json.dumps(to_dict(job)), encoding="utf-8")
         self.child = Child(token, "pipeline", [str(file)], self.put, environment=jobs.environment(threads))
 
     def stop_overdue(self) -> None:
-        """Stops a child that hangs."""
-        minutes = self.config.settings.compute.stage_timeout_minutes
-        if self.child is not None and self.child.age > minutes * 60:
-            log.warning("%s took longer than compute.stage_timeout_minutes", self.doing)
+        """Stops a child that hangs: every decision waits for it."""
+        if self.child is not None and self.child.age > self.limit:
+            log.warning(
+                "%s took longer than %.0f minutes, and is given up until more comes", self.doing, self.limit / 60
+            )
             self.child.stop(grace_seconds=5.0)
 
     def hear(self, line: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import category
 
 from sqlalchemy import Connection, select, update
 
@@ -12,7 +13,9 @@ from daemon import labels, schema
 from daemon.errors import NotFound, UsageError
 from daemon.journal import AnyRow, add, get, now
 from policies.labels import DropAudit, is_sure
+from policies.suggest import nearest
 
+_UNNAMABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of what daemon/intake.py writes as \xNN
 ANSWERS = {"accept": "accepted", "keep": "kept", "relabel": "relabelled"}
 
 
@@ -72,13 +75,14 @@ def count(connection: Connection, drop: int, due: Collection[int], audited: Coll
     )
     asked = set(audited)
     rows_audited = [row for row in rows if row.sha256.hex() in asked]
-    mine = [_is_sure(row) for row in rows_audited if row.drop_id == drop]
-    others = [_is_sure(row) for row in rows_audited if row.drop_id not in due]
+    mine = [_is_sure(row.score, row.suggested_score) for row in rows_audited if row.drop_id == drop]
+    others = [_is_sure(row.score, row.suggested_score) for row in rows_audited if row.drop_id not in due]
     return DropAudit(drop, len(mine), sum(mine), len(others), sum(others))
 
 
-def _is_sure(row: AnyRow) -> bool:
-    return row.score is not None and is_sure(row.score, row.suggested_score)
+def _is_sure(score: float | None, suggested_score: float | None) -> bool:
+    """Of what is not flagged there are no scores."""
+    return score is not None and suggested_score is not None and is_sure(score, suggested_score)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +92,13 @@ class Chosen:
     ids: Sequence[int] = ()
     pair: tuple[str, str] | None = None  # given, suggested
     drop: int | None = None
+    new_class: bool = False  # the answer may be a class that no sample has
 
 
 def answer(connection: Connection, how: str, chosen: Chosen, to: str | None, by: str) -> str:
     """Writes what a person said of flags, as labels; returns it in a sentence. Raises NotFound, UsageError."""
-    if how == "relabel" and not to:
-        raise UsageError("to which class? --to CLASS")
+    if how == "relabel":
+        _check_class(connection, to or "", chosen.new_class)
     found = _choose(connection, chosen)
     for flag in found:
         name = {"accept": flag.suggested, "keep": flag.given}.get(how, to)
@@ -102,6 +107,23 @@ def answer(connection: Connection, how: str, chosen: Chosen, to: str | None, by:
         state = {"state": ANSWERS[how], "by": by, "answered": now()}
         connection.execute(update(schema.flags).where(schema.flags.c.id == flag.id).values(**state))
     return f"flags answered: {len(found)}, {ANSWERS[how]}{f' to {to}' if how == 'relabel' else ''}"
+
+
+def _check_class(connection: Connection, name: str, new: bool) -> None:
+    """A class is what a folder of images could be called, and one that there is, unless a new one is meant."""
+    if not name:
+        raise UsageError("to which class? --to CLASS")
+    if "/" in name or name.startswith(".") or any(category(sign) in _UNNAMABLE for sign in name):
+        raise UsageError(
+            f"--to {name!r}: no folder of a class is called so: no «/», no first «.», no control characters"
+        )
+    occurrences = schema.occurrences
+    live = (occurrences.c.gone.is_(None), occurrences.c.class_name.is_not(None))
+    known = set(connection.execute(select(occurrences.c.class_name).where(*live).distinct()).scalars())
+    known |= set(connection.execute(select(labels.current().c.class_name).distinct()).scalars())
+    if name not in known and not new:
+        near = nearest(name, sorted(known)) or ", ".join(sorted(known)[:5])
+        raise UsageError(f"--to {name}: no sample is of this class; nearest: {near}. --new-class makes it one")
 
 
 def _choose(connection: Connection, chosen: Chosen) -> list[AnyRow]:

@@ -153,7 +153,7 @@ def embed_all(
     values = np.zeros((len(samples), taken.shape[1]), np.float32)
     values[usable] = taken
     sound = np.isfinite(values).all(1)
-    left_out += [f"the embedding of {samples[i].hex()} is no number" for i in np.flatnonzero(~sound)]
+    left_out += [f"the embedding of {samples[i].hex()} is no number" for i in np.flatnonzero(~sound).tolist()]
     values[~sound] = 0
     return Embedded(values, usable & sound, left_out)
 

@@ -7,6 +7,7 @@ prints their names as a JSON list. Exit 2: a pattern names none, standard error 
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from collections.abc import Mapping
@@ -14,20 +15,21 @@ from typing import Any
 
 import timm
 
-from pipeline.settings import check_name
 from policies.job import Outputs, Report, StageError
 
 
 def find_architectures(patterns: list[str]) -> list[str]:
     """All names that a pattern (with * and ?) matches, each once, in timm's order; without a pattern all of timm's.
 
-    Raises StageError where a pattern matches nothing.
+    Raises StageError where a pattern is empty or matches nothing, with the nearest names.
     """
     found: dict[str, None] = {}
     for pattern in patterns or ["*"]:
-        names = timm.list_models(pattern)
+        names = timm.list_models(pattern) if pattern else []
         if not names:
-            check_name("the architecture", pattern, timm.list_models())
+            known = timm.list_models()
+            near = difflib.get_close_matches(pattern.strip("*?"), known, n=3, cutoff=0.0)
+            raise StageError(f"the architecture = {pattern!r} is not known; nearest: {', '.join(near)}")
         found |= dict.fromkeys(names)
     return list(found)
 

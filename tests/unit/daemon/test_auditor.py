@@ -162,7 +162,7 @@ def test_answers_are_labels_and_are_not_asked_again(lane: Lane, stand_in: StandI
     first, second, third = (number[sample] for sample in new[:3])
     assert lane.answer("accept", ids=[first]) == "flags answered: 1, accepted"
     assert lane.answer("keep", ids=[second]) == "flags answered: 1, kept"
-    assert lane.answer("relabel", to="owl", ids=[third]) == "flags answered: 1, relabelled to owl"
+    assert lane.answer("relabel", to="owl", ids=[third], new_class=True) == "flags answered: 1, relabelled to owl"
     assert [lane.usable()[sample] for sample in new[:3]] == ["dog", "cat", "owl"]
     states = {row.id: row.state for row in lane.world.rows(schema.flags)}
     assert [states[number] for number in (first, second, third)] == ["accepted", "kept", "relabelled"]
@@ -197,6 +197,40 @@ def test_flags_are_answered_in_bulk(lane: Lane, stand_in: StandIn) -> None:
 def test_an_answer_to_nothing_is_refused(lane: Lane, chosen: dict[str, Any], said: str) -> None:
     with pytest.raises((UsageError, NotFound), match=said):
         lane.answer("keep", **chosen)
+
+
+@pytest.mark.parametrize(
+    ("to", "said"),
+    [
+        ("catt", "no sample is of this class; nearest: cat. --new-class makes it one"),
+        ("xyz", "nearest: cat, dog"),
+        ("a/b", "no folder of a class is called so"),
+        (".hidden", "no folder of a class is called so"),
+        ("two\nlines", "no folder of a class is called so"),
+    ],
+)
+def test_a_class_that_cannot_be_meant_is_refused(lane: Lane, stand_in: StandIn, to: str, said: str) -> None:
+    (sample,) = lane.world.samples("cat", "train", 1, mark="new")
+    stand_in.flag(*lane.shas(sample))
+    lane.work()
+    with pytest.raises(UsageError, match=said):
+        lane.answer("relabel", to=to, ids=lane.open())
+    assert len(lane.open()) == 1
+    new = "no folder" not in said
+    if new:
+        lane.answer("relabel", to=to, ids=lane.open(), new_class=True)
+        assert lane.usable()[sample] == to
+
+
+def test_flags_of_files_that_are_gone_are_not_counted(lane: Lane, stand_in: StandIn) -> None:
+    first, second = lane.world.samples("cat", "train", 2, mark="new")
+    lane.world.appear(first, "cat")  # a sample in two places is one flag
+    stand_in.flag(*lane.shas(first, second))
+    lane.work()
+    lane.world.vanish(second)
+    with lane.world.journal.connect() as connection:
+        assert data_views.data(connection)["flagged"] == 1
+        assert len(data_views.flags(connection)["flags"]) == 1
 
 
 def test_a_class_is_needed_to_relabel(lane: Lane) -> None:

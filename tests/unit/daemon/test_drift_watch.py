@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from daemon import data_views, evidence, schema
+from daemon import data_views, evidence, flags, schema
 from daemon.drift_watch import DriftWatch
 from daemon.events import ChildEnded, ChildSpoke, Event
+from daemon.journal import change
 
 World = Any  # tests/unit/daemon/conftest.py
 StandIn = Any
@@ -109,6 +110,23 @@ def test_unlabelled_images_are_a_window_of_their_own(lane: Lane) -> None:
         shown = data_views.drift(connection, lane.world.config.settings.policies.drift)
     assert [(check["kind"], check["alarm"]) for check in shown] == [("labelled", True), ("unlabelled", True)]
     assert "told apart from 40 of tune with an area of 0.90" in shown[0]["reason"]
+
+
+def test_a_drop_that_was_held_is_looked_at_once_it_is_released(lane: Lane) -> None:
+    world = lane.world
+    world.samples("cat", "train", 12, mark="odd")
+    held = world.rows(schema.drops)[-1].id
+    with world.journal.begin() as connection:
+        change(connection, schema.drops, held, state="held", reason="")
+    for mark in ("new", "newer"):  # it is not forgotten by the second check either
+        world.samples("dog", "train", 11, mark=mark)
+        lane.work()
+    assert lane.checks() == [("labelled", 11, 40)] * 2
+    with world.journal.begin() as connection:
+        flags.release(connection, held, "ann")
+    lane.work()
+    lane.work()
+    assert lane.checks()[2:] == [("labelled", 12, 40)]
 
 
 def test_without_a_champion_or_enough_of_tune_nothing_is_said(world: World, stand_in: StandIn) -> None:

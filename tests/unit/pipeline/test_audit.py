@@ -12,6 +12,9 @@ import pytest
 from pipeline import audit
 from pipeline.audit import find_auditable, out_of_sample
 from pipeline.embedding import Cache
+from pipeline.flags import calibrate, find_flags
+from policies.labels import DropAudit, hold, is_sure
+from policies.settings import LabelSettings
 
 
 def clouds(classes: int, each: int, width: int = 16) -> tuple[Any, Any]:
@@ -189,3 +192,19 @@ def test_what_is_kept_and_damaged_is_found_again(kept: Any, tmp_path: Path) -> N
 
 def test_without_rows_nothing_is_flagged(kept: Any) -> None:
     assert kept(np.zeros((0, 4), np.float32), np.zeros(0, int)) == {"audited": [], "flags": []}
+
+
+@pytest.mark.parametrize(("apart", "wrong", "held"), [(0.2, 0.0, 0), (0.4, 0.0, 0), (0.8, 0.0, 0), (0.8, 1 / 3, 3)])
+def test_the_first_audit_holds_no_drop_because_its_network_is_weak(apart: float, wrong: float, held: int) -> None:
+    """A hopeless, a weak and a good network on clean labels, and the good one where a third of them is wrong."""
+    found = []
+    for seed in range(3):
+        draw = np.random.default_rng(seed)
+        truth = np.repeat(np.arange(10), 60)
+        embeddings = (draw.normal(size=(10, 32))[truth] * apart + draw.normal(size=(600, 32))).astype(np.float32)
+        odd = draw.random(600) < wrong
+        labels = np.where(odd, (truth + draw.integers(1, 10, 600)) % 10, truth)
+        cooled = calibrate(labels, out_of_sample(embeddings, labels, draw.random(600) < 0.1, 0))
+        sure = sum(is_sure(flag.score, cooled[flag.index].max()) for flag in find_flags(labels, cooled))
+        found.append(hold(DropAudit(1, 600, sure), LabelSettings()).fired)
+    assert sum(found) == held
