@@ -1,4 +1,7 @@
-"""The lane that audits labels: each drop's, together with all those in use, by the champion's embedding."""
+"""The lane that audits labels: each drop's, together with all those in use, by the embedding of a network.
+
+That is the champion's, or a pretrained backbone's where one is configured: then no drop waits for a first champion.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from daemon import decisions, flags, schema, snapshot, targets
+from daemon.backbone import Backbone, find_backbone
 from daemon.config import Config
 from daemon.errand import Errand
 from daemon.events import Event
@@ -47,15 +51,16 @@ class Auditor(Errand):
         self.due = False
         with self.journal.connect() as connection:
             drops = flags.due_drops(connection)
-            model = targets.embedding_model(connection) if drops else None
+            backbone = find_backbone(self.config)
+            model = (backbone.name if backbone else targets.embedding_model(connection)) if drops else None
             if model is None:
                 return True
             rows = snapshot.labelled(connection)
         self.drops, self.model = drops, model
-        self._start(rows)
+        self._start(rows, backbone)
         return True
 
-    def _start(self, rows: list[snapshot.Labelled]) -> None:
+    def _start(self, rows: list[snapshot.Labelled], backbone: Backbone | None) -> None:
         folder = self.config.state / "audits"
         folder.mkdir(parents=True, exist_ok=True)
         classes = sorted({row.name for row in rows})
@@ -68,13 +73,15 @@ class Auditor(Errand):
         }
         (folder / "rows.json").write_text(json.dumps(asked), encoding="utf-8")
         inputs = {
-            "model": str(model_folder(self.config.state, self.model)),
+            "model": str(backbone.folder if backbone else model_folder(self.config.state, self.model)),
             "embeddings": str(self.config.state / "embeddings" / self.model),
             "rows": str(folder / "rows.json"),
             "found": str(folder / "found.json"),
             "seed": self.config.settings.train.seed,
         }
-        self.send("audit", f"audit.{self.model}.{self.drops[-1]}.{len(rows)}", inputs, folder / "job.json", len(rows))
+        token = f"audit.{self.model}.{self.drops[-1]}.{len(rows)}"
+        first = backbone.orders if backbone else ()
+        self.send("audit", token, inputs, folder / "job.json", len(rows), first)
 
     def take(self, outputs: dict[str, Any]) -> None:
         found = json.loads(Path(outputs["found"]).read_text(encoding="utf-8"))

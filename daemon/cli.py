@@ -203,7 +203,7 @@ def benchmark(
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="That one architecture may take.")] = 300.0,
     memory_mb: Annotated[float, typer.Option(min=100, help="That one of its processes may take.")] = 8_000.0,
-    table: Annotated[Path | None, typer.Option("--csv", help="Each row is added to this file as it comes.")] = None,
+    table: Annotated[Path | None, typer.Option("--csv", help="This file is written anew, a row as it comes.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure what has a row already too.")] = False,
     workspace: Workspace = HERE,
     as_json: AsJson = False,

@@ -195,6 +195,12 @@ class Build(Section):
     compute_capability: Annotated[str, AfterValidator(_check_capability)] = ""
 
 
+class Audit(Section):
+    backbone: str = ""
+    weights: Annotated[str, Field(min_length=1)] = "timm"
+    size: Annotated[int, Number, Field(ge=8, le=4096)] = 224
+
+
 class Search(Section):
     architectures: tuple[str, ...] = ()
     first_epochs: Count = 1
@@ -244,6 +250,7 @@ class Settings(BaseSettings):
     input: Input = Input()
     model: Model = Model()
     train: Train = Train()
+    audit: Audit = Audit()
     search: Search = Search()
 
     tune: Tune = Tune()

@@ -23,7 +23,7 @@ SECONDS_AN_IMAGE = 0.25  # … and so many more for each image: a large network 
 
 
 class Errand(ABC):
-    """A lane whose child runs one stage; a failure holds nothing up, what it was about is asked with the next drop."""
+    """A lane whose child answers by one stage; after a failure, which holds nothing up, the next drop asks again."""
 
     doing: ClassVar[str]  # for the log: "the audit of labels"
 
@@ -33,18 +33,29 @@ class Errand(ABC):
         self.put = put
         self.child: Child | None = None
         self.limit = 0.0  # seconds, of the child
+        self.stage = ""  # that answers the question
 
-    def send(self, stage: str, token: str, inputs: dict[str, Any], file: Path, images: int | None = None) -> None:
+    def send(
+        self,
+        stage: str,
+        token: str,
+        inputs: dict[str, Any],
+        file: Path,
+        images: int | None = None,
+        first: tuple[StageOrder, ...] = (),
+    ) -> None:
         """Starts the child on this stage; `file` becomes its job.
 
-        images: how many it looks at, where its inputs do not name them; they give it more time.
+        images: how many it looks at, where its inputs do not name them; they give it more time. first: stages that it
+        needs before, of whose outputs nothing is taken.
         """
+        self.stage = stage
         threads = self.config.settings.compute.serve_threads
         common = {"store": str(self.config.state / "store"), "threads": threads}
         number = len(inputs.get("samples", ())) if images is None else images
         longest = self.config.settings.compute.stage_timeout_minutes * 60
         self.limit = min(SECONDS + number * SECONDS_AN_IMAGE, longest)
-        job = Job(token, "pipeline", (StageOrder(stage, {**common, **inputs}),), threads=threads)
+        job = Job(token, "pipeline", (*first, StageOrder(stage, {**common, **inputs})), threads=threads)
         file.write_text(json.dumps(to_dict(job)), encoding="utf-8")
         self.child = Child(token, "pipeline", [str(file)], self.put, environment=jobs.environment(threads))
 
@@ -59,7 +70,7 @@ class Errand(ABC):
     def hear(self, line: dict[str, Any]) -> None:
         if line["event"] == "failed":
             log.warning("%s failed: %s", self.doing, line["error"])
-        if line["event"] == "finished":
+        if line["event"] == "finished" and line["stage"] == self.stage:
             for why in line["outputs"].get("left_out", ()):
                 log.warning("%s: left out: %s", self.doing, why)
             self.take(line["outputs"])

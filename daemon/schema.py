@@ -121,7 +121,7 @@ flags = Table(  # labels that the audit takes for wrong, and what a person answe
     Column("suggested", String, nullable=False),
     Column("score", Float, nullable=False),  # out-of-sample probability of the class given
     Column("suggested_score", Float, nullable=False),
-    Column("model_id", ForeignKey("models.id"), nullable=False),  # whose embedding told
+    Column("model_id", String, nullable=False),  # whose embedding told: of a stored model, or of a backbone
     Column("at", Float, nullable=False),
     Column("state", String, nullable=False, index=True),  # open, accepted, kept, relabelled, withdrawn
     Column("by", String),

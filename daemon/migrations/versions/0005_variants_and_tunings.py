@@ -12,6 +12,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    with op.batch_alter_table("flags", schema=None) as batch_op:
+        batch_op.drop_constraint("fk_flags_model_id", type_="foreignkey")  # it may be a backbone, too
     with op.batch_alter_table("artifacts", schema=None) as batch_op:
         batch_op.add_column(sa.Column("unverified", sa.String(), nullable=True))
     with op.batch_alter_table("benchmarks", schema=None) as batch_op:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from daemon import data_views, flags, schema, snapshot, views
 from daemon.auditor import Auditor
+from daemon.config import load
 from daemon.errors import NotFound, UsageError
 from daemon.events import ChildEnded, ChildSpoke, Event
 from daemon.flags import Chosen
@@ -308,3 +310,24 @@ def test_an_audit_that_fails_holds_nothing_up(lane: Lane, stand_in: StandIn) -> 
     assert lane.world.rows(schema.drops)[-1].audited is None
     lane.work()
     assert lane.world.rows(schema.drops)[-1].audited is not None
+
+
+def test_a_backbone_audits_what_comes_before_there_is_a_champion(world: World, stand_in: StandIn) -> None:
+    world.config = load(world.config.workspace, ["audit.backbone=tf_efficientnet_lite0", "audit.size=64"])
+    cats = world.samples("cat", "train", 15)
+    world.samples("dog", "train", 15)
+    world.require()
+    lane = Lane(world)
+    stand_in.flag(*lane.shas(*cats[:1]))
+    lane.work()
+    assert [run["stage"] for run in stand_in.runs] == ["sketch", "audit"]
+    drawn, audit = (run["inputs"] for run in stand_in.runs)
+    assert (drawn["architecture"], drawn["weights"], drawn["height"]) == ("tf_efficientnet_lite0", "timm", 64)
+    assert drawn["model"] == audit["model"]
+    (flag,) = world.rows(schema.flags)
+    assert flag.model_id == Path(drawn["model"]).name == Path(audit["embeddings"]).name
+    (Path(drawn["model"]) / "manifest.json").parent.mkdir(parents=True)
+    (Path(drawn["model"]) / "manifest.json").touch()
+    world.samples("cat", "train", 2, mark="new")
+    lane.work()
+    assert [run["stage"] for run in stand_in.runs][2:] == ["audit"]  # it is there

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from safetensors.torch import load_file, save_file
 
 from deploy.build import verify_model
 from pipeline import sketch
+from pipeline.embedding import Embedder
+from pipeline.model import create_network, state_of
 from policies.job import StageError
 
 
@@ -40,3 +43,13 @@ def test_the_same_network_is_drawn_each_time(tmp_path: Path, said: Any) -> None:
 def test_what_cannot_be_made_is_said(tmp_path: Path, said: Any) -> None:
     with pytest.raises(StageError, match="is not known; nearest: test_resnet"):
         draw(tmp_path, said, architecture="test_resnett")
+
+
+def test_it_is_a_backbone_with_weights_that_are_given(tmp_path: Path, said: Any) -> None:
+    trained = state_of(create_network("test_resnet", 3, (32, 40)))  # of other classes
+    save_file(trained, tmp_path / "weights.safetensors")
+    model = Path(draw(tmp_path, said, weights=str(tmp_path / "weights.safetensors"), resize="crop")["path"])
+    held = load_file(model / "weights.safetensors")
+    same = [name for name, value in held.items() if value.shape == trained[name].shape and value.equal(trained[name])]
+    assert len(held) - len(same) == 2  # all but the head
+    assert Embedder(model, threads=1).resize == "crop"
