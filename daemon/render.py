@@ -200,7 +200,7 @@ def models(view: Sequence[View]) -> RenderableType:
         _row(
             table,
             model["artifact"],
-            model["architecture"],
+            f"{model['architecture']}\n{model['engine']} {model['precision']}",
             str(len(model["classes"])),
             percent(model["tune_accuracy"]),
             percent(model["judge_accuracy"]),
@@ -208,7 +208,7 @@ def models(view: Sequence[View]) -> RenderableType:
             number(figures.get("throughput")),
             number(model["artifact_mb"]),
             number(figures.get("memory_mb")),
-            model["serves"] or ("gone from the disk" if model["gone"] else ""),
+            model["serves"] or ("gone from the disk" if model["gone"] else "unverified" if model["unverified"] else ""),
         )
     return table
 
