@@ -188,8 +188,7 @@ def cycles(view: Sequence[View]) -> RenderableType:
 def models(view: Sequence[View]) -> RenderableType:
     columns = ("cl.", "tune", "judge", "p95 ms", "img/s", "MB", "memory")
     table = Table(
-        Column("artifact", no_wrap=True, min_width=16),
-        Column("architecture", overflow="fold"),
+        Column("artifact, of what, built by", overflow="fold", min_width=20),
         *(Column(name, justify="right", no_wrap=True) for name in columns),
         "serves",
         box=None,
@@ -199,8 +198,7 @@ def models(view: Sequence[View]) -> RenderableType:
         figures = model["measurement"] or {}
         _row(
             table,
-            model["artifact"],
-            f"{model['architecture']}\n{model['engine']} {model['precision']}",
+            f"{model['artifact']}\n{model['architecture']}\n{model['engine']} {model['precision']}",
             str(len(model["classes"])),
             percent(model["tune_accuracy"]),
             percent(model["judge_accuracy"]),
