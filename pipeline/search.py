@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -17,7 +19,8 @@ from pipeline.trial import EPOCH, ERROR, TrialRun
 from pipeline.trials import FAILED, FINISHED, METRIC, STOPPED, Trials
 from policies.job import Report
 
-WORKERS_LOST = 3  # of one trial, before it fails
+WORKERS_LOST = 3  # of one trial, before Ray gives it up
+GIVEN_UP = 3  # times, before it fails: Ray gives a trial up at once whose worker dies between two trials
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,22 @@ class Search:
 
 def search(asked: Search, trials: Trials, report: Report) -> None:
     """Runs what is left of the tuning's trials to their ends, which are then in `trials`."""
+    given_up: Counter[int] = Counter()
+    while (left := asked.trials - len(trials.ended)) > 0:
+        before = given_up.total()
+        _run(asked, trials, report, left, given_up)
+        if len(trials.ended) == asked.trials - left and given_up.total() == before:
+            return  # nothing is left to propose
+
+
+def _run(asked: Search, trials: Trials, report: Report, left: int, given_up: Counter[int]) -> None:
     searcher = _searcher(asked, trials)
     resources = {"cpu": asked.processors, **({"gpu": asked.gpus} if asked.gpus else {})}
     tune.run(  # not tune.Tuner, which would pickle the callbacks, and what the report writes to with them
         TrialRun,
         name="ray",
         config={"order": {**asked.order, "threads": asked.threads}},
-        num_samples=asked.trials - len(trials.ended),
+        num_samples=left,
         max_concurrent_trials=asked.concurrent,
         search_alg=searcher,
         scheduler=_scheduler(asked, trials),
@@ -53,7 +65,7 @@ def search(asked: Search, trials: Trials, report: Report) -> None:
         reuse_actors=True,
         max_failures=WORKERS_LOST,
         raise_on_failed_trial=False,
-        callbacks=[Journal(trials, asked, report)],
+        callbacks=[Journal(trials, asked, report, given_up)],
         storage_path=str(trials.folder),
         trial_dirname_creator=lambda trial: str(trial.trial_id),
         verbose=0,
@@ -106,8 +118,8 @@ def _most_epochs(asked: Search) -> list[int]:
 class Journal(tune.Callback):
     """Writes down how each trial ended, as it ends, and reports how far the tuning has come."""
 
-    def __init__(self, trials: Trials, asked: Search, report: Report) -> None:
-        self.trials, self.asked, self.report = trials, asked, report
+    def __init__(self, trials: Trials, asked: Search, report: Report, given_up: Counter[int]) -> None:
+        self.trials, self.asked, self.report, self.given_up = trials, asked, report, given_up
         self.shares: dict[int, float] = {}  # of the epochs of a running trial, by number
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
@@ -124,9 +136,14 @@ class Journal(tune.Callback):
             self._end(trial, FINISHED if said.get(FINISHED) else STOPPED)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Ray calls this when it has given the trial up, not when it tries again."""
-        said = str(trial.get_error() or "its workers were lost").strip().splitlines()
-        self._end(trial, FAILED, said[-1])
+        """Ray calls this when it has given the trial up, not when it tries again. The next round goes on with it."""
+        number = trial.config["number"]
+        said = str(trial.get_error() or "its workers were lost").strip().splitlines()[-1]
+        self.given_up[number] += 1
+        if self.given_up[number] == GIVEN_UP:
+            self._end(trial, FAILED, said)
+        else:
+            print(f"trial {number} was given up ({said}): it is gone on with", file=sys.stderr)
 
     def _end(self, trial: Any, state: str, error: str | None = None) -> None:
         self.trials.end(trial.config["number"], state, error)
