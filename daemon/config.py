@@ -222,6 +222,7 @@ class Compute(Section):
 class Triton(Section):
     url: Annotated[str, AfterValidator(_check_url)] = "127.0.0.1:8001"
     repository: Place = Path("triton")
+    flavour: Literal["python", "native"] = "python"
     max_batch_size: Count = 8
     instances: Count = 2
     timeout_seconds: Positive = 30.0

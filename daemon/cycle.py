@@ -9,7 +9,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from daemon import (
     verdicts,
 )
 from daemon.children import Child
-from daemon.config import Config
+from daemon.config import Config, dump
 from daemon.cycle_facts import words_of
 from daemon.events import Event
 from daemon.ground import Ground
@@ -66,13 +66,14 @@ class Cycle:
         with journal.begin() as connection:
             self.row = get(connection, schema.cycles, id_)
             _lose_attempts(connection, id_, alive=config.state / "cycles" / str(id_))
-            tuned = tunings.best(connection, self.row.target, self.row.settings)
+            settings = complete(self.row.settings, dump(config))
+            tuned = tunings.best(connection, self.row.target, settings)
         self.target: str = self.row.target
         names, self.rows = snapshot.read(config.state / "snapshots" / f"{self.row.snapshot_id}.snapshot")
         self.ground = Ground(
             cycle=id_,
             state=config.state,
-            settings=self.row.settings,
+            settings=settings,
             requirement=from_dict(Requirement, self.row.requirement),
             snapshot=self.row.snapshot_id,
             classes=len(names),
@@ -283,7 +284,7 @@ class Cycle:
                 case "finished":
                     connection.execute(_open_attempt(stage).values(ended=now(), outcome="done"))
                     outcomes.record(connection, self.ground, get(connection, schema.stages, stage), line["outputs"])
-                    tuned = tunings.best(connection, self.target, self.row.settings)
+                    tuned = tunings.best(connection, self.target, self.ground.settings)
                     self.ground = dataclasses.replace(self.ground, tuned=tuned)
                     claim(
                         connection,
@@ -376,6 +377,16 @@ class Cycle:
         claim(connection, schema.cycles, self.id, "running", state, outcome=outcome, reason=reason, ended=now())
         if self.row.trigger == "data" and state != "interrupted":
             people.settle(connection, self.target, before=self.row.started)
+
+
+def complete(frozen: Mapping[str, Any], today: Mapping[str, Any]) -> dict[str, Any]:
+    """A cycle's frozen settings; today's for what an older version did not know, and for the use of the machine."""
+    settings = dict(today)
+    for key, value in frozen.items():
+        free = key in ("space", "optimizers")  # tables of any keys: they are taken whole
+        inner = isinstance(value, Mapping) and isinstance(today.get(key), Mapping) and not free
+        settings[key] = complete(value, today[key]) if inner else value
+    return {**settings, "compute": today["compute"]} if "compute" in today else settings
 
 
 def _open_attempt(stage: int) -> Any:

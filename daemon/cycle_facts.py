@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 from daemon import evidence, schema, sketches, targets, tunings, verdicts
 from daemon.ground import Ground
 from daemon.journal import AnyRow
-from daemon.variants import Devices, join
+from daemon.variants import Devices, gpu_of, join
 from policies.facts import Role, Verdict, from_dict
 from policies.next_step import CycleFacts
 from policies.search import Heat, SearchFacts
@@ -42,6 +42,7 @@ def gather(
     search = _search(connection, cycle, ground, devices)
     first = _architectures(connection, ground, champion)
     recipes = {name: ground.recipe(name) for name in (*first, *(search.names or ()))}
+    refused = _refused(connection, cycle.id)
     return CycleFacts(
         trigger=cycle.trigger,
         requirement=requirement,
@@ -53,7 +54,10 @@ def gather(
         ),
         variants=ground.variants,
         unbuilt=_unbuilt(connection, cycle, ground, recipes, champion),
-        refused=_refused(connection, cycle.id),
+        refused=refused,
+        unbuildable=_unbuildable(connection, refused, recipes),
+        unanswered=_unanswered(connection, cycle.id),
+        built=_built_in(connection, cycle.id),
         stored=_stored(connection),
         fresh=frozenset(_models(connection, recipes)),
         trained=_trained(connection, recipes),
@@ -150,7 +154,7 @@ def _unbuilt(
     pairs = [(model, variant) for model in connection.execute(own).scalars() for variant in ground.variants]
     pairs += _of_champion(connection, cycle.trigger, ground, champion) if champion else []
     there = _stored(connection)
-    built = _built(connection)
+    built = _built(connection, cycle.id, ground)
     found |= dict.fromkeys(pair for pair in pairs if pair not in built)
     return tuple(pair for pair in found if pair[0] in there)
 
@@ -171,12 +175,25 @@ def _of_champion(
     return [(row.model_id, variant) for variant in (join(row.engine, row.precision), *others)]
 
 
-def _built(connection: Connection) -> set[tuple[str, str]]:
-    artifacts = schema.artifacts
-    rows = connection.execute(
-        select(artifacts.c.model_id, artifacts.c.engine, artifacts.c.precision).where(artifacts.c.gone.is_(None))
-    )
-    return {(row.model_id, join(row.engine, row.precision)) for row in rows}
+def _built(connection: Connection, cycle: int, ground: Ground) -> set[tuple[str, str]]:
+    """Models and variants that there is an artifact of, as it would be built now.
+
+    What was unverified when it was built is built again, once a cycle: this machine may be able to run it by now.
+    """
+    artifacts, gpu, fresh = schema.artifacts, gpu_of(ground.settings), _built_in(connection, cycle)
+    rows = connection.execute(select(artifacts).where(artifacts.c.gone.is_(None)))
+    return {
+        (row.model_id, join(row.engine, row.precision))
+        for row in rows
+        if (row.unverified is None or row.id in fresh) and (row.device is None or gpu in (None, row.device))
+    }
+
+
+def _built_in(connection: Connection, cycle: int) -> frozenset[str]:
+    table = schema.stages
+    mine = (table.c.cycle_id == cycle, table.c.step.startswith("build "), table.c.name == "build")
+    outputs = connection.execute(select(table.c.outputs).where(*mine, table.c.state == "done")).scalars()
+    return frozenset(said["artifact"] for said in outputs if said)
 
 
 def _too_large(connection: Connection, ground: Ground) -> dict[str, str]:
@@ -200,10 +217,45 @@ def _refused(connection: Connection, cycle: int) -> dict[str, str]:
     return {step: f"stage {name}: {words}" for step, name, words in _failures(connection, cycle, ("build",))}
 
 
+def _unbuildable(connection: Connection, refused: Mapping[str, str], recipes: Mapping[str, str]) -> dict[str, str]:
+    """The architectures whose models of this cycle no builder took."""
+    models, artifacts = schema.models, schema.artifacts
+    there = select(artifacts.c.model_id).where(artifacts.c.gone.is_(None))
+    rows = connection.execute(
+        select(models.c.id, models.c.architecture).where(
+            models.c.recipe.in_(list(recipes.values())), models.c.id.not_in(there)
+        )
+    )
+    said = {
+        row.architecture: [f"{s}, {words}" for s, words in refused.items() if s.split()[1] == row.id] for row in rows
+    }
+    return {name: "; ".join(words) for name, words in said.items() if words}
+
+
+def _unanswered(connection: Connection, cycle: int) -> dict[str, str]:
+    """The artifacts that could not be proven or measured in this cycle: opened by their engine, for instance."""
+    found = {}
+    for step, name, words in _failures(connection, cycle, ("prove", "build")):
+        artifact: str | None = step.split()[1]
+        if step.startswith("build "):
+            table = schema.stages
+            mine = (table.c.cycle_id == cycle, table.c.step == step, table.c.name == "build", table.c.state == "done")
+            outputs = connection.execute(select(table.c.outputs).where(*mine)).scalar()
+            artifact = outputs["artifact"] if outputs else None
+        if artifact is not None and name != "pixels":
+            found[artifact] = f"{step}, stage {name}: {words}"
+    return found
+
+
 def _failed(connection: Connection, cycle: int) -> dict[str, str]:
     """What ends a cycle. A search goes on without what failed in it, a training without its tuning."""
-    failures = _failures(connection, cycle, ("train", "prove", "shortlist"))
-    return {f"{step}, stage {name}": words for step, name, words in failures}
+    failures = _failures(connection, cycle, ("train", "prove", "build", "shortlist"))
+    return {f"{step}, stage {name}": words for step, name, words in failures if _ends_all(step, name)}
+
+
+def _ends_all(step: str, stage: str) -> bool:
+    """Images that cannot be decoded are a failure of all; an artifact that cannot be asked is one of its own."""
+    return stage == "pixels" or not step.startswith(("prove ", "build "))
 
 
 def _failures(connection: Connection, cycle: int, kinds: tuple[str, ...]) -> list[tuple[str, str, str]]:

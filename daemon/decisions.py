@@ -82,13 +82,6 @@ def _begin(
     decision: Decision,
     found: Evidence,
 ) -> int:
-    policies = config.settings.policies
-    taken = snapshot.take(
-        connection,
-        config.state / "snapshots",
-        known=found.champion_classes,
-        at_least=policies.new_class.samples if found.champion else policies.volume.first_samples_per_class,
-    )
     return add(
         connection,
         schema.cycles,
@@ -96,8 +89,18 @@ def _begin(
         target=requirement.target,
         trigger=TRIGGERS[decision.action],
         state="running",
-        snapshot_id=taken.id,
+        snapshot_id=_snapshot(connection, config, requirement.target, decision, found),
         requirement=to_dict(requirement),
         settings=dump(config),
         started=now(),
     )
+
+
+def _snapshot(connection: Connection, config: Config, target: str, decision: Decision, found: Evidence) -> str:
+    """What the cycle stands on: the data as it is now, or, to build again what was lost, as it was for that."""
+    folder, policies = config.state / "snapshots", config.settings.policies
+    champion = targets.champion(connection, target)
+    if decision.action == "rebuild" and champion and (folder / f"{champion.snapshot}.snapshot").exists():
+        return champion.snapshot  # int8 is calibrated on its images
+    at_least = policies.new_class.samples if found.champion else policies.volume.first_samples_per_class
+    return snapshot.take(connection, folder, known=found.champion_classes, at_least=at_least).id

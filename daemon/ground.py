@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from daemon.variants import shrink, wanted
+from daemon.variants import gpu_of, shrink, wanted
 from policies.facts import Requirement
 
 
@@ -83,7 +83,7 @@ class Ground:
     @property
     def variants(self) -> tuple[str, ...]:
         """The engines and precisions that the target could take."""
-        return wanted(self.settings["build"]["engines"], self.requirement)
+        return wanted(self.settings["build"]["engines"], self.requirement, gpu_of(self.settings))
 
     @property
     def max_weights_mb(self) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection
 
-from daemon import schema
+from daemon import schema, tunings
 from daemon.ground import Ground
 from daemon.journal import get
 from daemon.stock import artifact_folder, model_folder
@@ -44,7 +44,7 @@ def _on_pixels(
 ) -> list[StagePlan]:
     match step:
         case Tune():
-            return [StagePlan("tune", "pipeline", _tuning(step.architecture, ground))]
+            return [StagePlan("tune", "pipeline", _tuning(step.architecture, ground, connection))]
         case Race():
             racing = _train_inputs(step.architecture, ground.racing(step.architecture), ground)
             return [StagePlan("train", "pipeline", {**racing, "until": step.epochs})]
@@ -86,17 +86,19 @@ def _training(architecture: str, ground: Ground) -> list[StagePlan]:
     ]
 
 
-def _tuning(architecture: str, ground: Ground) -> dict[str, Any]:
-    """A tuning lies by what it depends on, so that one that was cut off goes on where it was."""
+def _tuning(architecture: str, ground: Ground, connection: Connection) -> dict[str, Any]:
+    """A tuning lies by what it depends on: one that was cut off goes on where it was, and the next is another."""
     tune = ground.settings["tune"]
-    about = [ground.requirement.target, ground.run_folder(architecture, ground.settings["train"]).name, tune["space"]]
+    earlier = tunings.count(connection, ground.requirement.target, architecture)
+    recipe = ground.run_folder(architecture, ground.racing(architecture)).name
+    about = [ground.requirement.target, recipe, tune["space"], earlier]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     training = _train_inputs(architecture, ground.racing(architecture), ground)
     return {
         **{name: training[name] for name in ("architecture", "weights", "height", "width", "settings", "track")},
         "folder": str(ground.state / "tunings" / key),
         **{name: tune[name] for name in ("space", "trials", "concurrent", "grace_epochs", "reduction")},
-        "seed": ground.settings["train"]["seed"],
+        "seed": ground.settings["train"]["seed"] + earlier,
         "address": ground.settings["cluster"]["address"],
     }
 

@@ -35,6 +35,8 @@ _BOUNDS = {  # of the settings that policies/settings.py describes with the stan
     "policies.staleness.samples": _COUNT,
     "policies.budget.minutes_per_day": (0.0, _MOST),
     "policies.cooldown.minutes": (0.0, _MOST),
+    "policies.tuning.days": (0.0, _MOST),
+    "policies.tuning.missed_days": (0.0, _MOST),
     "policies.retry.attempts": _COUNT,
     "policies.retry.first_seconds": (0.01, _MOST),
     "policies.retry.max_seconds": (0.01, _MOST),
@@ -103,6 +105,25 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
         yield "model.weights", f'names the file {config.weights}, which is not there; or write "none" or "timm"'
     if config.settings.train.optimizer == "auto" and not config.settings.roles.tune:
         yield "train.optimizer", 'is "auto", which compares optimizers on tune samples: roles.tune must be above 0'
+    yield from _impossible_search(config)
     names = config.settings.model.architectures
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         yield "model.architectures", f"names {', '.join(doubled)} twice"
+
+
+def _impossible_search(config: Config) -> Iterator[tuple[str, str]]:
+    settings = config.settings
+    if settings.tune.trials and not settings.roles.tune:
+        yield "tune.trials", "are compared on tune samples: roles.tune must be above 0"
+    optimizers = settings.tune.space.get("optimizer")
+    if optimizers is not None and "auto" in (optimizers.choices or ()):
+        yield (
+            "tune.space.optimizer",
+            'a race of optimizers in every trial: leave "auto" out, or name it in train.optimizer',
+        )
+    audit = settings.audit
+    if audit.backbone and audit.weights != "timm" and not config.path(Path(audit.weights)).is_file():
+        yield "audit.weights", f'names the file {config.path(Path(audit.weights))}, which is not there; or write "timm"'
+    twice = {name for name in settings.build.engines if settings.build.engines.count(name) > 1}
+    if twice:
+        yield "build.engines", f"names {', '.join(sorted(twice))} twice"

@@ -26,13 +26,21 @@ def record(connection: Connection, ground: Ground, stage: AnyRow, outputs: Mappi
         case "tune", "tune":
             tunings.record(connection, ground, named[0], outputs)
         case "sketch", "measure":
-            sketches.record(connection, ground, named[0], named[1], outputs)
+            sketches.record(connection, ground, named[0], named[1], outputs, _size_of(connection, stage))
         case "build", "build":
             _record_artifact(connection, named[0], outputs)
         case _, "prove":
             _record_proof(connection, ground, outputs)
         case _, "measure" if "skipped" not in outputs:
             _record_measurement(connection, outputs)
+
+
+def _size_of(connection: Connection, stage: AnyRow) -> float | None:
+    """MB of the artifact that the stage's step built."""
+    table = schema.stages
+    mine = (table.c.cycle_id == stage.cycle_id, table.c.step == stage.step, table.c.name == "build")
+    outputs = connection.execute(select(table.c.outputs).where(*mine)).scalar()
+    return float(outputs["artifact_mb"]) if outputs else None
 
 
 def _record_size(connection: Connection, architecture: str, weights_mb: float) -> None:
@@ -83,7 +91,8 @@ def _record_artifact(connection: Connection, model: str, outputs: Mapping[str, A
             artifact_mb=outputs["artifact_mb"],
             created=now(),
         )
-        .on_conflict_do_update(index_elements=["id"], set_={"gone": None})  # it was lost, and is built again
+        # It was lost, or could not be run here then, and is built again.
+        .on_conflict_do_update(index_elements=["id"], set_={"gone": None, "unverified": outputs["unverified"]})
     )
 
 

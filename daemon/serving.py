@@ -19,8 +19,10 @@ from daemon.config import Config
 from daemon.events import ArtifactLost, Event, SettingsEdited, SwitchEnded
 from daemon.journal import AnyRow, add, claim, get, now
 from daemon.stock import artifact_folder, find_damage
-from daemon.variants import devices
+from daemon.variants import devices, gpu_of
 from deploy import repository
+from deploy.artifact import ArtifactError, read_manifest
+from deploy.config_pbtxt import Flavour
 from deploy.config_pbtxt import Serving as ServedHow
 from deploy.repository import RepositoryError
 from deploy.switch import STEPS, Switch, SwitchFailed, is_lost, mend, run_step, undo
@@ -38,7 +40,8 @@ class Serving:
         self.config = config
         self.journal = journal
         self.put = put
-        self.devices = devices(config.settings.compute.serve_threads)
+        settings = config.settings
+        self.devices = devices(settings.compute.serve_threads, gpu_of(settings.model_dump(mode="json")))
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._triton: Triton | None = None
@@ -329,11 +332,22 @@ class Serving:
             version=row.version,
             before=before,
             serving=ServedHow(
+                flavour=self._flavour(row.artifact_id),
                 max_batch_size=max(settings.triton.max_batch_size, asked.batch_size if asked else 1),
                 instances=settings.triton.instances,
                 threads=settings.compute.serve_threads,
             ),
         )
+
+    def _flavour(self, artifact: str) -> Flavour:
+        """Through Triton's Python backend, or as the artifact says that its own backend is called."""
+        if self.config.settings.triton.flavour == "python":
+            return "python"
+        try:
+            native: Flavour = read_manifest(artifact_folder(self.config.state, artifact)).get("flavour", "python")
+        except ArtifactError:  # it is lost, and will be built again
+            return "python"
+        return native
 
     def _connection(self) -> Triton:
         if self._triton is None:

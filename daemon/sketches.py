@@ -18,10 +18,12 @@ from policies.search import Sketched
 FRESH_SECONDS = 86_400.0  # older figures are taken anew: no noisy moment must rule an architecture out for good
 
 
-def record(connection: Connection, ground: Ground, name: str, variant: str, outputs: Mapping[str, Any]) -> None:
+def record(
+    connection: Connection, ground: Ground, name: str, variant: str, outputs: Mapping[str, Any], size: float | None
+) -> None:
     """The measurement of an untrained architecture, or (under "skipped") why this machine cannot make one."""
-    skipped = outputs.get("skipped")
-    _add(connection, ground, name, variant, outputs.get("device", ""), {} if skipped else dict(outputs), skipped)
+    figures = {"unverified": outputs["skipped"], "artifact_mb": size} if "skipped" in outputs else dict(outputs)
+    _add(connection, ground, name, variant, outputs.get("device", ""), figures, None)
 
 
 def record_failure(connection: Connection, ground: Ground, name: str, variant: str, device: str, words: str) -> None:
@@ -63,6 +65,10 @@ def known(connection: Connection, ground: Ground, started: float, devices: Devic
     for row in rows:
         if row.error and row.at >= started:
             found.setdefault(row.architecture, {})[row.variant] = Sketched(None, row.error)
+        elif not row.error and "unverified" in row.figures:
+            if row.at >= started:  # another day this machine may be able to run it
+                size, why = row.figures["artifact_mb"], row.figures["unverified"]
+                found.setdefault(row.architecture, {})[row.variant] = Sketched(None, "", size, why)
         elif not row.error and row.device == devices[split(row.variant)[0]]:
             figures = {**row.figures, "device": row.device, "batch_size": row.batch_size}
             figures |= {"concurrency": row.concurrency, "threads": row.figures.get("threads", 1)}

@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import ColumnElement, Connection, func, select
 
 from daemon import schema
-from daemon.variants import Devices, join, runs_on
+from daemon.variants import Devices, is_bound_elsewhere, join, runs_on
 from deploy.artifact import ArtifactError
 from deploy.repository import verify_model
 from policies.constraints import infeasible_accuracy, shortfalls
@@ -128,6 +128,7 @@ def _that_fit(
         )
         for row in rows
         if runs_on(row.engine, row.device, requirement.accelerator)
+        and not is_bound_elsewhere(row.device, devices.get(row.engine, ""))
     ]
 
 

@@ -61,6 +61,13 @@ def best(connection: Connection, target: str, settings: Mapping[str, Any]) -> di
     return {name: {key: value for key, value in found.items() if key in space} for name, found in rows}
 
 
+def count(connection: Connection, target: str, architecture: str) -> int:
+    """How often the architecture was tuned for the target."""
+    table = schema.tunings
+    mine = (table.c.target == target, table.c.architecture == architecture)
+    return int(connection.execute(select(func.count()).where(*mine)).scalar() or 0)
+
+
 def ages(connection: Connection, target: str) -> dict[str, float]:
     """Days since the last tuning of each architecture for the target."""
     table = schema.tunings

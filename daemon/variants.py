@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from deploy.device import fingerprint
 from deploy.engines import ENGINES
@@ -22,9 +23,15 @@ def join(engine: str, precision: str) -> str:
     return f"{engine}:{precision}"
 
 
-def wanted(configured: Sequence[str], requirement: Requirement) -> tuple[str, ...]:
-    """The configured variants that run on the target's accelerator."""
-    return tuple(join(*split(name)) for name in configured if runs_on(split(name)[0], None, requirement.accelerator))
+def wanted(configured: Sequence[str], requirement: Requirement, gpu: str | None) -> tuple[str, ...]:
+    """The configured variants that run on the target's accelerator; `gpu`: what plans are bound to, None: not known."""
+    return tuple(join(*split(name)) for name in configured if runs_on(split(name)[0], gpu, requirement.accelerator))
+
+
+def gpu_of(settings: Mapping[str, Any]) -> str | None:
+    """What plans are bound to, as "sm89", where the configuration says it."""
+    capability = settings["build"]["compute_capability"]
+    return f"sm{capability.replace('.', '')}" if capability else None
 
 
 def runs_on(engine: str, device: str | None, accelerator: str) -> bool:
@@ -42,6 +49,16 @@ def shrink(variants: Sequence[str]) -> int:
     return max((SHRINKS[split(variant)[1]] for variant in variants), default=1)
 
 
-def devices(threads: int) -> dict[str, str]:
-    """What each engine's artifacts are measured on here."""
-    return {engine: fingerprint(engine, threads) for engine in ENGINES}
+def devices(threads: int, gpu: str | None) -> dict[str, str]:
+    """What each engine's artifacts are measured on here; of those bound to a GPU the text opens with it."""
+    return {
+        engine: f"{gpu}, {fingerprint(engine, threads)}"
+        if gpu and line.accelerator == "cuda"
+        else fingerprint(engine, threads)
+        for engine, line in ENGINES.items()
+    }
+
+
+def is_bound_elsewhere(device: str | None, fingerprint: str) -> bool:
+    """Whether an artifact is bound to another device than plans are bound to now: it is never offered to another."""
+    return device is not None and fingerprint.startswith("sm") and not fingerprint.startswith(f"{device}, ")

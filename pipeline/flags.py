@@ -76,9 +76,7 @@ def check(labels: NDArray[np.generic], probabilities: NDArray[np.generic]) -> tu
     ):
         if wrong.any():
             row = int(wrong.argmax())
-            raise StageError(
-                f"row {row} of the probabilities {what}: {found[row].tolist()} ({wrong.sum():,} such rows)"
-            )
+            raise StageError(f"row {row} of the probabilities {what}: {_short(found[row])} ({wrong.sum():,} such rows)")
     outside = (given < 0) | (given >= classes)
     if outside.any():
         row = int(outside.argmax())
@@ -87,7 +85,7 @@ def check(labels: NDArray[np.generic], probabilities: NDArray[np.generic]) -> tu
 
 
 def _short(row: Probabilities) -> str:
-    return np.array2string(row, precision=4, threshold=8, edgeitems=3)
+    return np.array2string(row, precision=4, threshold=8, edgeitems=3, separator=", ")
 
 
 def find_flags(labels: Labels, probabilities: Probabilities) -> list[Flag]:

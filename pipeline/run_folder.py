@@ -71,7 +71,7 @@ class RunFolder:
         """Makes the folder ready; what it holds of another recipe is removed, and said."""
         said = None
         held = read_json(self.recipe) if self.recipe.exists() else None
-        if held != recipe.plain() and self.path.exists() and any(self.path.iterdir()):
+        if _depends_on(held) != _depends_on(recipe.plain()) and self.path.exists() and any(self.path.iterdir()):
             said = f"{self.path} holds a training of another recipe: starting anew"
             self.clear()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -95,6 +95,14 @@ class RunFolder:
 
     def write_history(self, attempts: int, epochs: list[dict[str, Any]]) -> None:
         write_json(self.history, {"format": 1, "attempts": attempts, "epochs": epochs})
+
+
+def _depends_on(plain: Mapping[str, Any] | None) -> Any:
+    """The recipe without the optimizers that nobody races for."""
+    if plain is None or plain["settings"].get("optimizer") == "auto":
+        return plain
+    settings = {key: value for key, value in plain["settings"].items() if key != "optimizers"}
+    return {**plain, "settings": settings}
 
 
 def training_of(earlier: Mapping[str, Mapping[str, Any]]) -> tuple[RunFolder, Recipe]:

@@ -41,6 +41,8 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
         "classes": [str(number) for number in range(int(inputs["classes"]))],
         "input": {"height": size[0], "width": size[1], "channels": 3, "dtype": "uint8", "layout": "NHWC"},
         "resize": inputs.get("resize", "stretch"),
+        "mean": mean,
+        "std": std,
         "snapshot": "",
         "weights": files["weights"],
         "graph": {**files["graph"], "opset": opset},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 import warnings
@@ -69,6 +70,8 @@ def train(
     """
     if folder.result.exists():
         done: Outputs = read_json(folder.result)["outputs"]
+        if until is not None:  # as it stood then: races compare equal numbers of epochs
+            done |= _standing(read_json(folder.history)["epochs"][:until])
         return {**done, "epochs_this_attempt": 0, "resumed_from": done["epochs"], "seconds": 0.0}
     torch.manual_seed(recipe.settings.seed)
     net = create_network(recipe.architecture, len(recipe.classes), recipe.size)
@@ -132,24 +135,32 @@ def fit(
             weights_only=True,
         )
     return _outputs(
-        record, folder, resumed_from=None if past is None else record.first, seconds=time.monotonic() - started
+        record, folder, last, resumed_from=None if past is None else record.first, seconds=time.monotonic() - started
     )
 
 
-def _outputs(record: Record, folder: RunFolder, resumed_from: int | None, seconds: float) -> Outputs:
+def _outputs(record: Record, folder: RunFolder, last: int, resumed_from: int | None, seconds: float) -> Outputs:
     if not record.best_epoch:
         raise StageError("no epoch had a finite loss on the tune samples: lower train.learning_rate")
-    best = record.epochs[record.best_epoch - 1]
     return {
         "run": str(folder.path),
-        "epochs": len(record.epochs),
+        **_standing(record.epochs[:last]),
         "epochs_this_attempt": len(record.epochs) - record.first,
         "resumed_from": resumed_from,
         "stopped_early": record.stopped_early,
-        "best_epoch": record.best_epoch,
+        "seconds": seconds,
+    }
+
+
+def _standing(epochs: list[dict[str, Any]]) -> Outputs:
+    """The best of these epochs, by loss on tune; without tune samples the last."""
+    known = [epoch for epoch in epochs if epoch["tune_loss"] is not None and math.isfinite(epoch["tune_loss"])]
+    best = min(known, key=lambda epoch: epoch["tune_loss"]) if known else epochs[-1]
+    return {
+        "epochs": len(epochs),
+        "best_epoch": best["epoch"],
         "tune_accuracy": best["tune_accuracy"],
         "tune_loss": best["tune_loss"],
-        "seconds": seconds,
     }
 
 

@@ -137,15 +137,25 @@ def nearest(candidates: Iterable[Candidate], requirement: Requirement) -> str | 
 
 
 def nearest_by_constraint(candidates: Sequence[Candidate], requirement: Requirement) -> list[str]:
-    """For each constraint that some candidate misses: the one that comes nearest, or meets it, with its figure."""
-    misses = {c.artifact + c.architecture + c.variant: (c, _all_missed(c, requirement)) for c in candidates}
+    """For each constraint that some candidate misses: the one that comes nearest, or meets it, with its figure.
+
+    Of what was not measured, or not proven, nothing is said.
+    """
+    misses = [(c, {s.constraint: s for s in _all_missed(c, requirement)}) for c in candidates]
     said = []
-    for constraint in dict.fromkeys(s.constraint for _, missed in misses.values() for s in missed):
-        by = [(c, next((s for s in missed if s.constraint == constraint), None)) for c, missed in misses.values()]
-        candidate, shortfall = min(by, key=lambda pair: _miss(pair[1]) if pair[1] else 0.0)
+    for constraint in dict.fromkeys(key for _, missed in misses for key in missed if key != "allow_unverified"):
+        known = [(c, missed.get(constraint)) for c, missed in misses if _has_figure(c, constraint)]
+        candidate, shortfall = min(known, key=lambda pair: _miss(pair[1]) if pair[1] else 0.0)
         who = f"{candidate.architecture} as {candidate.variant}"
         said.append(f"{constraint}: {who} meets it" if shortfall is None else f"{who}: {shortfall.sentence}")
     return said
+
+
+def _has_figure(candidate: Candidate, constraint: str) -> bool:
+    fields = {key: field for field, key, _, _ in _SPEED}
+    if constraint in fields:
+        return _measured(candidate.measurement, fields[constraint]) is not None
+    return constraint == "artifact_max_mb" or candidate.proof is not None
 
 
 def _all_missed(candidate: Candidate, requirement: Requirement) -> Sequence[Shortfall]:
@@ -169,10 +179,16 @@ def contradictions(requirement: Requirement) -> tuple[str, ...]:
         value = getattr(requirement, key)
         if value is not None and not (math.isfinite(value) and value > 0):
             wrong.append(f"require.{key} is {value:g}: it must be a number above 0; leave the line out to ask nothing")
-    if requirement.accelerator == "cpu" and requirement.gpu_memory_max_mb is not None:
+    if requirement.gpu_memory_max_mb is not None and math.isfinite(requirement.gpu_memory_max_mb):
         wrong.append(
-            f"require.gpu_memory_max_mb is {requirement.gpu_memory_max_mb:g}: a processor has no such memory, leave "
-            "the line out, or ask for a GPU in accelerator.kind"
+            f"require.gpu_memory_max_mb is {requirement.gpu_memory_max_mb:g}: memory of a GPU is not measured yet, "
+            "leave the line out"
+        )
+    speed = [key for _, key, _, _ in _SPEED if getattr(requirement, key) is not None]
+    if requirement.allow_unverified and speed:
+        wrong.append(
+            "require.allow_unverified is true: what cannot be run here cannot be measured, leave out "
+            f"{' and '.join(speed)}"
         )
     shares = {"accuracy_min": requirement.accuracy_min}
     shares |= {f"recall_min.{name}": value for name, value in requirement.recall_min.items()}

@@ -32,6 +32,9 @@ class CycleFacts:
     variants: tuple[str, ...] = ("onnxruntime:fp32",)  # engines and precisions that the target could take
     unbuilt: tuple[tuple[str, str], ...] = ()  # model and variant that there is no artifact of yet
     refused: Mapping[str, str] = field(default_factory=dict)  # build step -> why it came to nothing
+    unbuildable: Mapping[str, str] = field(default_factory=dict)  # architecture that nothing could be built of -> why
+    unanswered: Mapping[str, str] = field(default_factory=dict)  # artifact that could not be proven or measured -> why
+    built: frozenset[str] = frozenset()  # artifacts, in this cycle
     stored: frozenset[str] = frozenset()  # models whose folders are there
     fresh: frozenset[str] = frozenset()  # models of this snapshot and these settings
     trained: tuple[str, ...] = ()  # architectures that have a model of this snapshot and recipe
@@ -74,26 +77,27 @@ def _answered(facts: CycleFacts) -> Step | None:
 
 
 def _next_build(facts: CycleFacts) -> Step | None:
-    """What is to be built next. That one builder refuses a model ends nothing, as long as another took it."""
+    """What is to be built next. That one builder refuses a model ends nothing."""
     for model, variant in facts.unbuilt:
         if (build := Build(model, variant)).key not in facts.refused:
             return build
-    built = {candidate.model for candidate in facts.candidates}
-    for key, words in facts.refused.items():
-        if key.split()[1] not in built:
-            return Finish("failed", f"{key}, {words}")
     return None
 
 
 def _rebuilt(facts: CycleFacts) -> Finish:
     if any(candidate.artifact == facts.champion for candidate in facts.candidates):
         return Finish("kept", "what is served was built again, the same to the last byte")
-    return Finish("failed", "the build gave another artifact than the one that is served: put another in its place")
+    if refused := [f"{key}, {words}" for key, words in facts.refused.items()]:
+        return Finish("failed", "; ".join(refused))
+    # Not failed: that would have it tried for ever, before anything else.
+    return Finish(
+        "violated", "the build gave another artifact than the one that is served: the next training replaces it"
+    )
 
 
 def _next_candidate(facts: CycleFacts) -> Step | None:
     """The step that brings the most promising candidate closer to a verdict; None: none is left."""
-    pool = [c for c in facts.candidates if c.artifact not in facts.verdicts]
+    pool = [c for c in facts.candidates if c.artifact not in (*facts.verdicts, *facts.unanswered)]
     if facts.trigger == "data":
         pool = [c for c in pool if c.model in facts.fresh]
     if not facts.champion_feasible:
@@ -101,7 +105,7 @@ def _next_candidate(facts: CycleFacts) -> Step | None:
     fitting = [c for c in pool if not shortfalls(facts.requirement, c)]
     champion = [c for c in facts.candidates if c.artifact == facts.champion and facts.champion_feasible]
     for candidate in (*champion, *fitting):
-        if candidate.measurement is None and not candidate.unverified:
+        if candidate.measurement is None and not candidate.unverified and candidate.artifact not in facts.unanswered:
             return Prove(candidate.artifact, measure=True)
     if not fitting:
         return None
@@ -110,8 +114,8 @@ def _next_candidate(facts: CycleFacts) -> Step | None:
         return Finish("kept", _champion_first(facts, len(fitting)))
     if winner.proof is None:
         return Prove(winner.artifact, measure=False)
-    if facts.rivals:
-        return Prove(facts.rivals[0], measure=False)
+    if rivals := [artifact for artifact in facts.rivals if artifact not in facts.unanswered]:
+        return Prove(rivals[0], measure=False)
     return Judge(winner.artifact)
 
 
@@ -128,11 +132,17 @@ def _next_training(facts: CycleFacts) -> Step:
     if facts.champion_feasible and (facts.verdicts or facts.trigger == "constraints"):
         reasons = [verdict.reason for verdict in facts.verdicts.values()]
         return Finish("kept", reasons[-1] if reasons else "the champion meets the constraints as they are now")
+    if stuck := _unanswered(facts):
+        return Finish("failed", stuck)
     unfit = known_unfit(facts)
     if _nothing_runs_here(facts):
         return Finish("violated", _nothing_left(facts, unfit))
     if again := _measured_long_ago(facts, unfit):
         return Prove(again, measure=True)
+    return _next_architecture(facts, unfit)
+
+
+def _next_architecture(facts: CycleFacts, unfit: Mapping[str, str]) -> Step:
     for architecture in facts.architectures:
         if architecture not in facts.trained and architecture not in unfit:
             return _build_what_is_stored(facts, architecture) or _train(facts, architecture)
@@ -141,9 +151,19 @@ def _next_training(facts: CycleFacts) -> Step:
     return _next_in_search(facts, unfit)
 
 
+def _unanswered(facts: CycleFacts) -> str | None:
+    """Why what was trained for this cycle, and would fit, could not be proven or measured; None: nothing such."""
+    said = {
+        c.artifact: facts.unanswered[c.artifact]
+        for c in facts.candidates
+        if c.model in facts.fresh and c.artifact in facts.unanswered and not shortfalls(facts.requirement, c)
+    }
+    return "; ".join(f"{artifact}: {words}" for artifact, words in said.items()) or None
+
+
 def _nothing_runs_here(facts: CycleFacts) -> bool:
-    """Whether all that the target could take is known to be unverified: no other architecture would change that."""
-    unverified = {candidate.variant for candidate in facts.candidates if candidate.unverified}
+    """Whether all that the target could take was built unverified: no other architecture would change that."""
+    unverified = {c.variant for c in facts.candidates if c.unverified and c.artifact in facts.built}
     return not facts.requirement.allow_unverified and 0 < len(facts.variants) <= len(unverified & set(facts.variants))
 
 
@@ -166,11 +186,12 @@ def _train(facts: CycleFacts, architecture: str) -> Tune | Train:
 
 def _next_in_search(facts: CycleFacts, unfit: Mapping[str, str]) -> Step:
     if not facts.search.patterns or not facts.variants:
-        return Finish("violated", _nothing_left(facts, unfit))
+        broken = unfit and not facts.verdicts and unfit.keys() <= facts.unbuildable.keys()
+        return Finish("failed" if broken else "violated", _nothing_left(facts, unfit))
     step = next_search(facts.search, facts.requirement, facts.variants, frozenset(facts.architectures))
     if not isinstance(step, Found):
         return step
-    if step.winner is None or step.winner in facts.trained:
+    if step.winner is None or step.winner in facts.trained or step.winner in facts.unbuildable:
         return Finish("violated", f"{_nothing_left(facts, unfit)} The search: {step.reason}.")
     return _train(facts, step.winner)
 
@@ -180,7 +201,7 @@ def known_unfit(facts: CycleFacts) -> dict[str, str]:
 
     One that was never built in a variant that the target could take is not known to be unfit.
     """
-    unfit = dict(facts.too_large)
+    unfit = {**facts.too_large, **facts.unbuildable}
     broken = {c.artifact: shortfalls(facts.requirement, c) for c in facts.candidates}
     fitting = {c.architecture for c in facts.candidates if not broken[c.artifact]}
     for architecture in {c.architecture: None for c in facts.candidates if c.architecture not in (*unfit, *fitting)}:
@@ -203,7 +224,7 @@ def _measured_long_ago(facts: CycleFacts, unfit: Mapping[str, str]) -> str | Non
             continue
         for candidate in (c for (name, _), c in newest.items() if name == architecture):
             lasting = {s.constraint for s in shortfalls(facts.requirement, candidate)} & _LASTING
-            if not lasting and candidate.artifact not in facts.measured:
+            if not lasting and candidate.artifact not in (*facts.measured, *facts.unanswered):
                 return candidate.artifact
     return None
 

@@ -23,6 +23,8 @@ class Sketched:
 
     measurement: Measurement | None
     error: str = ""
+    artifact_mb: float | None = None  # where it was built and cannot be run here
+    unverified: str | None = None  # why not
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def rejected(search: SearchFacts, requirement: Requirement, known: frozenset[str
     for name in search.names or ():
         if name not in known and not any(_fits(requirement, name, s) for s in search.sketches.get(name, {}).items()):
             by_variant = {
-                variant: sketched.error or _shortfalls(requirement, name, variant, sketched)
+                variant: sketched.error or _shortfalls(requirement, _candidate(name, variant, sketched))
                 for variant, sketched in search.sketches.get(name, {}).items()
             }
             one = len(by_variant) == 1
@@ -91,10 +93,10 @@ def rejected(search: SearchFacts, requirement: Requirement, known: frozenset[str
 def as_candidates(search: SearchFacts) -> list[Candidate]:
     """What was measured untrained, to be compared with the constraints like all else."""
     return [
-        _candidate(name, variant, sketched.measurement)
+        _candidate(name, variant, sketched)
         for name, by_variant in search.sketches.items()
         for variant, sketched in by_variant.items()
-        if sketched.measurement is not None
+        if not sketched.error
     ]
 
 
@@ -108,26 +110,26 @@ def _unsketched(search: SearchFacts, requirement: Requirement, variants: tuple[s
 
 def _fits(requirement: Requirement, name: str, pair: tuple[str, Sketched]) -> bool:
     variant, sketched = pair
-    return sketched.measurement is not None and not _shortfalls(requirement, name, variant, sketched)
+    return not sketched.error and not _shortfalls(requirement, _candidate(name, variant, sketched))
 
 
-def _shortfalls(requirement: Requirement, name: str, variant: str, sketched: Sketched) -> str:
-    assert sketched.measurement is not None
-    broken = shortfalls(requirement, _candidate(name, variant, sketched.measurement))
-    return " and ".join(shortfall.sentence for shortfall in broken)
+def _shortfalls(requirement: Requirement, candidate: Candidate) -> str:
+    return " and ".join(shortfall.sentence for shortfall in shortfalls(requirement, candidate))
 
 
-def _candidate(name: str, variant: str, measurement: Measurement) -> Candidate:
+def _candidate(name: str, variant: str, sketched: Sketched) -> Candidate:
+    measured = sketched.measurement
     return Candidate(
         artifact="untrained",
         model="",
         architecture=name,
         snapshot="",
         classes=(),
-        artifact_mb=measurement.artifact_mb,
+        artifact_mb=measured.artifact_mb if measured else sketched.artifact_mb or 0.0,
         tune_accuracy=None,
-        measurement=measurement,
+        measurement=measured,
         variant=variant,
+        unverified=sketched.unverified,
     )
 
 

@@ -64,13 +64,13 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, zipped: bool) -> None:
 def test_patience_counts_the_epochs_since_the_best(
     tmp_path: Path, said: Any, patience: int, epochs: int, best: int, stopped: bool
 ) -> None:
-    record = Record(RunFolder(tmp_path), 1, patience, said)
+    record = Record(RunFolder(tmp_path), 1, patience, said, list)
     record.load_state_dict({"epochs": [{}] * epochs, "best_epoch": best, "best_loss": 1.0})
     assert record.stopped_early is stopped
 
 
 def test_its_state_comes_back_and_tells_where_the_attempt_began(tmp_path: Path, said: Any) -> None:
-    one, two = Record(RunFolder(tmp_path), 1, 0, said), Record(RunFolder(tmp_path), 2, 0, said)
+    one, two = Record(RunFolder(tmp_path), 1, 0, said, list), Record(RunFolder(tmp_path), 2, 0, said, list)
     one.epochs, one.best_epoch, one.best_loss = [{"epoch": 1}, {"epoch": 2}], 2, 0.5
     two.load_state_dict(one.state_dict())
     assert (two.epochs, two.best_epoch, two.best_loss, two.first) == (one.epochs, 2, 0.5, 2)

@@ -97,7 +97,8 @@ def test_a_training_gone_on_with_from_an_epoch_is_as_one_that_never_stopped(trai
     assert (last["epochs"], last["epochs_this_attempt"], last["tune_loss"]) == (4, 3, whole["tune_loss"])
     states = [load_file(tmp_path / run / "best.safetensors") for run in ("whole", "parts")]
     assert equal(*states)
-    assert train(run="parts", epochs=4, inputs={"until": 2})["epochs"] == 4  # it is over
+    again = train(run="parts", epochs=4, inputs={"until": 1})  # it is over, and told as it stood
+    assert (again["epochs"], again["tune_loss"]) == (1, first["tune_loss"])
 
 
 # Interrupted: the shared training, killed once, ended once, and left to finish, each in a process of its own.

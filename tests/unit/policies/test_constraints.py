@@ -190,7 +190,7 @@ def test_nearest_of_none() -> None:
         ({"throughput_min": -3.0}, "require.throughput_min is -3"),
         ({"memory_max_mb": float("inf")}, "require.memory_max_mb is inf"),
         ({"gpu_memory_max_mb": float("nan"), "accelerator": "cuda"}, "require.gpu_memory_max_mb is nan"),
-        ({"gpu_memory_max_mb": 100.0}, "require.gpu_memory_max_mb is 100: a processor has no such memory"),
+        ({"gpu_memory_max_mb": 100.0}, "require.gpu_memory_max_mb is 100: memory of a GPU is not measured"),
         ({"artifact_max_mb": -1.0}, "require.artifact_max_mb is -1"),
     ],
 )

@@ -293,7 +293,10 @@ def walk(fits: bool, verdict: Verdict) -> tuple[str, int]:
         (facts(LOST, STORED, OLD), Finish("kept", "what is served was built again, the same to the last byte")),
         (
             facts(LOST, STORED, FRESH),
-            Finish("failed", "the build gave another artifact than the one that is served: put another in its place"),
+            Finish(
+                "violated",
+                "the build gave another artifact than the one that is served: the next training replaces it",
+            ),
         ),
     ],
     ids=["build", "done", "another"],
@@ -321,7 +324,25 @@ def test_what_one_builder_refuses_another_may_take() -> None:
     alone = facts(BOTH, unbuilt=(("m1", FP32), pair), refused=refused, trained=("large",))
     assert next_step(alone) == Build("m1", FP32)
     words = {f"build m1 {variant}": "stage build: no" for variant in BOTH.variants}
-    assert next_step(dataclasses.replace(alone, refused=words)) == Finish("failed", f"build m1 {FP32}, stage build: no")
+    neither = dataclasses.replace(alone, refused=words, unbuildable={"large": "stage build: no"})
+    assert next_step(neither) == Train("small")
+    step = next_step(dataclasses.replace(neither, architectures=("large",)))
+    assert isinstance(step, Finish)
+    assert (step.outcome, "large: stage build: no" in step.reason) == ("failed", True)
+
+
+def test_an_artifact_that_cannot_be_asked_harms_no_other() -> None:
+    broken = candidate("broken", model=FRESH.model, variant=INT8, tune_accuracy=0.95, proof=None)
+    known = facts(BOTH, FRESH, broken, trained=("large",), unanswered={"broken": "no such operator"})
+    assert next_step(known) == Judge("fresh")
+    unmeasured = dataclasses.replace(broken, measurement=None)
+    assert next_step(dataclasses.replace(known, candidates=(FRESH, unmeasured))) == Judge("fresh")
+    asked = dataclasses.replace(known, rivals=("gone", "anchor"), unanswered={"gone": "", "broken": ""})
+    assert next_step(asked) == Prove("anchor", measure=False)
+    alone = facts(BOTH, broken, trained=("large",), unanswered={"broken": "no such operator"})
+    assert next_step(alone) == Finish("failed", "broken: no such operator")
+    old = facts(DATA, candidate("slow", measurement=SLOW, model="earlier"), unanswered={"slow": "no such operator"})
+    assert next_step(dataclasses.replace(old, fresh=frozenset())) == Train("small")
 
 
 def test_an_architecture_is_unfit_when_every_variant_of_it_is() -> None:
@@ -350,7 +371,7 @@ def test_what_this_machine_cannot_run_is_taken_where_the_target_says_so_alone() 
     plan = candidate("plan", measurement=None, unverified="no NVIDIA GPU here", variant="tensorrt_rtx:fp16")
     gpu = dataclasses.replace(REQUIREMENT, accelerator="cuda")
     base = dataclasses.replace(DATA, requirement=gpu, variants=(plan.variant,))  # no other architecture is tried
-    refused = next_step(facts(base, plan, trained=("large",)))
+    refused = next_step(facts(base, plan, trained=("large",), built=frozenset({"plan"})))
     assert isinstance(refused, Finish)
     assert (refused.outcome, "tensorrt_rtx:fp16 is unverified (no NVIDIA GPU here)" in refused.reason) == (
         "violated",
@@ -358,6 +379,8 @@ def test_what_this_machine_cannot_run_is_taken_where_the_target_says_so_alone() 
     )
     bold = dataclasses.replace(base, requirement=dataclasses.replace(gpu, allow_unverified=True))
     assert next_step(facts(bold, plan, trained=("large",))) == Judge("plan")  # and nothing waits for its figures
+    earlier = facts(base, dataclasses.replace(plan, model="earlier"), trained=("large",), fresh=frozenset())
+    assert next_step(earlier) == Train("small")  # that was unverified another day
 
 
 TUNING = TuningFacts(trials=8)
@@ -405,6 +428,11 @@ def test_a_search_that_finds_nothing_names_the_nearest_by_constraint() -> None:
     assert "tiny cannot: p95 latency 9 ms is above latency_p95_ms 5 by 4" in step.reason
     assert "Nearest: untrained (mini): artifact 21.0 MB" in step.reason
     assert "latency_p95_ms: mini as onnxruntime:fp32 meets it" in step.reason
+    strict = dataclasses.replace(REQUIREMENT, accuracy_min=0.99)
+    more = facts(DATA, FRESH, too_large={"small": "30 MB"}, trained=("large",), search=found, requirement=strict)
+    said = next_step(dataclasses.replace(more, verdicts={"fresh": KEEP}))
+    assert isinstance(said, Finish)
+    assert "accuracy_min: " not in said.reason  # of what is untrained nobody knows it
     assert "artifact_max_mb: tiny as onnxruntime:fp32 meets it" in step.reason
 
 
