@@ -10,6 +10,14 @@ import pytest
 from tests.acceptance.house import House
 
 
+@pytest.fixture(scope="session", autouse=True)
+def untracked() -> Iterator[None]:
+    """Nothing here looks at Weights & Biases, which every training would load."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RELEARN__WANDB__MODE", "disabled")
+        yield
+
+
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
     """An empty workspace; nothing runs in it yet."""

@@ -518,6 +518,29 @@ def test_a_drawing_may_take_less_time_than_a_training(lane: Lane) -> None:
     assert lane.cycle.limit_minutes == 2
 
 
+@pytest.mark.parametrize("stage", ["prove", "measure"])
+def test_an_artifact_that_cannot_be_asked_harms_no_other(lane: Lane, clock: Clock, stage: str) -> None:
+    in_both_precisions(lane)
+    lane.stand_in.behave(**{stage: ["ok", "fail"]})
+    step = work_through_retries(lane, clock)
+    assert step == Promote(f"built-{FIRST}-{lane.cycle.ground.snapshot}")
+
+
+def test_a_cycle_that_an_older_version_began_goes_on(lane: Lane) -> None:
+    """Its frozen settings know nothing of what came since."""
+    frozen = dict(lane.cycle.row.settings)
+    for key in ("tune", "search", "cluster", "wandb", "audit"):
+        del frozen[key]
+    frozen["build"] = {"engine": "onnxruntime", "precision": "fp32"}
+    frozen["policies"] = {key: value for key, value in frozen["policies"].items() if key != "tuning"}
+    frozen["train"] = {**frozen["train"], "epochs": 7}
+    with lane.world.journal.begin() as connection:
+        change(connection, schema.cycles, lane.cycle.id, settings=frozen)
+    lane.open(lane.cycle.id)
+    assert lane.cycle.ground.settings["train"]["epochs"] == 7
+    assert isinstance(lane.work(), Promote)
+
+
 def test_attempts_lost_with_the_daemon_are_not_held_against_a_stage(lane: Lane, clock: Clock) -> None:
     lane.stand_in.behave(train=["hang", "hang", "hang", "hang", "fail", "ok"])
     for _ in range(4):
