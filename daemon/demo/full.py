@@ -286,6 +286,10 @@ def variant_of(model: dict[str, Any]) -> str:
     return f"{model['engine']}:{model['precision']}"
 
 
+def is_heat(stage: dict[str, Any]) -> bool:
+    return bool(stage["name"] == "train" and stage["step"].startswith("race "))
+
+
 def searched(cycle: dict[str, Any]) -> dict[str, Any]:
     """What a cycle searched, raced, tuned and chose, by its stages."""
     stages = cycle["stages"]
@@ -300,7 +304,7 @@ def searched(cycle: dict[str, Any]) -> dict[str, Any]:
     require(all(trial["state"] in ("finished", "stopped") for trial in trials), f"no trial fails: {trials}")
     require(len(optimizer["race"]) > 1, "optimizers race")
     return {
-        "raced": [stage["step"].removeprefix("race ") for stage in done if stage["step"].startswith("race ")],
+        "raced": [stage["step"].removeprefix("race ") for stage in done if is_heat(stage)],
         "trials": [f"{trial['state']} after {trial['epochs']} epochs: {trial['tune_loss']:.3f}" for trial in trials],
         "best_settings": tuned["outputs"]["best"],
         "optimizer": f"{optimizer['name']} of {', '.join(row['name'] for row in optimizer['race'])}",
