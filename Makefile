@@ -17,12 +17,12 @@ setup: .venv/ready .venv-triton/ready
 		{ echo "Python 3.11 to 3.13 is needed, $(PYTHON) is another: make PYTHON=python3.12"; exit 2; }
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@test -x $(UV) || .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(UV) pip sync --quiet --python .venv/bin/python requirements.lock
+	$(UV) pip sync --quiet --compile-bytecode --python .venv/bin/python requirements.lock
 	@touch $@
 
 .venv-triton/ready: deploy/triton_server/requirements.lock .venv/ready
 	@test -x .venv-triton/bin/python || $(TRITON_PYTHON) -m venv .venv-triton
-	$(UV) pip sync --quiet --python .venv-triton/bin/python deploy/triton_server/requirements.lock
+	$(UV) pip sync --quiet --compile-bytecode --python .venv-triton/bin/python deploy/triton_server/requirements.lock
 	@touch $@
 
 # Two at a time, a module in one of the two: what its tests share is made once.

@@ -41,8 +41,7 @@ def main() -> None:
         # The drops are to be decided on, not trained on: what is measured is the reaction.
         config = workspace.folder / "config.toml"
         config.write_text(
-            config.read_text() + "\n[policies.volume]\nnew_samples = 100000\n[policies.accuracy]\nsamples = 100000\n",
-            encoding="utf-8",
+            config.read_text() + '\n[policies.rule]\nalone = ["new_class"]\ntogether = []\n', encoding="utf-8"
         )
         try:
             workspace.start_triton()

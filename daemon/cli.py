@@ -211,13 +211,14 @@ def benchmark(
     """Measures architectures of timm, untrained, on this machine: latency, throughput, memory, size."""
     from daemon import benchmark as benchmarks
     from daemon import constraint_file, render
+    from daemon.settings import check_variant
 
     config = configuration.load(workspace)
     file = config.constraints / f"{target}.toml" if target else min(config.constraints.glob("*.toml"), default=None)
     if file is None:
         raise UsageError(f"{config.constraints}: there is no constraint file that says size and load")
     try:
-        variant = configuration.check_variant(engine or config.settings.build.engines[0])
+        variant = check_variant(engine or config.settings.build.engines[0])
     except ValueError as error:
         raise UsageError(f"--engine {engine}: {error}") from None
     order = benchmarks.order_for(constraint_file.read(file), classes, variant, seconds, memory_mb)

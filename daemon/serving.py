@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 from sqlalchemy import Connection, Engine, func, select, update
 
@@ -325,29 +326,31 @@ class Serving:
                     promotions.c.id != row.id,
                 )
             ).scalar()
+        artifact = artifact_folder(self.config.state, row.artifact_id)
         return Switch(
             repository=self.config.repository,
             target=row.target,
-            artifact=artifact_folder(self.config.state, row.artifact_id),
+            artifact=artifact,
             version=row.version,
             before=before,
             serving=ServedHow(
-                flavour=self._flavour(row.artifact_id),
+                flavour=self._flavour(row, artifact),
                 max_batch_size=max(settings.triton.max_batch_size, asked.batch_size if asked else 1),
                 instances=settings.triton.instances,
                 threads=settings.compute.serve_threads,
             ),
         )
 
-    def _flavour(self, artifact: str) -> Flavour:
-        """Through Triton's Python backend, or as the artifact says that its own backend is called."""
+    def _flavour(self, row: AnyRow, folder: Path) -> Flavour:
+        """How Triton is to run the artifact: by the Python backend, or by its engine's own. One that is gone stays."""
         if self.config.settings.triton.flavour == "python":
             return "python"
         try:
-            native: Flavour = read_manifest(artifact_folder(self.config.state, artifact)).get("flavour", "python")
-        except ArtifactError:  # it is lost, and will be built again
-            return "python"
-        return native
+            manifest = read_manifest(folder)
+        except ArtifactError:
+            manifest = repository.versions(self.config.repository, row.target).get(row.version, {}).get("serving", {})
+        flavour: Flavour = manifest.get("flavour", "python")
+        return flavour
 
     def _connection(self) -> Triton:
         if self._triton is None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import track
 from pipeline.lifeline import die_with_parent
 from policies.facts import Job, from_dict
 from policies.job import Outputs, Report, Stage, run_stages
@@ -44,6 +45,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     protocol = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # what libraries print is no line of the protocol
+    track.put_off()
     job = read_job(Path(sys.argv[1]))
     preload = any(order.name == "train" for order in job.stages)
     stages = {name: find_stage(name, job.threads, preload) for name in STAGES}

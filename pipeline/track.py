@@ -12,16 +12,20 @@ may have cut off anywhere, is removed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 from pipeline.run_folder import Recipe
 
@@ -82,9 +86,7 @@ def run(order: Order | None, recipe: Recipe, folder: Path) -> Iterator[Run]:
 
 def _tell(tracked: Run, order: Order, recipe: Recipe, folder: Path) -> None:
     try:
-        os.environ["WANDB_ERROR_REPORTING"] = "false"  # read when it is loaded; it would call home, offline too
-        import wandb
-
+        wandb = _load()
         run = _begin(order, recipe, folder)
         for act in iter(tracked.waiting.get, None):
             act(run)
@@ -94,6 +96,34 @@ def _tell(tracked: Run, order: Order, recipe: Recipe, folder: Path) -> None:
             Path(run.settings.sync_dir, FINISHED).touch()
     except Exception as error:  # whatever it is, it is not the training's
         _say(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
+
+
+def put_off() -> None:
+    """Keeps wandb from being loaded before a training tells it something.
+
+    timm loads it with any of its modules, for scripts of its own: 0.6 seconds of every child.
+    """
+    sys.modules.setdefault("wandb", cast(ModuleType, None))
+
+
+def _load() -> Any:
+    """wandb, without the temporary folders that it makes as it is loaded, for media and artifacts: nothing has any.
+
+    A child ends without taking itself apart, and would leave them behind.
+    """
+    os.environ["WANDB_ERROR_REPORTING"] = "false"  # read when it is loaded; it would call home, offline too
+    if not sys.modules.get("wandb"):
+        sys.modules.pop("wandb", None)  # was put off
+    aside, home = tempfile.tempdir, tempfile.mkdtemp(prefix="relearn-wandb-")
+    tempfile.tempdir = home
+    try:
+        return importlib.import_module("wandb")
+    finally:
+        tempfile.tempdir = aside
+        for made in Path(home).glob("*wandb-*"):
+            shutil.rmtree(made, ignore_errors=True)
+        with contextlib.suppress(OSError):  # what another thread has put there meanwhile
+            Path(home).rmdir()
 
 
 def _begin(order: Order, recipe: Recipe, folder: Path) -> Any:

@@ -72,7 +72,8 @@ def train(
         done: Outputs = read_json(folder.result)["outputs"]
         if until is not None:  # as it stood then: races compare equal numbers of epochs
             done |= _standing(read_json(folder.history)["epochs"][:until])
-        return {**done, "epochs_this_attempt": 0, "resumed_from": done["epochs"], "seconds": 0.0}
+        here = {"run": str(folder.path), "epochs_this_attempt": 0, "resumed_from": done["epochs"], "seconds": 0.0}
+        return {**done, **here}  # a tuning's best trial was trained elsewhere
     torch.manual_seed(recipe.settings.seed)
     net = create_network(recipe.architecture, len(recipe.classes), recipe.size)
     size = weights_mb(net)

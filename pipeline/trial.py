@@ -13,6 +13,7 @@ from typing import Any
 
 from ray import tune
 
+from pipeline import track
 from pipeline.settings import parse_settings
 from pipeline.space import apply
 from pipeline.trials import FINISHED, METRIC, Trials
@@ -54,6 +55,7 @@ class TrialRun(tune.Trainable):
         return {EPOCH: self.told, METRIC: best, FINISHED: over, tune.result.DONE: over}
 
     def _train(self) -> dict[str, Any]:
+        track.put_off()
         from pipeline import train  # torch: for the workers alone, not for who runs the tuning
 
         run = str(self.trials.run(self.number).path)

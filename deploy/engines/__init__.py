@@ -48,7 +48,7 @@ class Engine(Protocol):
         """The runtime's own version."""
 
     def describe(self) -> Mapping[str, Any]:
-        """{"graphs": {precision: style}, "accelerator": "cpu" | "cuda", "flavour": its own in Triton}.
+        """{"graphs": {precision: style}, "flavour": its own in Triton}.
 
         graphs: the precisions that it builds, each with the style of graph that it wants (deploy/precision.py).
         """

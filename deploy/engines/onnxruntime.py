@@ -23,7 +23,6 @@ def describe() -> Mapping[str, Any]:
     # Symmetric int8 takes two to three times as long here.
     return {
         "graphs": {"fp32": "as exported", "int8": "asymmetric"},
-        "accelerator": "cpu",
         "flavour": "onnxruntime",
     }
 

@@ -24,7 +24,6 @@ def describe() -> Mapping[str, Any]:
     # one that it reads rightly beside a class token.
     return {
         "graphs": {"fp32": "as exported", "fp16": "as exported", "int8": "symmetric"},
-        "accelerator": "cpu",
         "flavour": "openvino",
     }
 

@@ -22,7 +22,6 @@ def version() -> str:
 def describe() -> Mapping[str, Any]:
     return {
         "graphs": {"fp32": "as exported", "fp16": "half", "int8": "symmetric"},
-        "accelerator": "cuda",
         "flavour": "tensorrt_plan",
     }
 

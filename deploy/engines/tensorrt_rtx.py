@@ -24,7 +24,6 @@ def describe() -> Mapping[str, Any]:
     # Triton's own TensorRT backend reads TensorRT's plans alone.
     return {
         "graphs": {"fp32": "as exported", "fp16": "half", "int8": "symmetric"},
-        "accelerator": "cuda",
         "flavour": "python",
     }
 

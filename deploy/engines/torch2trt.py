@@ -27,7 +27,6 @@ def version() -> str:
 def describe() -> Mapping[str, Any]:
     return {
         "graphs": {"fp32": "as exported", "fp16": "as exported"},
-        "accelerator": "cuda",
         "flavour": "tensorrt_plan",
     }
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from daemon.config import Settings, Train, dump, known_keys, leaves, load, parse_overrides
+from daemon.config import dump, known_keys, leaves, load, parse_overrides
 from daemon.errors import ConfigError
+from daemon.settings import Settings, Train
 from daemon.toml_lines import line_of
 
 CHECKOUT = Path(__file__).resolve().parents[3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from daemon.config import Config, load
 from daemon.decisions import Decided
 from daemon.journal import change, claim, now
 from daemon.serving import Serving
+from daemon.stock import artifact_folder
 from policies.facts import to_dict
 
 World = Any  # tests/unit/daemon/conftest.py
@@ -47,6 +49,18 @@ def test_without_targets_nothing_is_decided(decide: Decide, world: World) -> Non
     enough(world)
     assert decide() == Decided()
     assert world.rows(schema.decisions) == []
+
+
+def test_what_was_lost_is_built_again_on_the_data_that_it_was_built_on(decide: Decide, world: World) -> None:
+    """int8 is calibrated on images: on others it would be another artifact, and never what is served."""
+    enough(world)
+    world.require()
+    before = world.row(schema.cycles, id=world.champion()).snapshot_id
+    enough(world, mark="new", number=3)
+    shutil.rmtree(artifact_folder(world.config.state, "old"))
+    assert decide().cycle is not None
+    cycle = world.rows(schema.cycles)[-1]
+    assert (cycle.trigger, cycle.snapshot_id) == ("stock", before)
 
 
 def test_too_few_images_call_for_nothing(decide: Decide, world: World) -> None:

@@ -333,7 +333,9 @@ def test_the_champion_is_asked_about_a_drop_before_it_is_decided_on(
     assert row.evidence["new_answers"] == [{"name": "cat", "samples": len(asked), "correct": len(asked)}]
 
 
-def test_labels_and_drift_are_never_looked_at_at_once(daemon: Daemon, world: World, stand_in: StandIn) -> None:
+def test_labels_and_drift_are_never_looked_at_at_once(
+    daemon: Daemon, world: World, stand_in: StandIn, eventually: Callable[..., None]
+) -> None:
     """Both write embeddings of the same model; the one that comes meanwhile waits."""
     world.require()
     for name in ("cat", "dog"):
@@ -345,6 +347,7 @@ def test_labels_and_drift_are_never_looked_at_at_once(daemon: Daemon, world: Wor
     stand_in.behave(drift=["hang", "ok"])
     daemon.brought("drop 1")
     work(daemon, lambda: daemon.drift_watch.child)
+    eventually(lambda: stand_in.runs[-1]["stage"] == "drift")
     world.samples("cat", "train", 3, mark="newer")
     daemon.brought("drop 2")
     work(daemon, lambda: not daemon.observer.busy)
@@ -558,6 +561,7 @@ def test_a_daemon_stops_when_it_is_told_to_and_its_children_with_it(
     thread.start()
     try:
         eventually(lambda: any(run["stage"] == "train" for run in stand_in.runs), seconds=60)
+        eventually(lambda: any(row.outcome == "done" for row in world.rows(schema.attempts)))  # of what came before it
         child = daemon.worker.child
         assert child is not None
     finally:
@@ -597,8 +601,10 @@ def test_a_signal_stops_it(
 
     sender = threading.Thread(target=send)
     sender.start()
-    loop.run(world.config)
-    sender.join()
+    try:
+        loop.run(world.config)
+    finally:
+        sender.join()  # before the handlers are put back
     assert "stopped; the next start goes on from here" in caplog.text
     assert not is_running(world.config.state)
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from daemon.config import SPACE, Train, dump, load
+from daemon.config import dump, load
 from daemon.errors import ConfigError
 from daemon.search_space import setting_names, wrong
+from daemon.settings import SPACE, Train
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 LINE = "learning_rate = { min = 1e-4, max = 1e-2, log = true }"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -154,6 +155,16 @@ def test_a_promotion_waits_for_a_triton_that_is_away(away: Hall, eventually: Eve
     assert away.queue.empty()
     staged = away.config.repository.with_name("triton.staging") / "edge" / "1"
     eventually((staged / "manifest.json").exists)  # a round under way makes it anew
+
+
+@pytest.mark.parametrize(("asked", "flavour"), [(None, "python"), ("native", "onnxruntime")])
+def test_a_version_is_staged_in_the_flavour_that_is_set(away: Hall, asked: str | None, flavour: str) -> None:
+    """NVIDIA's Triton, which has the native backends, cannot run here: what it would be given is looked at."""
+    away.request("first")
+    settle(away, "edge", **({"flavour": asked} if asked else {}))
+    staged = away.config.repository.with_name("triton.staging") / "edge" / "1"
+    assert artifacts.read_manifest(staged)["serving"]["flavour"] == flavour
+    assert (staged / "model.py").exists() is (flavour == "python")
 
 
 def test_a_trouble_is_logged_once(away: Hall, caplog: pytest.LogCaptureFixture) -> None:
@@ -336,6 +347,17 @@ def test_settings_that_cannot_be_served_are_tried_once(
     assert (before.state, failed.state) == ("serving", "failed")
     assert before.error.endswith("max_batch_size 8 -> 16; Triton did not take it: probe: no memory for so many")
     assert answers(triton, "narrow", built[0]) == {1}
+
+
+def test_an_artifact_that_its_native_backend_cannot_serve_is_a_failed_promotion(hall: Hall) -> None:
+    """A plan for smaller batches than Triton may combine; the manifest alone is a plan's, there is no GPU here."""
+    manifest = artifacts.read_manifest(hall.folder("first")) | {"flavour": "tensorrt_plan", "max_batch_size": 4}
+    (hall.folder("first") / "manifest.json").write_text(json.dumps(manifest))
+    hall.request("first", "planned")
+    (row,) = settle(hall, "planned", flavour="native")
+    assert (row.state, row.step) == ("failed", None)
+    assert row.error == "stage: the plan was built for batches up to 4, and serving.max_batch_size is 8"
+    assert not (hall.config.repository / "planned").exists()
 
 
 def test_what_is_not_served_as_it_should_be_is_mended(

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from daemon import schema, snapshot, targets
+from daemon import schema, snapshot, targets, variants
 from daemon.config import Config
 from daemon.constraint_file import take_in
+from daemon.journal import change
 from daemon.targets import Champion, JudgeSet
 from policies.facts import ClassCount, ClassTally
 
@@ -123,6 +124,44 @@ def test_candidates_have_the_input_size_and_know_the_classes(journal: Engine, wo
     assert (found.tune_accuracy, found.artifact_mb, found.measurement, found.proof) == (0.75, 1.0, None, None)
     names = [c.artifact for c in ask(journal, targets.candidates, world.requirement(), [], world.devices)]
     assert names == ["fits", "poor"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "gpu", "fits"),
+    [
+        ("sm89", None, True),
+        ("sm75", None, False),
+        ("cuda", None, True),
+        ("cuda", "sm89", True),
+        ("cuda", "sm75", False),  # plans are for another GPU by now
+        ("cpu", None, False),
+    ],
+)
+def test_a_plan_is_offered_to_its_own_kind_of_gpu_alone(
+    journal: Engine, world: World, kind: str, gpu: str | None, fits: bool
+) -> None:
+    world.artifact("plan", world.cycle())
+    with journal.begin() as connection:
+        change(connection, schema.artifacts, "plan", engine="tensorrt_rtx", device="sm89", unverified="no GPU")
+    asked = world.requirement(accelerator=kind)
+    found = ask(journal, targets.candidates, asked, [], variants.devices(1, gpu))
+    assert [(c.variant, c.unverified) for c in found] == ([("tensorrt_rtx:fp32", "no GPU")] if fits else [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "gpu", "names"),
+    [
+        ("cpu", None, ("onnxruntime:int8", "openvino:fp32")),
+        ("cuda", None, ("tensorrt_rtx:fp16",)),
+        ("sm89", "sm89", ("tensorrt_rtx:fp16",)),
+        ("sm75", "sm89", ()),  # build.compute_capability says that plans are for another
+    ],
+)
+def test_a_target_could_take_what_runs_on_its_accelerator(
+    world: World, kind: str, gpu: str | None, names: tuple[str, ...]
+) -> None:
+    configured = ("onnxruntime:int8", "tensorrt_rtx:fp16", "openvino")
+    assert variants.wanted(configured, world.requirement(accelerator=kind), gpu) == names
 
 
 def test_the_engine_s_own_accuracy_on_tune_counts_where_it_is_proven(journal: Engine, world: World) -> None:

@@ -37,6 +37,18 @@ def test_the_same_recipe_keeps_what_is_there(folder: RunFolder) -> None:
     assert folder.checkpoint.read_text() == "state"
 
 
+def test_who_would_race_counts_only_where_there_is_a_race(folder: RunFolder) -> None:
+    folder.result.write_text("{}")
+    edited = dataclasses.replace(RECIPE.settings, optimizers={"sgd": 1.0, "adan": 1.0})
+    assert folder.begin(dataclasses.replace(RECIPE, settings=edited)) is None
+    assert folder.result.exists()
+    racing = dataclasses.replace(RECIPE, settings=dataclasses.replace(RECIPE.settings, optimizer="auto"))
+    assert folder.begin(racing) is not None
+    folder.result.write_text("{}")
+    assert folder.begin(dataclasses.replace(racing, settings=dataclasses.replace(edited, optimizer="auto"))) is not None
+    assert not folder.result.exists()
+
+
 CHANGES: list[dict[str, Any]] = [
     {"architecture": "test_resnet"},
     {"weights": "/a.safetensors"},

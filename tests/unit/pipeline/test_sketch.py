@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from deploy.build import verify_model
 from pipeline import sketch
 from pipeline.embedding import Embedder
-from pipeline.model import create_network, state_of
+from pipeline.model import create_network, mean_and_std, state_of
 from policies.job import StageError
 
 
@@ -27,7 +27,10 @@ def draw(folder: Path, said: Any, **changes: Any) -> dict[str, Any]:
 def test_it_answers_like_a_served_model(tmp_path: Path, said: Any) -> None:
     outputs = draw(tmp_path, said)
     model = Path(outputs["path"])
-    assert verify_model(model)["input"]["width"] == 40
+    about = verify_model(model)
+    assert about["input"]["width"] == 40
+    mean, std = mean_and_std(create_network("test_resnet", 5, (32, 40)), "none")
+    assert (about["mean"], about["std"]) == (list(mean), list(std))  # for engines that take the network itself
     session = onnxruntime.InferenceSession(model / "model.onnx", providers=["CPUExecutionProvider"])
     (answers,) = session.run(["probabilities"], {"images": np.zeros((3, 32, 40, 3), np.uint8)})
     assert answers.shape == (3, 5)

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -112,6 +113,21 @@ def test_a_run_that_has_ended_is_marked_for_its_upload(tracked: Any) -> None:
     assert track.FINISHED == importlib.import_module("daemon.uploads").FINISHED  # which may not import it
 
 
+def test_a_child_leaves_nothing_in_the_temporary_folder(
+    colours: Any, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    inputs = {
+        "architecture": "test_vit", "weights": "none", "height": 32, "width": 32, "settings": {"epochs": 1},
+        "run": tmp_path / "run", "track": order_in(tmp_path),
+    }  # fmt: skip
+    ended = start({"train": inputs}, {"pixels": colours.pixels["good"]}).end()
+    assert ended.lines[-1]["event"] == "finished", ended.words
+    assert only(tmp_path).exists()
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_it_changes_nothing_of_the_training(tracked: Any, train: Train, tmp_path: Path) -> None:
     train()
     assert (tmp_path / "run/best.safetensors").read_bytes() == (tracked[1] / "best.safetensors").read_bytes()
@@ -141,7 +157,7 @@ def broken_folder(folder: Path) -> None:
 
 
 def broken_install(_: Path) -> None:
-    sys.modules["wandb"] = None  # type: ignore[assignment]
+    sys.modules["wandb"] = ModuleType("wandb")  # of another release, say
 
 
 @pytest.mark.parametrize("how", [broken_folder, broken_install])
