@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 from daemon import evidence, schema, sketches, targets, tunings, verdicts
 from daemon.ground import Ground
 from daemon.journal import AnyRow
-from daemon.variants import Devices, gpu_of, join
+from daemon.variants import Devices, gpu_of, is_outdated, join
 from policies.facts import Role, Verdict, from_dict
 from policies.next_step import CycleFacts
 from policies.search import Heat, SearchFacts
@@ -53,7 +53,7 @@ def gather(
             for c in targets.candidates(connection, requirement, classes, devices)
         ),
         variants=ground.variants,
-        unbuilt=_unbuilt(connection, cycle, ground, recipes, champion),
+        unbuilt=_unbuilt(connection, cycle, ground, recipes, champion, devices),
         refused=refused,
         unbuildable=_unbuildable(connection, refused, recipes),
         unanswered=_unanswered(connection, cycle.id),
@@ -134,7 +134,12 @@ def _models(connection: Connection, recipes: Mapping[str, str]) -> dict[str, str
 
 
 def _unbuilt(
-    connection: Connection, cycle: AnyRow, ground: Ground, recipes: Mapping[str, str], champion: targets.Champion | None
+    connection: Connection,
+    cycle: AnyRow,
+    ground: Ground,
+    recipes: Mapping[str, str],
+    champion: targets.Champion | None,
+    devices: Devices,
 ) -> tuple[tuple[str, str], ...]:
     """Models and variants to be built: begun and interrupted in this cycle, of its recipes, and what the champion lost.
 
@@ -154,7 +159,7 @@ def _unbuilt(
     pairs = [(model, variant) for model in connection.execute(own).scalars() for variant in ground.variants]
     pairs += _of_champion(connection, cycle.trigger, ground, champion) if champion else []
     there = _stored(connection)
-    built = _built(connection, cycle.id, ground)
+    built = _built(connection, cycle, ground, devices)
     found |= dict.fromkeys(pair for pair in pairs if pair not in built)
     return tuple(pair for pair in found if pair[0] in there)
 
@@ -175,17 +180,20 @@ def _of_champion(
     return [(row.model_id, variant) for variant in (join(row.engine, row.precision), *others)]
 
 
-def _built(connection: Connection, cycle: int, ground: Ground) -> set[tuple[str, str]]:
+def _built(connection: Connection, cycle: AnyRow, ground: Ground, devices: Devices) -> set[tuple[str, str]]:
     """Models and variants that there is an artifact of, as it would be built now.
 
     What was unverified when it was built is built again, once a cycle: this machine may be able to run it by now.
     """
-    artifacts, gpu, fresh = schema.artifacts, gpu_of(ground.settings), _built_in(connection, cycle)
+    artifacts, fresh = schema.artifacts, _built_in(connection, cycle.id)
+    gpu = gpu_of(ground.settings)
     rows = connection.execute(select(artifacts).where(artifacts.c.gone.is_(None)))
     return {
         (row.model_id, join(row.engine, row.precision))
         for row in rows
-        if (row.unverified is None or row.id in fresh) and (row.device is None or gpu in (None, row.device))
+        if (row.unverified is None or row.id in fresh)
+        and (row.device is None or gpu in (None, row.device))
+        and not is_outdated(row, devices)
     }
 
 

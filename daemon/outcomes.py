@@ -87,6 +87,7 @@ def _record_artifact(connection: Connection, model: str, outputs: Mapping[str, A
             engine=outputs["engine"],
             precision=outputs["precision"],
             device=outputs["device"],
+            engine_version=outputs["engine_version"] if outputs["device"] else None,
             unverified=outputs["unverified"],
             artifact_mb=outputs["artifact_mb"],
             created=now(),

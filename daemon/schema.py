@@ -255,6 +255,7 @@ artifacts = Table(
     Column("engine", String, nullable=False),
     Column("precision", String, nullable=False),
     Column("device", String),  # null: bound to none
+    Column("engine_version", String),  # of what is bound to a device
     Column("unverified", String),  # why this machine cannot run it; null: it can
     Column("artifact_mb", Float, nullable=False),
     Column("created", Float, nullable=False),

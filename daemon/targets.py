@@ -102,6 +102,7 @@ def _that_fit(
             artifacts.c.engine,
             artifacts.c.precision,
             artifacts.c.device,
+            artifacts.c.engine_version,
             artifacts.c.unverified,
             models.c.id.label("model"),
             models.c.architecture,
@@ -127,8 +128,7 @@ def _that_fit(
             unverified=row.unverified,
         )
         for row in rows
-        if runs_on(row.engine, row.device, requirement.accelerator)
-        and not is_bound_elsewhere(row.device, devices.get(row.engine, ""))
+        if runs_on(row.engine, row.device, requirement.accelerator) and not is_bound_elsewhere(row, devices)
     ]
 
 

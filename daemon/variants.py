@@ -59,6 +59,17 @@ def devices(threads: int, gpu: str | None) -> dict[str, str]:
     }
 
 
-def is_bound_elsewhere(device: str | None, fingerprint: str) -> bool:
-    """Whether an artifact is bound to another device than plans are bound to now: it is never offered to another."""
-    return device is not None and fingerprint.startswith("sm") and not fingerprint.startswith(f"{device}, ")
+def is_bound_elsewhere(artifact: Any, devices: Devices) -> bool:
+    """Whether the artifact, a row of the journal, is bound to another GPU or version of its engine than are here now.
+
+    It is never offered to another.
+    """
+    here = devices.get(artifact.engine, "")
+    other_gpu = here.startswith("sm") and not here.startswith(f"{artifact.device}, ")
+    return artifact.device is not None and (other_gpu or is_outdated(artifact, devices))
+
+
+def is_outdated(artifact: Any, devices: Devices) -> bool:
+    """Whether it can be read by another version of its engine alone than the one that is installed."""
+    here = devices.get(artifact.engine)
+    return bool(artifact.device and here) and f", {artifact.engine} {artifact.engine_version}" not in str(here)

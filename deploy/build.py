@@ -56,7 +56,7 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
         raise StageError(f"building {model.name} with {inputs['engine']} failed: {error}") from error
     built = artifact.read_manifest(folder)
     report(1, 1, "artifact")
-    told = ("engine", "precision", "device", "verified", "unverified")
+    told = ("engine", "engine_version", "precision", "device", "verified", "unverified")
     return {
         "artifact": built["id"],
         "path": str(folder),

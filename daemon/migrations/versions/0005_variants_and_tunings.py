@@ -15,6 +15,7 @@ def upgrade() -> None:
     with op.batch_alter_table("flags", schema=None) as batch_op:
         batch_op.drop_constraint("fk_flags_model_id", type_="foreignkey")  # it may be a backbone, too
     with op.batch_alter_table("artifacts", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("engine_version", sa.String(), nullable=True))
         batch_op.add_column(sa.Column("unverified", sa.String(), nullable=True))
     with op.batch_alter_table("benchmarks", schema=None) as batch_op:
         batch_op.add_column(sa.Column("variant", sa.String(), nullable=False, server_default="onnxruntime:fp32"))

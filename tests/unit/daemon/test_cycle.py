@@ -864,6 +864,17 @@ def test_a_damaged_candidate_is_not_proven_but_built_again(lane: Lane, caplog: p
     assert lane.world.row(schema.artifacts).gone is None
 
 
+def test_a_plan_of_another_version_is_built_again(lane: Lane) -> None:
+    step = lane.work()
+    assert isinstance(step, Promote)
+    end(lane)
+    with lane.world.journal.begin() as connection:
+        change(connection, schema.artifacts, step.artifact, device="sm89", engine_version="0")
+    for stage in ("build", "prove", "measure"):
+        lane.stand_in.say(stage, artifact="newer")
+    assert lane.work() == Promote("newer")
+
+
 def test_a_champion_that_is_lost_is_built_again_before_it_is_compared(lane: Lane) -> None:
     lane.cycle.finish("kept", "")
     lane.world.champion("old")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from typing import Any
 
 import pytest
@@ -140,12 +141,27 @@ def test_candidates_have_the_input_size_and_know_the_classes(journal: Engine, wo
 def test_a_plan_is_offered_to_its_own_kind_of_gpu_alone(
     journal: Engine, world: World, kind: str, gpu: str | None, fits: bool
 ) -> None:
-    world.artifact("plan", world.cycle())
-    with journal.begin() as connection:
-        change(connection, schema.artifacts, "plan", engine="tensorrt_rtx", device="sm89", unverified="no GPU")
+    lay_plan(journal, world, importlib.metadata.version("tensorrt-rtx-cu13-bindings"))
     asked = world.requirement(accelerator=kind)
     found = ask(journal, targets.candidates, asked, [], variants.devices(1, gpu))
     assert [(c.variant, c.unverified) for c in found] == ([("tensorrt_rtx:fp32", "no GPU")] if fits else [])
+
+
+@pytest.mark.parametrize(("version", "fits"), [("1.7.1", True), ("1.6.0", False), (None, False)])
+def test_a_plan_is_offered_to_its_own_version_alone(
+    journal: Engine, world: World, version: str | None, fits: bool
+) -> None:
+    lay_plan(journal, world, version)
+    devices = {"tensorrt_rtx": "sm89, no GPU, a processor, 2 cores, tensorrt_rtx 1.7.1, 1 thread"}
+    found = ask(journal, targets.candidates, world.requirement(accelerator="sm89"), [], devices)
+    assert [c.artifact for c in found] == (["plan"] if fits else [])
+
+
+def lay_plan(journal: Engine, world: World, version: str | None) -> None:
+    world.artifact("plan", world.cycle())
+    bound = {"engine": "tensorrt_rtx", "device": "sm89", "engine_version": version, "unverified": "no GPU"}
+    with journal.begin() as connection:
+        change(connection, schema.artifacts, "plan", **bound)
 
 
 @pytest.mark.parametrize(
