@@ -275,15 +275,29 @@ def write_model(model: Path, name: str, manifests: list[dict[str, Any]]) -> None
 
 
 def compose_model(name: str, manifests: list[dict[str, Any]]) -> dict[str, str]:
-    """File -> text: the labels of the newest version (the last one), then the configuration of all of them."""
+    """File -> text: the labels of the newest version (the last one), then the configuration.
+
+    It names all of them, but those that Triton could not load by it.
+    """
     newest = manifests[-1]
-    numbers = [manifest["version"] for manifest in manifests]
+    numbers = [manifest["version"] for manifest in manifests if suits(manifest, newest)]
     labels = name_labels(newest["version"])
     # A warm-up has the newest version's input, which an older one of another size would refuse.
     same = all(manifest["input"] == newest["input"] for manifest in manifests)
     serving, classes = Serving(**newest["serving"]), len(newest["classes"])
     config = write_config(name, newest["input"], numbers, labels, serving, warm_up=same, classes=classes)
     return {labels: "".join(f"{c}\n" for c in newest["classes"]), CONFIG: config}
+
+
+def suits(manifest: dict[str, Any], newest: dict[str, Any]) -> bool:
+    """Whether a version can be loaded by a configuration that is written for the newest one.
+
+    It names one backend, and Triton's own compare it with the graph's shapes.
+    """
+    flavour = newest["serving"]["flavour"]
+    shapes = [(each["input"], len(each["classes"])) for each in (manifest, newest)]
+    same = FLAVOURS[flavour].open_output or shapes[0] == shapes[1]
+    return bool(manifest["serving"]["flavour"] == flavour and same)
 
 
 def name_labels(version: int) -> str:

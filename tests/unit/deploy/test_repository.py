@@ -42,10 +42,15 @@ SECONDS = 60.0
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Artifacts: of eight classes, of ten, and of another input size."""
+    """Artifacts: of eight classes, of ten, of another input size, and another of the first kind."""
     folder = tmp_path_factory.mktemp("artifacts")
     eight, ten = class_names(8, "a"), class_names(10, "b")
-    return [make_artifact(folder, eight), make_artifact(folder, ten), make_artifact(folder, eight, 5, size=16)]
+    return [
+        make_artifact(folder, eight),
+        make_artifact(folder, ten),
+        make_artifact(folder, eight, 5, size=16),
+        make_artifact(folder, eight, 7),
+    ]
 
 
 @pytest.fixture
@@ -109,6 +114,27 @@ def test_a_version_for_tritons_own_backend_holds_what_that_opens_and_no_code(roo
     assert served(root) == [1]
     disk.verify_model(root, "edge", 1)
     disk.touch(root, "edge", 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "flavour", "artifact", "together"),
+    [
+        ("onnxruntime", "onnxruntime", 3, [1, 2]),
+        ("python", "onnxruntime", 3, [2]),
+        ("onnxruntime", "python", 3, [2]),
+        ("onnxruntime", "onnxruntime", 1, [2]),  # of other classes
+        ("onnxruntime", "onnxruntime", 2, [2]),  # of another input
+    ],
+)
+def test_only_what_one_configuration_can_load_is_served_beside(
+    root: Path, built: list[Path], before: Any, flavour: Any, artifact: int, together: list[int]
+) -> None:
+    disk.stage(root, built[0], "edge", 1, replace(SERVING, flavour=before))
+    disk.put(root, "edge", 1, None)
+    disk.stage(root, built[artifact], "edge", 2, replace(SERVING, flavour=flavour))
+    disk.put(root, "edge", 2, 1)
+    assert served(root) == together
+    assert names(root / "edge")[:2] == ["1", "2"]
 
 
 def test_an_artifact_that_cannot_be_served_so_is_not_staged(root: Path, built: list[Path]) -> None:
