@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def load(artifact: Path, threads: int) -> Callable[[NDArray[np.uint8]], NDArray[
         "ENABLE_CPU_PINNING": "NO",  # several processes share the cores
     }
     try:
-        compiled = openvino.Core().compile_model(_read(artifact / GRAPH), "CPU", hints)
+        compiled = _core().compile_model(_read(artifact / GRAPH), "CPU", hints)
     except RuntimeError as error:
         raise ValueError(f"{artifact / GRAPH} cannot be compiled by OpenVINO: {_short(error)}") from error
     shape = compiled.input(INPUT).partial_shape
@@ -76,9 +77,19 @@ def load(artifact: Path, threads: int) -> Callable[[NDArray[np.uint8]], NDArray[
     return run
 
 
+@cache
+def _core() -> Any:
+    """One for as long as the process lives.
+
+    With it goes a stack of its CPU plugin that the thread still has for its signals: the next one that Python handles
+    would end the process.
+    """
+    return openvino.Core()
+
+
 def _read(graph: Path) -> Any:
     try:
-        return openvino.Core().read_model(graph)
+        return _core().read_model(graph)
     except RuntimeError as error:
         raise ValueError(f"{graph} is no graph that OpenVINO can read: {_short(error)}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.metadata
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -175,6 +176,29 @@ def test_images_of_another_shape_are_refused_in_words(model: Path, out: Path, na
     with pytest.raises(ValueError, match=r"cannot run the graph on uint8 \(2, 5\)"):
         run(np.zeros((2, 5), np.uint8))
     assert run(noise(2)).shape == (2, 4)  # and it goes on
+
+
+SIGNALLED = """
+import gc, os, pathlib, signal, sys
+from deploy.engines import find_engine
+from tests.unit.deploy.models import noise
+
+first, second = (find_engine(sys.argv[1]).load(pathlib.Path(sys.argv[2]), 1) for _ in range(2))
+first(noise(1)), second(noise(1))
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_a_process_that_has_used_it_still_handles_signals(model: Path, out: Path, name: str) -> None:
+    find_engine(name).build(model, model / "model.onnx", out, "fp32", {})
+    told = subprocess.run([sys.executable, "-c", SIGNALLED, name, str(out)], check=False, stderr=subprocess.PIPE)
+    assert told.returncode == 143, told.stderr.decode()
 
 
 def test_the_version_is_that_of_the_runtime() -> None:
