@@ -36,7 +36,13 @@ def ground(config: Config, world: World) -> Ground:
 
 
 FP32 = "onnxruntime:fp32"
-VARIANT = {"engine": "tensorrt_rtx", "precision": "int8", "device": "sm89", "unverified": "no GPU"}
+VARIANT = {
+    "engine": "tensorrt_rtx",
+    "engine_version": "1.7",
+    "precision": "int8",
+    "device": "sm89",
+    "unverified": "no GPU",
+}
 
 
 def plan(journal: Engine, ground: Ground, step: Train | Build | Prove | Sketch) -> dict[str, StagePlan]:
