@@ -16,7 +16,7 @@ from typing import Any
 from daemon.config import Config
 from daemon.errors import RelearnError, UsageError
 
-FINISHED = "finished"  # as pipeline/track.py writes it
+FINISHED = "finished"  # as pipeline/tracker.py writes it
 
 
 def upload(config: Config) -> dict[str, Any]:

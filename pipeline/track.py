@@ -1,152 +1,112 @@
 """Trainings as runs of Weights & Biases, for people who watch them there; offline, files that are uploaded later.
 
-    with track.run(order, recipe, folder) as tracked:
-        tracked.log(entry)          # an epoch, as the history holds it
-        tracked.conclude(outputs)
+    with track.tracking(order) as tracker, tracker.run(recipe, folder) as run:
+        run.log(entry)          # an epoch, as the history holds it
+        run.conclude(outputs)
 
-Everything that wandb does happens in a thread of its own: loading it takes two seconds, and whatever it fails at or
-hangs on costs the training nothing. A training is one run however often it is stopped: the run's name follows from the
-run folder, and each attempt tells all epochs from the first. So what an earlier one left behind offline, which a kill
-may have cut off anywhere, is removed.
+Everything that wandb does happens in a process of its own (pipeline/tracker.py), which is told of it in lines of JSON:
+loading it takes a second, and whatever it fails at or hangs on costs the training nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
+import json
 import os
-import shutil
+import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
 from types import ModuleType
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from pipeline.run_folder import Recipe
 
 Order = Mapping[str, Any]
 """"mode" ("offline", "online", "disabled"), "project", "folder" (wandb makes its folder `wandb` in it), "group"."""
 
-WAIT_SECONDS = 60.0  # at the end of a training, for what is still to be written or sent
-FINISHED = "finished"  # a file in an offline run's folder: the attempt has ended, the run can be uploaded
-SETTINGS: dict[str, Any] = {
-    "silent": True,
-    "console": "off",  # standard output is the protocol's
-    "disable_git": True,
-    "save_code": False,
-    "disable_job_creation": True,
-    "init_timeout": 30.0,
-    "x_disable_stats": True,
-    "x_disable_meta": True,
-    "x_disable_machine_info": True,
-    "x_save_requirements": False,
-}
+CHECKOUT = str(Path(__file__).resolve().parents[1])
+WAIT_SECONDS = 60.0  # at the end, for what is still to be written or sent
 
 
 class Run:
-    """One training as it is tracked; what is told waits here for the thread that tells wandb."""
+    """One training as it is tracked."""
 
-    def __init__(self) -> None:
-        self.waiting: SimpleQueue[Callable[[Any], None] | None] = SimpleQueue()  # acts on wandb's run; None: the end
-        self.succeeded = False
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """An epoch, at the step of its number. What an online run has had of an earlier attempt it gets no more."""
-        step = int(entry["epoch"])
-        self.waiting.put(lambda run: run.log(dict(entry), step=step) if step >= run.step else None)
+        """An epoch, at the step of its number."""
+        self._tracker.tell(log=entry)
 
     def conclude(self, outputs: Mapping[str, Any]) -> None:
         """What came of it."""
-        self.waiting.put(lambda run: run.summary.update(dict(outputs)))
+        self._tracker.tell(summary=outputs)
+
+
+class Tracker:
+    """What is told to the process that tells wandb; to nobody where it is gone, or there is none."""
+
+    def __init__(self, order: Order, pipe: IO[str] | None) -> None:
+        self._order, self._pipe = order, pipe
+
+    @contextmanager
+    def run(self, recipe: Recipe, folder: Path) -> Iterator[Run]:
+        """Tracks the training of this run folder while the block lasts; one that raises is a failed one.
+
+        A training is one run however often it is stopped: the run's name follows from the run folder, and each
+        attempt tells all epochs from the first.
+        """
+        name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        title = f"{recipe.architecture} {recipe.snapshot[:8]}"
+        self.tell(begin={**self._order, "id": name, "name": title, "config": recipe.plain()})
+        code = 1
+        try:
+            yield Run(self)
+            code = 0
+        finally:
+            self.tell(end=code)
+
+    def tell(self, **line: Any) -> None:
+        if self._pipe is not None:
+            with contextlib.suppress(BrokenPipeError):  # it has said why
+                print(json.dumps(line), file=self._pipe, flush=True)
 
 
 @contextmanager
-def run(order: Order | None, recipe: Recipe, folder: Path) -> Iterator[Run]:
-    """Tracks the training of this run folder while the block lasts; without an order nobody listens."""
-    tracked = Run()
+def tracking(order: Order | None) -> Iterator[Tracker]:
+    """The process that tells wandb, while the block lasts; none without an order."""
     if order is None or order["mode"] == "disabled":
-        yield tracked
+        yield Tracker({}, None)
         return
-    thread = Thread(target=_tell, args=(tracked, order, recipe, folder), name="wandb", daemon=True)
-    thread.start()
+    found = filter(None, (CHECKOUT, os.environ.get("PYTHONPATH")))
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "pipeline.tracker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(found)},
+        text=True,
+    )
+    assert process.stdin is not None
     try:
-        yield tracked
-        tracked.succeeded = True
+        yield Tracker(order, process.stdin)
     finally:
-        tracked.waiting.put(None)
-        thread.join(WAIT_SECONDS)
-        if thread.is_alive():
-            _say(f"it has not finished within {WAIT_SECONDS:g} seconds")
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            process.wait(WAIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            say(f"it has not finished within {WAIT_SECONDS:g} seconds")
 
 
-def _tell(tracked: Run, order: Order, recipe: Recipe, folder: Path) -> None:
-    try:
-        wandb = _load()
-        run = _begin(order, recipe, folder)
-        for act in iter(tracked.waiting.get, None):
-            act(run)
-        run.finish(exit_code=0 if tracked.succeeded else 1)
-        wandb.teardown()  # its service is a process of its own
-        if order["mode"] == "offline":
-            Path(run.settings.sync_dir, FINISHED).touch()
-    except Exception as error:  # whatever it is, it is not the training's
-        _say(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
+def say(what: str) -> None:
+    print(f"Weights & Biases: {what}; the training goes on without it", file=sys.stderr, flush=True)
 
 
 def put_off() -> None:
-    """Keeps wandb from being loaded before a training tells it something.
-
-    timm loads it with any of its modules, for scripts of its own: 0.6 seconds of every child.
-    """
+    """Keeps wandb from being loaded: timm does so with any of its modules, for scripts of its own; it takes 0.6 s."""
     sys.modules.setdefault("wandb", cast(ModuleType, None))
-
-
-def _load() -> Any:
-    """wandb, without the temporary folders that it makes as it is loaded, for media and artifacts: nothing has any.
-
-    A child ends without taking itself apart, and would leave them behind.
-    """
-    os.environ["WANDB_ERROR_REPORTING"] = "false"  # read when it is loaded; it would call home, offline too
-    if not sys.modules.get("wandb"):
-        sys.modules.pop("wandb", None)  # was put off
-    aside, home = tempfile.tempdir, tempfile.mkdtemp(prefix="relearn-wandb-")
-    tempfile.tempdir = home
-    try:
-        return importlib.import_module("wandb")
-    finally:
-        tempfile.tempdir = aside
-        for made in Path(home).glob("*wandb-*"):
-            shutil.rmtree(made, ignore_errors=True)
-        with contextlib.suppress(OSError):  # what another thread has put there meanwhile
-            Path(home).rmdir()
-
-
-def _begin(order: Order, recipe: Recipe, folder: Path) -> Any:
-    import wandb
-
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    place = Path(order["folder"])
-    place.mkdir(parents=True, exist_ok=True)
-    for earlier in place.glob(f"wandb/offline-run-*-{name}"):
-        shutil.rmtree(earlier, ignore_errors=True)
-    return wandb.init(
-        id=name,
-        mode=order["mode"],
-        resume="allow" if order["mode"] == "online" else None,
-        project=order["project"],
-        group=order["group"],
-        name=f"{recipe.architecture} {recipe.snapshot[:8]}",
-        config=recipe.plain(),
-        dir=place,
-        reinit="create_new",
-        settings=wandb.Settings(**SETTINGS),
-    )
-
-
-def _say(what: str) -> None:
-    print(f"Weights & Biases: {what}; the training goes on without it", file=sys.stderr)

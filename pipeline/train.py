@@ -79,7 +79,7 @@ def train(
     size = weights_mb(net)
     if max_mb is not None and size > max_mb:
         return _unfit(recipe, size, max_mb)
-    with track.run(order, recipe, folder.path) as tracked:
+    with track.tracking(order) as tracker, tracker.run(recipe, folder.path) as tracked:
         settings, chosen = recipe.settings, {}
         if settings.optimizer == AUTO:
             race = _race(recipe, pixels, folder, report)

@@ -98,13 +98,14 @@ def _search(
 
 def _track(order: track.Order | None, trials: Trials) -> None:
     """Each trial is a run of its own, told when all have ended: none waits for that."""
-    for trial in trials.ended:
-        folder = trials.run(trial.number)
-        if folder.recipe.exists():
-            with track.run(order, folder.read_recipe(), folder.path) as tracked:
-                for entry in trials.epochs(trial.number):
-                    tracked.log(entry)
-                tracked.conclude(trial.plain())
+    with track.tracking(order) as tracker:
+        for trial in trials.ended:
+            folder = trials.run(trial.number)
+            if folder.recipe.exists():
+                with tracker.run(folder.read_recipe(), folder.path) as tracked:
+                    for entry in trials.epochs(trial.number):
+                        tracked.log(entry)
+                    tracked.conclude(trial.plain())
 
 
 def _fitting(threads: int, trials: int) -> int:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import struct
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
 
-from pipeline import track
+from pipeline import track, tracker
 from pipeline import train as training
 from pipeline.run_folder import Recipe
 from pipeline.settings import TrainSettings
@@ -109,8 +107,8 @@ def test_a_run_has_its_recipe_its_group_and_what_came_of_it(tracked: Any) -> Non
 
 
 def test_a_run_that_has_ended_is_marked_for_its_upload(tracked: Any) -> None:
-    assert (only(tracked[0]).parent / track.FINISHED).exists()
-    assert track.FINISHED == importlib.import_module("daemon.uploads").FINISHED  # which may not import it
+    assert (only(tracked[0]).parent / tracker.FINISHED).exists()
+    assert tracker.FINISHED == importlib.import_module("daemon.uploads").FINISHED  # which may not import it
 
 
 def test_a_child_leaves_nothing_in_the_temporary_folder(
@@ -143,21 +141,27 @@ def test_the_race_for_the_optimizer_is_in_its_run(train: Train, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("order", [None, {"mode": "disabled", "project": "relearnd", "folder": "", "group": ""}])
-def test_without_an_order_nothing_is_loaded(order: Any, tmp_path: Path) -> None:
-    before = threading.active_count()
+def test_without_an_order_nobody_is_told(order: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(track.subprocess, "Popen")
     recipe = Recipe("test_vit", "none", 32, 32, "stretch", (), "good", TrainSettings())
-    with track.run(order, recipe, tmp_path) as run:
+    with track.tracking(order) as nobody, nobody.run(recipe, tmp_path) as run:
         run.log({"epoch": 1})
-        assert threading.active_count() == before
     assert not list(tmp_path.iterdir())
 
 
-def broken_folder(folder: Path) -> None:
+def broken_folder(folder: Path, _: pytest.MonkeyPatch) -> None:
     folder.write_text("no folder")
 
 
-def broken_install(_: Path) -> None:
-    sys.modules["wandb"] = ModuleType("wandb")  # of another release, say
+def broken_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    instead(folder, "raise ImportError('it was built for another Python')", monkeypatch)
+
+
+def instead(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another wandb for the processes that are started from now on."""
+    folder.mkdir()
+    (folder / "wandb.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
 @pytest.mark.parametrize("how", [broken_folder, broken_install])
@@ -166,10 +170,9 @@ def test_what_breaks_is_said_once_and_the_training_is_done(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    how: Callable[[Path], None],
+    how: Callable[[Path, pytest.MonkeyPatch], None],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", sys.modules.get("wandb"))  # put back at the end
-    how(tmp_path / "state")
+    how(tmp_path / "state", monkeypatch)
     outputs = train(inputs={"track": order_in(tmp_path / "state")})
     assert outputs["epochs"] == 3 and (tmp_path / "run" / "result.json").exists()
     said = capfd.readouterr()
@@ -206,22 +209,11 @@ def test_no_account_costs_nothing(
 def test_what_hangs_is_waited_for_no_longer_than_it_may(
     train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    over = threading.Event()
-
-    def hang(*_: Any) -> None:
-        over.wait()
-        raise OSError("it hung")
-
+    instead(tmp_path / "state", "import time; time.sleep(600)", monkeypatch)
     monkeypatch.setattr(track, "WAIT_SECONDS", 0.1)
-    monkeypatch.setattr(track, "_begin", hang)
-    try:
-        assert train(inputs={"track": order_in(tmp_path)})["epochs"] == 3
-        assert "it has not finished within 0.1 seconds" in capfd.readouterr().err
-    finally:
-        over.set()
-        for thread in threading.enumerate():
-            if thread.name == "wandb":
-                thread.join()
+    assert train(inputs={"track": order_in(tmp_path / "state")})["epochs"] == 3
+    assert "it has not finished within 0.1 seconds" in capfd.readouterr().err
+    assert not [child for child in psutil.Process().children() if "pipeline.tracker" in child.cmdline()]
 
 
 def test_a_training_that_fails_is_a_failed_run(train: Train, tmp_path: Path) -> None:
@@ -235,6 +227,6 @@ def test_what_a_kill_cut_off_is_written_anew(train: Train, tmp_path: Path) -> No
     train(inputs={"track": order_in(tmp_path), "until": 1})
     cut = only(tmp_path)
     cut.write_bytes(cut.read_bytes()[:7])  # as wandb leaves it behind, seen after a SIGKILL: a header
-    (cut.parent / track.FINISHED).unlink()
+    (cut.parent / tracker.FINISHED).unlink()
     train(inputs={"track": order_in(tmp_path)})
     assert [entry["epoch"] for entry in epochs(only(tmp_path))] == [1, 2, 3]
