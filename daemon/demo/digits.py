@@ -6,8 +6,9 @@ What the clients ask about is held back: none of it is in any wave, also not as 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,6 +58,15 @@ class Digit:
         file = folder / f"{self.number}.png"
         Image.fromarray(self.pixels).save(file)
         return file
+
+
+def drop(digits: Iterable[Digit], images: Path, save: Callable[[Digit, Path], Path] = Digit.save) -> None:
+    """All of them at once: written beside the folder and moved in, so that a disk that halts makes no two drops."""
+    with tempfile.TemporaryDirectory(prefix=".wave-", dir=images.parent) as aside:
+        for file in [save(digit, Path(aside)) for digit in digits]:
+            place = images / file.relative_to(aside)
+            place.parent.mkdir(exist_ok=True)
+            file.rename(place)
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,9 +126,7 @@ class FullDemo(Demo):
     def check_drift(self, digits: tuple[Digit, ...], *, alarm: bool) -> str:
         """Drops the images without a label, and says what the next check of drift finds."""
         before = self.unlabelled_check()
-        for digit in digits:
-            digit.save_unlabelled(self.workspace.images)
-            self.dropped.add(digit.sha256)
+        self.drop(digits, Digit.save_unlabelled)
         self.wait(lambda: self.unlabelled_check() != before, "they are checked for drift")
         check = self.unlabelled_check()
         assert check is not None

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from daemon.demo import checks
 from daemon.demo.clients import Client, Record, accuracy
-from daemon.demo.digits import FIRST, Waves, cut, drop_broken, known
+from daemon.demo.digits import FIRST, Digit, Waves, cut, drop, drop_broken, known
 from daemon.demo.processes import ROOMY_MB, TARGET, TIGHT_MB, StepFailed, Workspace
 from daemon.demo.screen import Screen
 from daemon.errors import RelearnError
@@ -200,10 +200,9 @@ class Demo:
             self.screen.progress(checks.doing(self.workspace), what)
             time.sleep(0.1)
 
-    def drop(self, digits: tuple[Any, ...]) -> None:
-        for digit in digits:
-            digit.save(self.workspace.images)
-            self.dropped.add(digit.sha256)
+    def drop(self, digits: Sequence[Digit], save: Callable[[Digit, Path], Path] = Digit.save) -> None:
+        drop(digits, self.workspace.images, save)
+        self.dropped.update(digit.sha256 for digit in digits)
 
     def epochs_done(self) -> float:
         doing = checks.doing(self.workspace)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from daemon.demo.clients import Client, Record
-from daemon.demo.digits import Digit, cut, known
+from daemon.demo.digits import Digit, cut, drop, known
 from daemon.demo.processes import TARGET, Workspace
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -48,8 +48,7 @@ class House(Workspace):
         return json.loads(done.stdout)
 
     def drop(self, digits: list[Digit]) -> None:
-        for digit in digits:
-            digit.save(self.images)
+        drop(digits, self.images)
 
     def some(self, classes: str, first: int = 0, count: int = PER_CLASS) -> list[Digit]:
         """So many images of each of these digits, from the `first` on."""
