@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from sqlalchemy.exc import OperationalError
 
 from daemon import cli_flags as flags
 from daemon import config as configuration
@@ -36,6 +37,9 @@ def main() -> None:
     except RelearnError as error:
         errors.print(f"relearn: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except OperationalError as error:  # a full disk, as the journal meets it
+        errors.print(f"relearn: the journal: {error.orig}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
     except OSError as error:  # a full disk, a folder that may not be written
         errors.print(f"relearn: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
@@ -118,7 +122,7 @@ def status(
 @app.command()
 def cycles(
     workspace: Workspace = HERE,
-    limit: Annotated[int, typer.Option(help="How many, the newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """The cycles, with their stages, verdicts and promotions."""
@@ -139,7 +143,7 @@ def models(workspace: Workspace = HERE, as_json: AsJson = False) -> None:
 @app.command()
 def decisions(
     workspace: Workspace = HERE,
-    limit: Annotated[int, typer.Option(help="How many, the newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """What was decided, and why."""

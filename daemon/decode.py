@@ -83,7 +83,7 @@ def _refuse(file: Path, folder: Path, found: os.stat_result) -> None:
         raise _Unusable("is no regular file (a device, pipe or socket is never opened)")
     if found.st_size == 0:
         raise _Unusable("is empty")
-    if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
+    if not file.resolve().is_relative_to(folder.resolve()):
         raise _Unusable(f"is a link out of the watched folder, to {file.resolve()}")
 
 

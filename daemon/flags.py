@@ -75,9 +75,11 @@ def count(connection: Connection, drop: int, due: Collection[int], audited: Coll
     )
     asked = set(audited)
     rows_audited = [row for row in rows if row.sha256.hex() in asked]
-    mine = [_is_sure(row.score, row.suggested_score) for row in rows_audited if row.drop_id == drop]
+    own = [row for row in rows_audited if row.drop_id == drop]
+    mine = [_is_sure(row.score, row.suggested_score) for row in own]
+    doubtful = sum(row.score is not None for row in own) - sum(mine)
     others = [_is_sure(row.score, row.suggested_score) for row in rows_audited if row.drop_id not in due]
-    return DropAudit(drop, len(mine), sum(mine), len(others), sum(others))
+    return DropAudit(drop, len(mine), sum(mine), len(others), sum(others), doubtful)
 
 
 def _is_sure(score: float | None, suggested_score: float | None) -> bool:

@@ -102,7 +102,7 @@ def _present(folder: Path, paths: Iterable[Path] | None, away: list[str]) -> Ite
     for start in [folder] if paths is None else paths:
         if any(part.startswith(".") for part in start.relative_to(folder).parts):
             continue
-        for entry in _walk(start, away, prefix):
+        for entry in _walk(_up_to_a_link(folder, start), away, prefix):
             try:
                 found = Path(entry).stat()
             except FileNotFoundError:
@@ -113,9 +113,17 @@ def _present(folder: Path, paths: Iterable[Path] | None, away: list[str]) -> Ite
             yield entry[prefix:], ((found.st_size, found.st_mtime_ns), found.st_ctime)
 
 
+def _up_to_a_link(folder: Path, start: Path) -> Path:
+    """The first link on the way from the folder to this path, which is not followed; the path itself where none is."""
+    parts = start.relative_to(folder).parts
+    on_the_way = (folder.joinpath(*parts[:depth]) for depth in range(1, len(parts)))
+    return next((path for path in on_the_way if path.is_symlink()), start)
+
+
 def _walk(start: Path, away: list[str], prefix: int) -> Iterator[str]:
     try:
-        folder = start.is_dir()
+        watched = len(str(start)) < prefix  # which may be a link itself
+        folder = start.is_dir() and (watched or not start.is_symlink())
     except OSError:  # what is above it may not be entered
         away.append(str(start)[prefix:])
         return

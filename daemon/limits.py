@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from daemon.variants import split
+from deploy.device import find_version, package
+
 if TYPE_CHECKING:
     from daemon.config import Config
 
@@ -106,9 +109,17 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
     if config.settings.train.optimizer == "auto" and not config.settings.roles.tune:
         yield "train.optimizer", 'is "auto", which compares optimizers on tune samples: roles.tune must be above 0'
     yield from _impossible_search(config)
+    yield from _missing_engines(config)
     names = config.settings.model.architectures
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         yield "model.architectures", f"names {', '.join(doubled)} twice"
+
+
+def _missing_engines(config: Config) -> Iterator[tuple[str, str]]:
+    for engine in dict.fromkeys(split(variant)[0] for variant in config.settings.build.engines):
+        if find_version(engine) is None:
+            wanted = package(engine)
+            yield "build.engines", f"{engine} is not installed here: install its package {wanted}, or leave it out"
 
 
 def _impossible_search(config: Config) -> Iterator[tuple[str, str]]:

@@ -61,6 +61,7 @@ class Daemon:
         self.because: list[str] = []  # and all else, which waits for nothing that is still coming
         self.drops_since = 0.0
         self.recovered = False
+        self.trouble: str | None = None  # what the daemon met last, and is not over yet
         self.stopping = False
         put, tell = self.queue.put, self.because.append
         self.sources = Sources(config, self.queue)
@@ -92,8 +93,16 @@ class Daemon:
     def bear(self, error: Exception) -> None:
         """A full disk or a file system that is away ends nothing: all is looked through again in a while."""
         what = f"the journal: {error.orig}" if isinstance(error, OperationalError) else str(error)
-        log.error("%s; all is looked through again in %g s", what, TROUBLE_SECONDS)
+        if what != self.trouble:  # each event meets it again meanwhile
+            log.error("%s; all is looked through again every %g s", what, TROUBLE_SECONDS)
+        self.trouble = what
         self.sources.fire_at(now() + TROUBLE_SECONDS, "after trouble" if self.recovered else "start")
+
+    def get_over(self) -> None:
+        """All could be looked through: what was in the way is gone."""
+        if self.trouble:
+            log.info("it goes on; what was in the way is over: %s", self.trouble)
+        self.trouble = None
 
     def work(self) -> None:
         """Does all that can be done before the next event."""
@@ -130,6 +139,7 @@ class Daemon:
         self.serving.tend()
         self.answer_people()
         self.recovered = True
+        self.get_over()
 
     def handle(self, event: Event) -> None:
         match event:
@@ -174,6 +184,7 @@ class Daemon:
                 self.reader.scan()
                 self.read_constraints()
                 self.answer_people()
+                self.get_over()
                 self.because.append("the trouble may be over")
             case "look again":
                 self.because.append("the wait is over")
@@ -225,6 +236,7 @@ class Daemon:
         with self.journal.begin() as connection:
             new = take_in(connection, self.config.constraints)
             valid = targets.requirements(connection)
+            unknown = {name: targets.unknown_classes(connection, asked) for name, asked in valid.items()}
         for row in new:
             if row.error:
                 stands = f"\nthe last valid constraints of {row.target} stand" if row.target in valid else ""
@@ -233,6 +245,8 @@ class Daemon:
             said = f"constraints of {row.target} {'removed' if row.gone else 'changed'}"
             log.info(said)
             self.because.append(said)
+            for what in unknown.get(row.target, []):
+                log.warning("%s.toml: %s", row.target, what)
 
         if target := self.worker.outdated(valid):  # also where a daemon was killed before it came to this
             self.worker.interrupt(target, f"constraints of {target} {'changed' if target in valid else 'removed'}")

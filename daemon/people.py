@@ -99,6 +99,7 @@ def _do(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str,
             f"{requirement.height} x {requirement.width}"
         )
     promotion = serving.request(connection, target, artifact, kind="rollback", by=request.by, cycle=None)
+    settle(connection, target, request.at)  # a training that was asked for earlier would undo it
     return "done", f"{target} goes back to {artifact}: Triton loads it as version {promotion.version} now"
 
 

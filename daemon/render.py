@@ -37,7 +37,8 @@ def status(view: View) -> RenderableType:
     parts: list[RenderableType] = [Text.assemble(f"{view['workspace']}: ", state)]
     if view["disk_free_mb"] is not None and view["disk_free_mb"] < LEAST_FREE_MB:
         full = (
-            f"FULL: {view['disk_free_mb']:.0f} MB are left on the disk of the state folder; make room, it goes on then"
+            f"LOW: {view['disk_free_mb']:.0f} MB are left on the disk of the state folder, below {LEAST_FREE_MB:.0f}; "
+            "where nothing can be written the daemon waits for room, and goes on then"
         )
         parts.append(Text(full, "red"))
     parts += [_target(target, view["triton"]) for target in view["targets"]] or [
@@ -75,6 +76,7 @@ def _target(view: View, triton: View) -> RenderableType:
         lines.append(Text(f"  last cycle c{last['id']}: {last['outcome']}: {last['reason']}"))
     if view["violated"]:
         lines.append(Text(f"  VIOLATED: {view['violated']}", "yellow"))
+    lines += [Text(f"  UNKNOWN: {unknown}", "yellow") for unknown in view["unknown_classes"]]
     if view["error"]:
         stand = "\n  the last valid constraints stand" if view["requirement"] else ""
         lines.append(Text(f"  {view['error']}{stand}", "red"))

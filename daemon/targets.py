@@ -9,10 +9,11 @@ from pathlib import Path
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
-from daemon import schema
+from daemon import labels, schema
 from daemon.variants import Devices, is_bound_elsewhere, join, runs_on
 from deploy.artifact import ArtifactError
 from deploy.repository import verify_model
+from policies import suggest
 from policies.constraints import infeasible_accuracy, shortfalls
 from policies.facts import METHOD, Candidate, ClassCount, ClassTally, Measurement, Requirement, from_dict
 
@@ -42,6 +43,22 @@ def requirements(connection: Connection) -> dict[str, Requirement]:
         .order_by(files.c.target)
     )
     return {target: from_dict(Requirement, plain) for target, plain in rows if plain is not None}
+
+
+def unknown_classes(connection: Connection, requirement: Requirement) -> list[str]:
+    """A sentence on each class that `recall_min` names and no labelled image is of: it can never be met.
+
+    None before there are labelled images.
+    """
+    if not requirement.recall_min:
+        return []
+    known = list(connection.execute(select(labels.current().c.class_name).distinct()).scalars())
+    found = []
+    for name in sorted(set(requirement.recall_min) - set(known)) if known else []:
+        near = suggest.nearest(name, known)
+        meant = f"; did you mean {near!r}?" if near else ""
+        found.append(f"require.recall_min.{name}: no labelled image is of this class, so no model can meet it{meant}")
+    return found
 
 
 def champion(connection: Connection, target: str) -> Champion | None:

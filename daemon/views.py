@@ -91,6 +91,7 @@ def target(connection: Connection, config: Config, name: str) -> View:
         "last_cycle": _cycle(connection, last) if last else None,
         "asks": last.reason if last and last.outcome == "ask" else None,
         "violated": _violated(connection, name),
+        "unknown_classes": targets.unknown_classes(connection, requirement) if requirement else [],
     }
 
 

@@ -18,12 +18,22 @@ def fingerprint(engine: str = "onnxruntime", threads: int = 1) -> str:
     threads: of one session of the engine.
     """
     cores = len(os.sched_getaffinity(0))
-    try:
-        version = importlib.metadata.version(PACKAGES.get(engine, engine))
-    except importlib.metadata.PackageNotFoundError:
-        version = "not installed"
+    version = find_version(engine) or "not installed"
     chip = f"{graphics()}, {processor()}" if engine in ON_GPU else processor()
     return f"{chip}, {_count(cores, 'core')}, {engine} {version}, {_count(threads, 'thread')}"
+
+
+def package(engine: str) -> str:
+    """What is to be installed for the engine."""
+    return PACKAGES.get(engine, engine)
+
+
+def find_version(engine: str) -> str | None:
+    """Of the engine's package; None: it is not installed."""
+    try:
+        return importlib.metadata.version(package(engine))
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _count(number: int, what: str) -> str:

@@ -80,7 +80,7 @@ def check(labels: NDArray[np.generic], probabilities: NDArray[np.generic]) -> tu
     outside = (given < 0) | (given >= classes)
     if outside.any():
         row = int(outside.argmax())
-        raise StageError(f"label {row} is {given[row]}: probabilities have {classes} columns ({outside.sum():,} such)")
+        raise StageError(f"label {row} is {labels[row]}: probabilities have {classes} columns ({outside.sum():,} such)")
     return given, found
 
 
@@ -170,8 +170,11 @@ def load(file: Path) -> NDArray[np.generic]:
     """An array of a .npy file. Raises StageError; nothing is unpickled."""
     try:
         array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise StageError(f"{file}: is no array of numbers as numpy.save writes it: {error}") from error
+    except FileNotFoundError as error:
+        raise StageError(f"{file}: there is no such file") from error
+    except (OSError, ValueError, EOFError, MemoryError, OverflowError, zipfile.BadZipFile) as error:
+        why = "" if "pickle" in str(error) else f": {error}"  # numpy would have it loaded unsafely
+        raise StageError(f"{file}: is no array of numbers as numpy.save writes it{why}") from error
     if not isinstance(array, np.ndarray):
         raise StageError(f"{file}: holds several arrays: save each in a .npy file of its own")
     return array

@@ -33,6 +33,7 @@ class DropAudit:
     flagged: int
     others: int = 0
     others_flagged: int = 0
+    doubtful: int = 0  # of the drop's labels: flagged too, but not beyond doubt
 
 
 def hold(audit: DropAudit, settings: LabelSettings) -> Finding:
@@ -54,10 +55,11 @@ def hold(audit: DropAudit, settings: LabelSettings) -> Finding:
     usual = clopper_pearson(audit.others_flagged, audit.others, settings.confidence)[1] if compared else 0.0
     wrong = max(low - usual, 0.0)
     beyond = f" beyond the {usual:.1%} at most of the {audit.others:,} others" if compared else ""
+    doubtful = f" and {audit.doubtful:,} more with doubt" if audit.doubtful else ""
     return Finding(
         "labels",
         wrong > settings.hold_above,
-        f"drop {audit.drop}: {audit.flagged:,} of {audit.samples:,} labels are flagged beyond doubt, "
+        f"drop {audit.drop}: {audit.flagged:,} of {audit.samples:,} labels are flagged beyond doubt{doubtful}, "
         f"at least {wrong:.1%}{beyond}; it is held above {settings.hold_above:.1%}",
     )
 

@@ -136,7 +136,7 @@ def _next_training(facts: CycleFacts) -> Step:
         return Finish("failed", stuck)
     unfit = known_unfit(facts)
     if _nothing_runs_here(facts):
-        return Finish("violated", _nothing_left(facts, unfit))
+        return Finish("kept" if facts.champion_feasible else "violated", _nothing_left(facts, unfit))
     if again := _measured_long_ago(facts, unfit):
         return Prove(again, measure=True)
     return _next_architecture(facts, unfit)
@@ -162,9 +162,11 @@ def _unanswered(facts: CycleFacts) -> str | None:
 
 
 def _nothing_runs_here(facts: CycleFacts) -> bool:
-    """Whether all that the target could take was built unverified: no other architecture would change that."""
+    """Whether there is nothing that the target could take, or all was built unverified: no training changes that."""
+    if not facts.variants:
+        return True
     unverified = {c.variant for c in facts.candidates if c.unverified and c.artifact in facts.built}
-    return not facts.requirement.allow_unverified and 0 < len(facts.variants) <= len(unverified & set(facts.variants))
+    return not facts.requirement.allow_unverified and len(facts.variants) <= len(unverified & set(facts.variants))
 
 
 def _build_what_is_stored(facts: CycleFacts, architecture: str) -> Build | None:

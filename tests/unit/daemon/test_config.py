@@ -218,6 +218,8 @@ def test_a_list_in_the_environment_must_be_json(workspace: Path, monkeypatch: py
         (["triton.repository=images"], "lies in the watched folder"),
         (['model.architectures=["a", "b", "a"]'], "names a twice"),
         (["model.architectures=[]"], "at least 1 item"),
+        (['build.engines=["torch2trt:fp16"]'], "torch2trt is not installed here: install its package torch2trt"),
+        (['build.engines=["tensorrt:fp16"]'], "tensorrt is not installed here: install its package tensorrt-cu13"),
         (["policies.volume.first_classes=1"], "must be at least 2"),
         (["policies.accuracy.confidence=95"], "must lie between 0 and 1"),
         (["promotion.confidence=1"], "must lie between 0 and 1"),

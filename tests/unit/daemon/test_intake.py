@@ -186,6 +186,23 @@ def test_links_are_taken_as_they_are(look: Callable[..., Difference], images: Pa
     assert look() == Difference(read=["linked"])  # refused by the child with its reason: it leads out of the folder
 
 
+@pytest.mark.parametrize(
+    "touched", ["cat/linked", "cat/linked/x.png", "cat/linked/sub", "cat/inner", "cat/inner/1.png"]
+)
+def test_a_link_that_is_touched_is_not_followed(
+    journal: Engine, images: Path, png: Png, tmp_path: Path, touched: str
+) -> None:
+    png(tmp_path / "elsewhere" / "x.png", 1)
+    png(tmp_path / "elsewhere" / "sub" / "y.png", 2)
+    png(images / "dog" / "1.png", 3)
+    (images / "cat").mkdir()
+    (images / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
+    (images / "cat" / "inner").symlink_to(images / "dog")
+    with journal.connect() as connection:
+        found = compare(connection, images, [images / touched], -60)
+    assert found == Difference(read=["/".join(touched.split("/")[:2])])  # refused by the child: it is a folder
+
+
 def test_names_that_are_not_utf8_are_rejected_and_named(
     look: Callable[..., Difference], read_in: ReadIn, images: Path, png: Png, journal: Engine
 ) -> None:

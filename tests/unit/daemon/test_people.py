@@ -200,6 +200,28 @@ def test_a_rollback_is_a_promotion_under_a_new_version(
     assert (row.artifact_id, row.version, row.kind, row.by) == (expected, version, "rollback", getpass.getuser())
 
 
+def test_a_training_asked_for_before_a_rollback_does_not_undo_it(
+    config: Config, journal: Engine, serving: Serving
+) -> None:
+    served(journal, "old", "new")
+    with journal.begin() as connection:
+        for at in (1.0, now() + 60):  # the second is asked for later
+            add(
+                connection,
+                schema.requests,
+                kind="retrain",
+                arguments={"target": "edge"},
+                by="someone",
+                at=at,
+                state="owed",
+            )
+    ask(config, journal, "rollback", target="edge", artifact=None)
+    taken(journal, serving)
+    with journal.connect() as connection:
+        states = connection.execute(select(schema.requests.c.state).order_by(schema.requests.c.id)).scalars().all()
+    assert states == ["done", "owed", "done"]
+
+
 @pytest.fixture
 def answering(config: Config, journal: Engine, serving: Serving, eventually: Callable[..., None]) -> Iterator[None]:
     """A daemon's part: the workspace is locked, requests are taken as they come."""

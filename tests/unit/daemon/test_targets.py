@@ -157,6 +157,16 @@ def test_a_plan_is_offered_to_its_own_version_alone(
     assert [c.artifact for c in found] == (["plan"] if fits else [])
 
 
+def test_a_class_that_no_image_is_of_is_named_with_the_nearest(journal: Engine, world: World) -> None:
+    asked = world.requirement(recall_min={"dgo": 0.9, "cat": 0.9})
+    assert ask(journal, targets.unknown_classes, asked) == []  # before there are images
+    world.samples("cat", "train", 1)
+    world.samples("dog", "train", 1)
+    (said,) = ask(journal, targets.unknown_classes, asked)
+    assert said.startswith("require.recall_min.dgo: no labelled image is of this class")
+    assert said.endswith("did you mean 'dog'?")
+
+
 def lay_plan(journal: Engine, world: World, version: str | None) -> None:
     world.artifact("plan", world.cycle())
     bound = {"engine": "tensorrt_rtx", "device": "sm89", "engine_version": version, "unverified": "no GPU"}
