@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.pretty import Pretty
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -240,24 +239,42 @@ def explained(view: View) -> RenderableType:
     if rows := view.get("table"):
         parts.append(_by_class(rows))
     skip = ("reason", "findings", "table", "verdicts", "action", "answer")
-    parts.append(Pretty(_dated({key: value for key, value in view.items() if key not in skip}), expand_all=False))
+    parts += [Text(line) for line in _outline({key: value for key, value in view.items() if key not in skip}, "")]
     return Group(*parts)
 
 
-def _dated(value: Any) -> Any:
-    """Moments as dates: no other number that is shown is that large."""
-    if isinstance(value, Mapping):
-        return {key: _dated(inner) for key, inner in value.items()}
+def _outline(value: Mapping[str, Any] | Sequence[Any], indent: str) -> Iterator[str]:
+    """Keys and values, a line each, what lies in one of them below it and further in."""
+    named = isinstance(value, Mapping)
+    for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value, 1):
+        start = f"{indent}{key}:" if named else f"{indent}{key}."
+        if not _is_nested(inner) or (not isinstance(inner, Mapping) and not any(map(_is_nested, inner))):
+            yield f"{start} {_plain(inner)}"
+        else:
+            yield start
+            yield from _outline(inner, f"{indent}  ")
+
+
+def _is_nested(value: Any) -> bool:
+    return bool(value) and isinstance(value, Mapping | list | tuple)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float) and 1e9 < value < 1e10:  # a moment: no other number that is shown is that large
+        return clock(value)
     if isinstance(value, list | tuple):
-        return [_dated(inner) for inner in value]
-    return clock(value) if isinstance(value, float) and 1e9 < value < 1e10 else value
+        return ", ".join(map(_plain, value)) or "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None or value == {} else str(value)
 
 
 def _by_class(rows: Sequence[View]) -> RenderableType:
-    columns = list(rows[0])
+    """The classes' columns, without those that say nothing of any of them."""
+    columns = [name for name in rows[0] if any(row[name] not in (None, False, [], ()) for row in rows)]
     table = Table(*(Column(name.replace("_", " "), overflow="fold") for name in columns), box=None, pad_edge=False)
     for row in rows:
-        _row(table, *(number(v) if isinstance(v, float) else str(v) for v in (row.get(c) for c in columns)))
+        _row(table, *(number(v) if isinstance(v, float) else _plain(v) for v in (row.get(c) for c in columns)))
     return table
 
 
