@@ -11,8 +11,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -27,7 +25,7 @@ from sqlalchemy import Connection, Engine, select
 from daemon import jobs, schema
 from daemon.children import Child
 from daemon.config import Config
-from daemon.errors import DaemonRuns, RelearnError, UsageError, WorkspaceBusy
+from daemon.errors import DaemonRuns, WorkspaceBusy
 from daemon.events import ChildEnded, ChildSpoke, Event
 from daemon.journal import add, now, open_journal
 from daemon.lock import locked
@@ -64,18 +62,6 @@ def order_for(requirement: Requirement, classes: int, variant: str, seconds: flo
     """As a target asks for it."""
     size, load = (requirement.height, requirement.width), (requirement.batch_size, requirement.concurrency)
     return Order(*size, classes, *load, variant, seconds, memory_mb)
-
-
-def find_names(patterns: Sequence[str]) -> list[str]:
-    """The architectures that the patterns name. Raises UsageError with the nearest where one names none."""
-    command = [sys.executable, "-P", "-m", "pipeline.names", *patterns]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 2:
-        raise UsageError(done.stderr.strip())
-    if done.returncode != 0:
-        raise RelearnError(f"timm could not be asked: {done.stderr.strip()[-1000:]}")
-    names: list[str] = json.loads(done.stdout)
-    return names
 
 
 def benchmark(

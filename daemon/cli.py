@@ -94,10 +94,12 @@ def log_to_stderr(level: str) -> None:
 @app.command("check-config")
 def check_config(workspace: Workspace = HERE, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Checks configuration and constraint files, and prints what is in force and from where."""
-    from daemon import render
+    from daemon import render, timm_names
     from daemon.check import check
 
-    view = check(configuration.load(workspace, overrides or ()))
+    config = configuration.load(workspace, overrides or ())
+    view = check(config)
+    view["errors"] += timm_names.find_faults(config)
     show(view, render.checked, as_json)
     if view["errors"]:
         raise typer.Exit(2)
@@ -214,7 +216,7 @@ def benchmark(
 ) -> None:
     """Measures architectures of timm, untrained, on this machine: latency, throughput, memory, size."""
     from daemon import benchmark as benchmarks
-    from daemon import constraint_file, render
+    from daemon import constraint_file, render, timm_names
     from daemon.settings import check_variant
 
     config = configuration.load(workspace)
@@ -226,7 +228,7 @@ def benchmark(
     except ValueError as error:
         raise UsageError(f"--engine {engine}: {error}") from None
     order = benchmarks.order_for(constraint_file.read(file), classes, variant, seconds, memory_mb)
-    names = benchmarks.find_names(patterns or [])
+    names = timm_names.find_architectures(patterns or [])
     rows = []
     for row in benchmarks.benchmark(config, names, order, table, again=again):
         rows.append(row)

@@ -178,6 +178,7 @@ def _read(file: Path) -> str:
 def _explain(
     error: ValidationError, file: Path, text: str, origin: Mapping[str, str], known: set[str]
 ) -> Iterator[str]:
+    told: set[str] = set()
     for problem in error.errors(include_url=False):
         parts = [str(part) for part in problem["loc"] if not isinstance(part, int)]
         key = ".".join(parts)
@@ -187,7 +188,14 @@ def _explain(
             yield f"{where}: unknown setting {key!r}{_hint(key, known | sections)}"
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            yield f"{where}: {key}: {message}{_given(problem)}"
+            if problem["type"] != "too_short" or key not in told:  # its items were refused, so that it has too few
+                yield f"{name(where, key)}: {message}{_given(problem)}"
+        told.add(key)
+
+
+def name(where: str, key: str) -> str:
+    """Where a setting comes from, and its key where that does not say it."""
+    return where if where.endswith(f" {key}") else f"{where}: {key}"
 
 
 def _where(key: str, file: Path, text: str, origin: Mapping[str, str]) -> str:

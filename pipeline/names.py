@@ -1,8 +1,12 @@
-"""The architectures of timm that patterns name.
+"""The names that timm knows: architectures, which patterns name, and optimizers.
 
     python -m pipeline.names PATTERN…
 
-prints their names as a JSON list. Exit 2: a pattern names none, standard error says which are near.
+prints the architectures as a JSON list. Exit 2: a pattern names none, standard error says which are near.
+
+    python -m pipeline.names --check KEY=NAME…
+
+prints, as a JSON list, [KEY, what is wrong] of each setting whose name timm does not know.
 """
 
 from __future__ import annotations
@@ -10,11 +14,13 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
+from timm.optim._optim_factory import list_optimizers
 
+from pipeline.settings import check_name
 from policies.job import Outputs, Report, StageError
 
 
@@ -34,12 +40,31 @@ def find_architectures(patterns: list[str]) -> list[str]:
     return list(found)
 
 
+def find_faults(settings: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Key, and what is wrong, of each setting that names an architecture or an optimizer that there is not."""
+    optimizers: list[Any] = list_optimizers()
+    faults = []
+    for key, name in settings:
+        try:
+            if "optimizer" in key:
+                check_name("the optimizer", name, optimizers)
+            else:
+                find_architectures([name])
+        except StageError as error:
+            faults.append((key, str(error)))
+    return faults
+
+
 def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], report: Report) -> Outputs:
     """The stage: "architectures" that the "patterns" name."""
     return {"architectures": find_architectures(list(inputs["patterns"]))}
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["--check"]:
+        pairs = [argument.partition("=") for argument in sys.argv[2:]]
+        print(json.dumps(find_faults([(key, name) for key, _, name in pairs])))
+        return 0
     try:
         print(json.dumps(find_architectures(sys.argv[1:])))
     except StageError as error:

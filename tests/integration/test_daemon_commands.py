@@ -137,6 +137,13 @@ def test_check_config_refuses_an_unknown_key(workspace: Workspace) -> None:
         assert f"{file}:3: unknown setting 'train.epoch'; did you mean 'train.epochs'?" in done.stderr
 
 
+def test_check_config_asks_timm_about_names(workspace: Workspace) -> None:
+    done = workspace("check-config", "--set", "train.optimizer=adamww", "--json")
+    assert done.returncode == 2
+    (error,) = json.loads(done.stdout)["errors"]
+    assert error.startswith("--set train.optimizer: ") and "'adamww' is not known; nearest: adamw" in error
+
+
 def test_check_config_refuses_a_broken_constraint_file(workspace: Workspace) -> None:
     file = workspace.folder / "constraints" / "edge.toml"
     file.write_text(file.read_text().replace("artifact_max_mb", "artefact_max_mb"))

@@ -181,9 +181,9 @@ def test_every_error_is_said_at_once(workspace: Path) -> None:
 
 
 def test_a_wrong_override_names_itself_and_not_the_file(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert error_of(workspace, "train.epochs=many").startswith("--set train.epochs: train.epochs: ")
-    assert error_of(workspace, "train=3").startswith("--set train: train: ")
-    assert error_of(workspace, "promotion.margin=2").startswith("--set promotion.margin: promotion.margin: ")
+    assert error_of(workspace, "train.epochs=many").startswith("--set train.epochs: Input")
+    assert error_of(workspace, "train=3").startswith("--set train: ")
+    assert error_of(workspace, "promotion.margin=2").startswith("--set promotion.margin: ")
     assert error_of(workspace, "roles.tune=0.2").startswith("--set roles.tune: roles: ")
     monkeypatch.setenv("RELEARN__TRAIN__EPOCHS", "many")
     assert error_of(workspace).startswith("RELEARN__TRAIN__EPOCHS: train.epochs: ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 
-from pipeline.names import find_architectures
+from pipeline.names import find_architectures, find_faults
 from policies.job import StageError
 
 
@@ -31,3 +31,15 @@ def test_what_is_like_nothing_is_refused_with_names_too(pattern: str) -> None:
 def test_the_nearest_are_of_what_a_pattern_says() -> None:
     with pytest.raises(StageError, match=r"nearest: .*resnet"):
         find_architectures(["*ressnet*"])
+
+
+def test_names_that_timm_does_not_know_are_told_with_their_settings() -> None:
+    named = [
+        ("model.architectures", "resnet18"),
+        ("model.architectures", "resnett18"),
+        ("train.optimizer", "adamw"),
+        ("train.optimizers.lionn", "lionn"),
+    ]
+    first, second = find_faults(named)
+    assert first[0] == "model.architectures" and "'resnett18' is not known" in first[1]
+    assert second[0] == "train.optimizers.lionn" and "'lionn' is not known; nearest: lion" in second[1]
