@@ -25,7 +25,7 @@ from sqlalchemy import Connection, Engine, select
 from daemon import jobs, schema
 from daemon.children import Child
 from daemon.config import Config
-from daemon.errors import DaemonRuns, WorkspaceBusy
+from daemon.errors import DaemonRuns, UsageError, WorkspaceBusy
 from daemon.events import ChildEnded, ChildSpoke, Event
 from daemon.journal import add, now, open_journal
 from daemon.lock import locked
@@ -88,7 +88,10 @@ def _go_through(
             rows = {name: find(connection, {**about, "architecture": name}, order) for name in names}
         known = {name: row for name, row in rows.items() if row is not None}
     if table is not None:
-        _write(table, known.values())
+        try:
+            _write(table, known.values())
+        except OSError as error:
+            raise UsageError(f"--csv {table}: {error.strerror}") from None
     for name in names:
         row = known.get(name)
         if row is None:

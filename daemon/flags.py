@@ -143,8 +143,10 @@ def _choose(connection: Connection, chosen: Chosen) -> list[AnyRow]:
     found = list(connection.execute(query))
     missing = sorted(set(chosen.ids) - {row.id for row in found})
     if missing or not found:
-        named = f" with the number {', '.join(map(str, missing))}" if missing else " like that"
-        raise NotFound(f"there is no open flag{named}; `relearn flags` lists them")
+        named = f" with the number {', '.join(map(str, missing))}" if missing else ""
+        among = f" of drop {chosen.drop}" if chosen.drop is not None else ""
+        among += f" of {chosen.pair[0]} taken for {chosen.pair[1]}" if chosen.pair else ""
+        raise NotFound(f"there is no open flag{named}{among}; `relearn flags` lists them")
     return found
 
 

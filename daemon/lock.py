@@ -23,7 +23,7 @@ def locked(state: Path) -> Iterator[None]:
         if not _lock(file):
             file.seek(0)
             raise WorkspaceBusy(
-                f"{state}: another daemon (process {file.read().strip() or '?'}) runs on this workspace"
+                f"{state}: another daemon or benchmark (process {file.read().strip() or '?'}) runs on this workspace"
             )
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -70,6 +70,11 @@ def test_a_pattern_that_names_nothing_is_refused(small: Path) -> None:
     assert (done.returncode, "nearest: test_resnet" in done.stderr) == (2, True)
 
 
+def test_a_table_that_cannot_be_written_is_said_before_anything_is_measured(small: Path) -> None:
+    done = relearn(small, "test_resnet", "--csv", str(small / "nowhere" / "rows.csv"))
+    assert (done.returncode, done.stderr.count("rows.csv: No such file or directory")) == (2, 1)
+
+
 def test_it_does_not_measure_beside_a_daemon(small: Path) -> None:
     (small / "state").mkdir()
     with locked(small / "state"):

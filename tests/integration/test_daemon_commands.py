@@ -258,7 +258,7 @@ def test_a_second_daemon_is_refused(workspace: Workspace) -> None:
     done = workspace("run")
     assert done.returncode == 1
     assert workspace.daemon is not None
-    assert f"another daemon (process {workspace.daemon.pid}) runs on this workspace" in done.stderr
+    assert f"another daemon or benchmark (process {workspace.daemon.pid}) runs on this workspace" in done.stderr
     assert workspace.view("status")["running"] is True
 
 

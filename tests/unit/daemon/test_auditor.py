@@ -193,7 +193,7 @@ def test_flags_are_answered_in_bulk(lane: Lane, stand_in: StandIn) -> None:
     [
         ({}, "which flags"),
         ({"ids": [99]}, "no open flag with the number 99"),
-        ({"pair": ("cat", "owl")}, "no open flag like that"),
+        ({"pair": ("cat", "owl")}, "no open flag of cat taken for owl"),
     ],
 )
 def test_an_answer_to_nothing_is_refused(lane: Lane, chosen: dict[str, Any], said: str) -> None:
