@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from sqlalchemy.exc import OperationalError
 
+from daemon import cli_conflicts as conflicts
 from daemon import cli_flags as flags
 from daemon import config as configuration
 from daemon.children import CHECKOUT
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(flags.app, name="flags")
+app.add_typer(conflicts.app, name="conflicts")
 errors = Console(stderr=True)
 
 

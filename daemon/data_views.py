@@ -25,14 +25,12 @@ def data(connection: Connection) -> View:
         .select_from(said)
         .join(samples, samples.c.id == said.c.sample_id)
         .outerjoin(groups, groups.c.id == samples.c.group_id)
+        .where(said.c.sample_id.not_in(labels.conflicting()))
         .group_by(said.c.class_name, groups.c.role)
     )
     classes: dict[str, Counter[str]] = {}
     for name, role, number in rows:
         classes.setdefault(name, Counter())[role] += number
-    several = (
-        select(said.c.sample_id).group_by(said.c.sample_id).having(func.count(func.distinct(said.c.class_name)) > 1)
-    )
     unlabelled = select(func.count(func.distinct(occurrences.c.sample_id))).where(
         occurrences.c.gone.is_(None), occurrences.c.class_name.is_(None)
     )
@@ -45,7 +43,7 @@ def data(connection: Connection) -> View:
     return {
         "classes": {name: dict(counts) for name, counts in sorted(classes.items())},
         "unlabelled": connection.execute(unlabelled).scalar(),
-        "in_conflict": len(connection.execute(several).all()),
+        "in_conflict": len(connection.execute(labels.conflicting()).all()),
         "held": connection.execute(select(func.count(func.distinct(held.c.sample_id)))).scalar(),
         "flagged": connection.execute(flagged).scalar(),
         "rejected": connection.execute(select(func.count()).where(schema.rejections.c.gone.is_(None))).scalar(),

@@ -100,7 +100,7 @@ class Chosen:
 def answer(connection: Connection, how: str, chosen: Chosen, to: str | None, by: str) -> str:
     """Writes what a person said of flags, as labels; returns it in a sentence. Raises NotFound, UsageError."""
     if how == "relabel":
-        _check_class(connection, to or "", chosen.new_class)
+        check_class(connection, to or "", chosen.new_class)
     found = _choose(connection, chosen)
     for flag in found:
         name = {"accept": flag.suggested, "keep": flag.given}.get(how, to)
@@ -111,8 +111,11 @@ def answer(connection: Connection, how: str, chosen: Chosen, to: str | None, by:
     return f"flags answered: {len(found)}, {ANSWERS[how]}{f' to {to}' if how == 'relabel' else ''}"
 
 
-def _check_class(connection: Connection, name: str, new: bool) -> None:
-    """A class is what a folder of images could be called, and one that there is, unless a new one is meant."""
+def check_class(connection: Connection, name: str, new: bool) -> None:
+    """A class is what a folder of images could be called, and one that there is, unless a new one is meant.
+
+    Raises UsageError with the nearest.
+    """
     if not name:
         raise UsageError("to which class? --to CLASS")
     if "/" in name or name.startswith(".") or any(category(sign) in _UNNAMABLE for sign in name):

@@ -6,7 +6,7 @@ touched, renamed, or taken away and put back is none: what was answered of that 
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Subquery, case, exists, func, select
+from sqlalchemy import ColumnElement, Select, Subquery, case, exists, func, select
 
 from daemon.schema import drops, labels, occurrences
 
@@ -24,6 +24,12 @@ def current() -> Subquery:
 def held() -> Subquery:
     """The same of what is held."""
     return _current(occurrences.c.class_name.is_not(None) & (drops.c.state == "held"))
+
+
+def conflicting() -> Select[int]:
+    """The sample_id of each sample that stands in several classes at once."""
+    said = current()
+    return select(said.c.sample_id).group_by(said.c.sample_id).having(func.count(func.distinct(said.c.class_name)) > 1)
 
 
 def _current(which: ColumnElement[bool]) -> Subquery:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, select
 
-from daemon import flags, schema, snapshot, targets
+from daemon import conflicts, flags, schema, snapshot, targets
 from daemon.config import Config
 from daemon.errors import DaemonNotRunning, NotFound, RelearnError, UsageError
 from daemon.journal import AnyRow, add, claim, get, now, open_journal
@@ -67,7 +67,7 @@ def take(journal: Engine, serving: Serving) -> Iterator[Taken]:
 
 
 def _tell(request: AnyRow, answer: str) -> str:
-    if request.kind in ("flags", "release"):
+    if request.kind in ("conflicts", "flags", "release"):
         return f"{request.by}: {answer}"
     what = "training" if request.kind == "retrain" else request.kind
     return f"{request.by} asked for a {what} of {request.arguments['target']}"
@@ -76,6 +76,8 @@ def _tell(request: AnyRow, answer: str) -> str:
 def _do(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
     if request.kind == "release":
         return "done", flags.release(connection, request.arguments["drop"], request.by)
+    if request.kind == "conflicts":
+        return "done", conflicts.settle(connection, **request.arguments, by=request.by)
     if request.kind == "flags":
         chosen = flags.Chosen(**request.arguments["chosen"])
         how, to = request.arguments["how"], request.arguments["to"]

@@ -143,6 +143,14 @@ def flags(view: View) -> RenderableType:
     return Group(table, *held, Text(f"{len(view['flags']):,} open; {answers}"))
 
 
+def conflicts(view: Sequence[View]) -> RenderableType:
+    table = Table("image", "classes", "files")
+    for image in view:
+        _row(table, image["sha256"][:12], ", ".join(image["classes"]), "\n".join(image["files"]))
+    how = "`relearn conflicts settle IMAGE… --to CLASS` settles, `--pair CLASS:CLASS` in bulk"
+    return Group(table, Text(f"{len(view):,} in conflict; {how}"))
+
+
 def benchmarked(row: View) -> str:
     """One row, in a line."""
     if row["error"]:

@@ -88,7 +88,7 @@ def test_few_labels_have_a_defined_answer(tmp_path: Path, labels: list[int], cla
 
 def test_a_file_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
     done = relearn("audit", "--labels", str(tmp_path / "no.npy"), "--probabilities", str(tmp_path / "no.npy"))
-    assert (done.returncode, "no.npy: is no array of numbers" in done.stderr) == (2, True)
+    assert (done.returncode, "no.npy: there is no such file" in done.stderr) == (2, True)
 
 
 # --- relearn flags --------------------------------------------------------------------------------------------------
@@ -185,6 +185,20 @@ def test_flags_are_answered_one_by_one(workspace: Path, labelled: Engine) -> Non
     assert (listed(workspace), labels(labelled)) == ([4], [(1, "dog"), (2, "cat"), (3, "owl")])
     code, said = flags(workspace, "keep", "3")
     assert (code, said) == (1, "there is no open flag with the number 3; `relearn flags` lists them")
+
+
+def test_images_in_two_classes_are_listed_and_settled(workspace: Path, labelled: Engine) -> None:
+    with labelled.begin() as connection:
+        place = {"folder": str(workspace / "images"), "path": "dog/copy.png", "class_name": "dog", "drop_id": 1}
+        add(connection, schema.occurrences, sample_id=1, **place, size=9, mtime_ns=1, first_seen=2.0)
+    where = ("--workspace", str(workspace), "--json")
+    (found,) = json.loads(relearn("conflicts", *where).stdout)
+    assert (found["classes"], [Path(file).name for file in found["files"]]) == (["cat", "dog"], ["0.png", "copy.png"])
+    assert "1 in conflict" in relearn("conflicts", *where[:2]).stdout
+    done = relearn("conflicts", "settle", found["sha256"][:12], "--to", "dog", *where)
+    assert (done.returncode, json.loads(done.stdout)["answer"]) == (0, "conflicts settled: 1, as dog")
+    assert json.loads(relearn("conflicts", *where).stdout) == []
+    assert relearn("conflicts", "settle", "--pair", "cat", "--to", "dog", *where).returncode == 2
 
 
 def test_flags_are_answered_in_bulk_and_a_held_drop_is_released(workspace: Path, labelled: Engine) -> None:

@@ -138,7 +138,7 @@ def test_status_counts_samples_by_class_and_role(config: Config, journal: Engine
     served.vanish(gone)
     served.samples(None, "", 3)
     data = show(journal, views.status, config)["data"]
-    assert data["classes"] == {"cat": {"train": 4, "tune": 1, "judge": 2}, "dog": {"train": 4, "tune": 1, "judge": 2}}
+    assert data["classes"] == {"cat": {"train": 3, "tune": 1, "judge": 2}, "dog": {"train": 3, "tune": 1, "judge": 2}}
     assert (data["unlabelled"], data["in_conflict"], data["rejected"]) == (3, 1, 0)
 
 
