@@ -16,6 +16,7 @@ import stat
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,12 @@ class _Unusable(Exception):
     pass
 
 
+@cache
+def _resolve(folder: Path) -> Path:
+    """The watched folder, once for all of its files: each look costs as much as a small file's reading."""
+    return folder.resolve()
+
+
 def _refuse(file: Path, folder: Path, found: os.stat_result) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise _Unusable("is a folder: links to folders are not followed; watch.folders may name more than one")
@@ -83,7 +90,7 @@ def _refuse(file: Path, folder: Path, found: os.stat_result) -> None:
         raise _Unusable("is no regular file (a device, pipe or socket is never opened)")
     if found.st_size == 0:
         raise _Unusable("is empty")
-    if not file.resolve().is_relative_to(folder.resolve()):
+    if not file.resolve().is_relative_to(_resolve(folder)):  # by a folder on the way, too
         raise _Unusable(f"is a link out of the watched folder, to {file.resolve()}")
 
 

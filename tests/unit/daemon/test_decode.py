@@ -198,6 +198,17 @@ def test_a_link_inside_the_folder_is_read(
     assert len(stored(tmp_path)) == 1
 
 
+def test_what_lies_behind_a_link_out_of_the_folder_is_not_read(
+    job: Callable[..., Any], folder: Path, png: Callable[..., Path], tmp_path: Path
+) -> None:
+    png(tmp_path / "elsewhere" / "x.png")
+    (folder / "a").mkdir(exist_ok=True)
+    (folder / "a" / "out").symlink_to(tmp_path / "elsewhere")
+    (said,) = told(job("a/out/x.png")).values()
+    assert "is a link out of the watched folder" in said["reason"]
+    assert not stored(tmp_path)
+
+
 def test_what_is_still_being_written_is_looked_at_again(
     job: Callable[..., Any],
     folder: Path,
