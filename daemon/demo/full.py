@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -223,12 +225,15 @@ class FullDemo(Demo):
         """SIGKILL to the process of Ray's that trains, in the middle of the tuning."""
         assert self.workspace.daemon is not None
         family = psutil.Process(self.workspace.daemon.pid).children(recursive=True)
-        names = {process: " ".join(process.cmdline()[:1]) for process in family}
-        workers = [p for p, name in names.items() if name.startswith("ray::") and "IDLE" not in name]
+        workers = []
+        for process in family:
+            with suppress(psutil.NoSuchProcess):  # one that ends meanwhile
+                name = " ".join(process.cmdline()[:1])
+                if name.startswith("ray::") and "IDLE" not in name:
+                    workers.append((sum(process.cpu_times()[:2]), process.pid, name))
         require(bool(workers), "a worker of Ray trains")
-        busiest = max(workers, key=lambda process: sum(process.cpu_times()[:2]))
-        name = names[busiest]
-        busiest.send_signal(signal.SIGKILL)
+        _, busiest, name = max(workers)
+        os.kill(busiest, signal.SIGKILL)
         self.screen.say(f"SIGKILL to {name}, in the middle of trial {self.trials_done() + 1:.1f}")
         return name
 

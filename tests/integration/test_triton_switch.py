@@ -605,11 +605,12 @@ def test_one_dead_instance_of_two_is_found_and_mended(
 
 
 def stubs(server: Server) -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process(server.process.pid).children(recursive=True)
-        if process.name().startswith("triton_python") and process.status() != psutil.STATUS_ZOMBIE
-    ]
+    found = []
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ends meanwhile
+            if process.name().startswith("triton_python") and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def lose_folder(model: Path) -> None:

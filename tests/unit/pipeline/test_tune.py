@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -57,8 +58,9 @@ def trials_of(folder: Path) -> dict[int, dict[str, Any]]:
 def mark_of(process: int) -> str:
     """What all carries that this child's Ray consists of."""
     for child in psutil.Process(process).children(recursive=True):
-        if mark := child.environ().get(MARK):
-            return mark
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ends meanwhile
+            if mark := child.environ().get(MARK):
+                return mark
     raise AssertionError("the child has started no Ray")
 
 
