@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from daemon import config as configuration
-from daemon.command import HERE, AsJson, Workspace, ask, read, show
+from daemon.command import HERE, AsJson, NewClass, To, Workspace, ask, read, show
 from daemon.errors import UsageError
 
 app = typer.Typer(help="Images that stand in two classes at once, and are used nowhere until it is settled.")
@@ -28,12 +28,10 @@ def conflicts(context: typer.Context, workspace: Workspace = HERE, as_json: AsJs
 
 @app.command()
 def settle(
-    to: Annotated[str, typer.Option(help="The class that is right.")],
+    to: To,
     images: Images = None,
     pair: Pair = None,
-    new_class: Annotated[
-        bool, typer.Option("--new-class", help="The class may be one that no sample has yet.")
-    ] = False,
+    new_class: NewClass = False,
     workspace: Workspace = HERE,
     as_json: AsJson = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from daemon import config as configuration
-from daemon.command import HERE, AsJson, Workspace, ask, read, show
+from daemon.command import HERE, AsJson, NewClass, To, Workspace, ask, read, show
 from daemon.errors import UsageError
 
 app = typer.Typer(help="Labels that are probably wrong: what the audit flagged, and what a person answers.")
@@ -44,13 +44,11 @@ def keep(
 
 @app.command()
 def relabel(
-    to: Annotated[str, typer.Option(help="The class that is right.")],
+    to: To,
     ids: Ids = None,
     pair: Pair = None,
     drop: Drop = None,
-    new_class: Annotated[
-        bool, typer.Option("--new-class", help="The class may be one that no sample has yet.")
-    ] = False,
+    new_class: NewClass = False,
     workspace: Workspace = HERE,
     as_json: AsJson = False,
 ) -> None:

@@ -21,6 +21,8 @@ Workspace = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting for this command: --set train.epochs=3.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+To = Annotated[str, typer.Option(help="The class that is right.")]
+NewClass = Annotated[bool, typer.Option("--new-class", help="The class may be one that no sample has yet.")]
 HERE = Path()
 
 

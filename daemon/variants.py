@@ -71,5 +71,5 @@ def is_bound_elsewhere(artifact: Any, devices: Devices) -> bool:
 
 def is_outdated(artifact: Any, devices: Devices) -> bool:
     """Whether it can be read by another version of its engine alone than the one that is installed."""
-    here = devices.get(artifact.engine)
-    return bool(artifact.device and here) and f", {artifact.engine} {artifact.engine_version}" not in str(here)
+    here = devices.get(artifact.engine, "")
+    return bool(artifact.device and here and f", {artifact.engine} {artifact.engine_version}" not in here)

@@ -78,17 +78,10 @@ class Tracker:
 @contextmanager
 def tracking(order: Order | None) -> Iterator[Tracker]:
     """The process that tells wandb, while the block lasts; none without an order."""
-    if order is None or order["mode"] == "disabled":
+    process = None if order is None or order["mode"] == "disabled" else _start()
+    if order is None or process is None:
         yield Tracker({}, None)
         return
-    found = filter(None, (CHECKOUT, os.environ.get("PYTHONPATH")))
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "pipeline.tracker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(found)},
-        text=True,
-    )
     assert process.stdin is not None
     try:
         yield Tracker(order, process.stdin)
@@ -101,6 +94,21 @@ def tracking(order: Order | None) -> Iterator[Tracker]:
             process.kill()
             process.wait()
             say(f"it has not finished within {WAIT_SECONDS:g} seconds")
+
+
+def _start() -> subprocess.Popen[str] | None:
+    found = filter(None, (CHECKOUT, os.environ.get("PYTHONPATH")))
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "pipeline.tracker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(found)},
+            text=True,
+        )
+    except OSError as error:  # no memory, or no more processes
+        say(f"its process could not be started: {error}")
+        return None
 
 
 def say(what: str) -> None:

@@ -180,6 +180,14 @@ def test_what_breaks_is_said_once_and_the_training_is_done(
     assert said.out == ""
 
 
+def test_a_process_that_cannot_be_started_costs_nothing(
+    train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(track.sys, "executable", str(tmp_path / "none"))
+    assert train(inputs={"track": order_in(tmp_path / "state")})["epochs"] == 3
+    assert "its process could not be started" in capfd.readouterr().err
+
+
 def test_offline_the_service_is_not_asked_for_anything(
     train: Train, tmp_path: Path, wandb_service: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
