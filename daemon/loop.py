@@ -113,7 +113,7 @@ class Daemon:
         """Starts one thing. What measures has the machine to itself: nothing begins to compute beside it."""
         if not self.worker.measures and (self.reader.step() or self.observer.step() or self._look_closer()):
             return True
-        alone = all(lane.child is None for lane in (self.reader, self.observer, self.auditor, self.drift_watch))
+        alone = not any(children_of(lane) for lane in self.lanes if lane is not self.worker)
         return self.decide() or self.worker.step(alone=alone)
 
     def _look_closer(self) -> bool:
@@ -127,7 +127,7 @@ class Daemon:
 
     def recover(self) -> None:
         """Finds what changed while no daemon ran, and goes on with what was unfinished."""
-        intake.close_interrupted(self.journal)
+        self.reader.recover()
         intake.leave_folders(self.journal, but=self.config.folders)
         self.worker.recover()
         self.read_constraints()
@@ -197,11 +197,14 @@ class Daemon:
             if lane:
                 lane.hear(event.line)
         elif not self.worker.left(event.token) and lane:
-            lane.bury(event.status, event.last_words)
+            if isinstance(lane, Reader):
+                lane.bury(event.token, event.status, event.last_words)
+            else:
+                lane.bury(event.status, event.last_words)
 
     def lane_of(self, token: str) -> Lane | None:
         """The lane whose child speaks; None: a child of the past."""
-        return next((lane for lane in self.lanes if lane.child and lane.child.token == token), None)
+        return next((lane for lane in self.lanes if token in {child.token for child in children_of(lane)}), None)
 
     def brought(self, what: str) -> None:
         """A drop was read: the champion is asked about it, then it is decided on."""
@@ -260,13 +263,19 @@ class Daemon:
 
     def end_children(self) -> None:
         """Every child is asked to end, and ended if it does not."""
-        children = [lane.child for lane in self.lanes]
-        alive: list[Child] = [child for child in (*children, *self.worker.leaving.values()) if child]
+        alive = [*(child for lane in self.lanes for child in children_of(lane)), *self.worker.leaving.values()]
         for child in alive:
             child.stop(grace_seconds=STOP_SECONDS - 2)
         for child in alive:
             if not child.wait(STOP_SECONDS):
                 child.kill()
+
+
+def children_of(lane: Lane) -> list[Child]:
+    """The processes at work in a lane."""
+    if isinstance(lane, Reader):
+        return lane.children
+    return [lane.child] if lane.child else []
 
 
 def run(config: Config) -> None:

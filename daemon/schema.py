@@ -40,6 +40,7 @@ drops = Table(
     Column("state", String, nullable=False),
     Column("started", Float, nullable=False),
     Column("ended", Float),
+    Column("files", Integer, nullable=False, server_default="0"),  # to be read
     Column("added", Integer, nullable=False, default=0),  # occurrences
     Column("gone", Integer, nullable=False, default=0),
     Column("rejected", Integer, nullable=False, default=0),

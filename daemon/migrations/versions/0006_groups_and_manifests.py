@@ -12,6 +12,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    with op.batch_alter_table("drops", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("files", sa.Integer(), nullable=False, server_default="0"))
     with op.batch_alter_table("samples", schema=None) as batch_op:
         batch_op.add_column(sa.Column("frames", sa.Integer(), nullable=False, server_default="1"))
         batch_op.add_column(sa.Column("forgotten", sa.Float(), nullable=True))
