@@ -17,15 +17,14 @@ from daemon.descriptor import SIDE
 from daemon.likeness import Floats
 from daemon.scenes import Ints, Scene
 
-RADIUS = 0.34  # in which the code of a copy lies, a crop of 5% included
+RADIUS = 0.32  # in which the code of a copy lies, a crop of 5% included
 KEPT = 48  # nearest neighbours of an image that are looked at more closely
-APART = 0.19  # what is left of that distance when the moves of a crop are taken away
+APART = 0.18  # what is left of that distance when the moves of a crop are taken away
 FRAME_RADIUS, FRAME_KEPT = 0.1, 8  # in a scene, where crops are undone before the search
 # A copy leaves at most FLOOR of the variance unexplained, and more where the image is small: there JPEG's artifacts and
 # lost sharpness are not averaged away in the thumbnail. NOISE is at the thumbnail's own size.
 FLOOR, NOISE = 0.0008, 0.006
-CHUNK = 4096
-PER_BATCH = 64  # rows of a scene that one batch of the known gives
+CHUNK = 512  # images at once: what they need stays in the cache
 
 
 class Known(Protocol):
@@ -91,12 +90,12 @@ class Search:
         return found
 
     def _around(self, seed: int) -> Ints:
-        """Rows near a new one, of each batch of the known a few."""
-        code = self.codes[seed]
-        near = [np.flatnonzero(np.linalg.norm(self.codes - code, axis=1) < RADIUS) + self.known.rows]
+        """Rows near a new one: known ones if these are enough, since what came first set the scene's frame."""
+        code, near = self.codes[seed], [np.empty(0, np.int64)]
         for start, known in self.known.known():
-            there = np.flatnonzero(np.linalg.norm(known - code, axis=1) < RADIUS) + start
-            near.append(scenes.some(there, PER_BATCH) if len(there) else there)
+            near.append(scenes.some(np.flatnonzero(np.linalg.norm(known - code, axis=1) < RADIUS) + start, scenes.SAMPLE))
+        if sum(map(len, near)) < scenes.CROWD:
+            near.append(np.flatnonzero(np.linalg.norm(self.codes - code, axis=1) < RADIUS) + self.known.rows)
         return np.concatenate(near)
 
     def _in_frame(self, scene: Scene, rows: Ints) -> tuple[Ints, Ints]:

@@ -20,6 +20,7 @@ from daemon.descriptor import SIZE
 from daemon.likeness import CODE, Floats
 
 PICTURE = np.dtype([("id", "<i8"), ("descriptor", "u1", SIZE)])
+PICTURE_AS_GIVEN = np.dtype([("id", "<i8"), ("descriptor", f"V{SIZE}")])
 RECORD = np.dtype([("id", "<i8"), ("code", "<i2", CODE), ("spare", "<u4"), ("check", "<u4")])
 UNIT = 4096.0  # steps of a stored code per 1
 SEAL = 0x52454C31  # what all words of a whole record come to: neither zeros nor a torn one do
@@ -77,9 +78,7 @@ class Index:
         fresh = {number: one for number, one in zip(ids, descriptors, strict=True) if number in lacking}
         if not fresh:
             return []
-        pictures = np.zeros(len(fresh), PICTURE)
-        pictures["id"] = list(fresh)
-        pictures["descriptor"] = np.frombuffer(b"".join(fresh.values()), np.uint8).reshape(-1, SIZE)
+        pictures = np.array(list(fresh.items()), PICTURE_AS_GIVEN).view(PICTURE)
         search = Search(self, pictures["descriptor"])
         named = np.concatenate([self._ids, pictures["id"]])
         one, other = (named[rows].tolist() for rows in search.pairs())
@@ -139,7 +138,7 @@ class Index:
         records["code"] = np.clip(np.rint(np.nan_to_num(codes, nan=7.9) * UNIT), -32768, 32767)
         records["check"] = _fold(records) ^ np.uint32(SEAL)
         for file, rows in ((self._pictures, pictures), (self._codes, records)):
-            _write(file, rows.tobytes(), len(self._ids) * rows.dtype.itemsize)
+            _write(file, rows.view(np.uint8).data, len(self._ids) * rows.dtype.itemsize)
             os.fdatasync(file)
         self._ids = np.concatenate([self._ids, pictures["id"]])
 
@@ -160,8 +159,7 @@ def _fold(records: NDArray[np.void]) -> NDArray[np.uint32]:
     return np.asarray(np.bitwise_xor.reduce(words, axis=1), np.uint32)
 
 
-def _write(file: int, data: bytes, at: int) -> None:
-    view = memoryview(data)
+def _write(file: int, view: memoryview, at: int) -> None:
     while view:
         done = os.pwrite(file, view, at)
         view, at = view[done:], at + done

@@ -27,6 +27,7 @@ SMOOTHING = 1.0  # pixels: what is finer is aliasing, and does not survive a cro
 BORDER = 2
 MAX_SCALE, MAX_SHIFT = 0.08, 1.4  # of the side, in pixels: a crop of 6% with some room
 RIDGE = np.float32(1e-3)
+HOPELESS = 0.06  # left of the variance: the other way round it will not be a copy either
 CHUNK = 256  # pairs at once: what they need stays in the processor's cache
 CLIPPED = 215.0  # gray; from here on a brightened copy may have lost light
 VISIBLE = 0.4  # of the area must be left where what may be clipped is left aside
@@ -58,6 +59,7 @@ def _window() -> Floats:
 def _projection() -> tuple[Floats, Floats]:
     """From pixels to codes (1024, 24), and to what each of four moves adds to a code (1024, 4 * 24)."""
     waves = np.cos(np.pi * (_at[:, None] + 0.5) * np.arange(8) / SIDE) * np.sqrt(2 / SIDE)
+    waves[:, 0] /= np.sqrt(2)  # the orthonormal cosine transform
     chosen = sorted(((u, v) for u in range(8) for v in range(8) if u + v), key=lambda w: (w[0] ** 2 + w[1] ** 2, w))
     basis = np.stack([np.outer(waves[:, u], waves[:, v]).ravel() for u, v in chosen[:CODE]], 1)
     window = _window()
@@ -82,9 +84,10 @@ def tangents(thumbnails: Floats) -> Floats:
 
 
 def _contrast(thumbnails: Floats) -> Floats:
-    flat, window = thumbnails.reshape(-1, SIDE * SIDE), _window()
-    mean = (flat @ window)[:, None] / window.sum()
-    contrast = np.linalg.norm((flat - mean) * window, axis=1)
+    flat, window = thumbnails.reshape(-1, SIDE * SIDE) - np.float32(128), _window()
+    mean = (flat @ window) / window.sum()
+    square = (flat**2) @ window**2 - 2 * mean * (flat @ window**2) + mean**2 * (window**2).sum()
+    contrast = np.sqrt(np.maximum(square, 0))
     contrast[contrast < FLAT * np.linalg.norm(window)] = np.nan
     return np.asarray(contrast, np.float32)
 
@@ -100,14 +103,24 @@ def apart(one: Floats, other: Floats, moves: Floats) -> Floats:
 def unexplained(one: Floats, other: Floats) -> Floats:
     """(pairs,): which share of the variance no alignment explains, 0 (copies) to 1 (nothing in common); symmetric.
 
-    NaN for images that show nothing.
+    Each is laid on the other, and the better one counts: what was cropped is found within the whole, not the other way
+    round. Where the first way leaves more than HOPELESS the second is not tried. NaN for images that show nothing.
     """
     shares = np.empty(len(one), np.float32)
     for start in range(0, len(one), CHUNK):
-        part = slice(start, start + CHUNK)
-        a, b = smooth(one[part]), smooth(other[part])
-        shares[part] = np.fmin(_left(a, b), _left(b, a))
+        a, b = smooth(one[start : start + CHUNK]), smooth(other[start : start + CHUNK])
+        swap = (_rank(a) > _rank(b))[:, None, None]  # so that it does not matter which is named first
+        a, b = np.where(swap, b, a), np.where(swap, a, b)
+        share = _left(a, b)
+        again = share < HOPELESS
+        if again.any():
+            share[again] = np.fmin(share[again], _left(b[again], a[again]))
+        shares[start : start + CHUNK] = share
     return shares
+
+
+def _rank(smoothed: Floats) -> Floats:
+    return smoothed[:, ::5, ::7].sum((1, 2))
 
 
 def smooth(thumbnails: Floats) -> Floats:
@@ -170,10 +183,21 @@ def _read_at(scale: Floats, shift: Floats) -> Floats:
 
 
 def _weights(scale: Floats, shift: Floats) -> Floats:
-    d = np.abs(np.clip(_read_at(scale, shift), 0, SIDE - 1)[:, :, None] - _at)
-    near = (np.float32(1.5) * d - np.float32(2.5)) * d * d + 1
-    far = ((np.float32(-0.5) * d + np.float32(2.5)) * d - 4) * d + 2
-    return np.where(d < 1, near, np.where(d < 2, far, np.float32(0)))
+    """(pairs, 32, 32): which pixels, along one axis, each read place is made of; four of them."""
+    places = np.clip(_read_at(scale, shift), 0, SIDE - 1)
+    first = places.astype(np.int64)
+    f = places - first
+    taps = (
+        ((-0.5 * f + 1) * f - 0.5) * f,
+        (1.5 * f - 2.5) * f * f + 1,
+        ((-1.5 * f + 2) * f + 0.5) * f,
+        (0.5 * f - 0.5) * f * f,
+    )
+    padded = np.zeros((len(scale) * SIDE, SIDE + 4), np.float32)  # what lies beyond the edge falls into the padding
+    rows = np.arange(len(padded))
+    for tap, weight in enumerate(taps):
+        padded[rows, first.ravel() + tap + 1] = weight.ravel()
+    return np.ascontiguousarray(padded.reshape(len(scale), SIDE, SIDE + 4)[:, :, 2:-2])
 
 
 def inside(frames: Floats) -> Floats:

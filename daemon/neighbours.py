@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-ROWS, COLUMNS = 256, 4096  # of a block: it stays in the processor's cache
+ROWS, COLUMNS = 512, 512  # of a block: it stays in the processor's cache
 
 
 class Near(NamedTuple):
