@@ -15,16 +15,20 @@ from numpy.typing import NDArray
 from daemon import likeness, neighbours, scenes
 from daemon.descriptor import SIDE
 from daemon.likeness import Floats
-from daemon.scenes import Ints, Scene
+from daemon.neighbours import Ints
+from daemon.scenes import Scene
 
-RADIUS = 0.32  # in which the code of a copy lies, a crop of 5% included
+RADIUS = 0.33  # in which the code of a copy lies, a crop of 5% included
 KEPT = 48  # nearest neighbours of an image that are looked at more closely
-APART = 0.18  # what is left of that distance when the moves of a crop are taken away
+APART = 0.185  # what is left of that distance when the moves of a crop are taken away
 FRAME_RADIUS, FRAME_KEPT = 0.1, 8  # in a scene, where crops are undone before the search
 # A copy leaves at most FLOOR of the variance unexplained, and more where the image is small: there JPEG's artifacts and
 # lost sharpness are not averaged away in the thumbnail. NOISE is at the thumbnail's own size.
 FLOOR, NOISE = 0.0008, 0.006
 CHUNK = 512  # images at once: what they need stays in the cache
+
+
+HALF = np.float32(0.5)
 
 
 class Known(Protocol):
@@ -93,7 +97,9 @@ class Search:
         """Rows near a new one: known ones if these are enough, since what came first set the scene's frame."""
         code, near = self.codes[seed], [np.empty(0, np.int64)]
         for start, known in self.known.known():
-            near.append(scenes.some(np.flatnonzero(np.linalg.norm(known - code, axis=1) < RADIUS) + start, scenes.SAMPLE))
+            near.append(
+                scenes.some(np.flatnonzero(np.linalg.norm(known - code, axis=1) < RADIUS) + start, scenes.SAMPLE)
+            )
         if sum(map(len, near)) < scenes.CROWD:
             near.append(np.flatnonzero(np.linalg.norm(self.codes - code, axis=1) < RADIUS) + self.known.rows)
         return np.concatenate(near)
@@ -114,7 +120,7 @@ class Search:
             thumbnails = self._read(rows)
             codes, tangents = likeness.codes(thumbnails), likeness.tangents(thumbnails)
             a, b = inverse.reshape(2, -1)
-            keep.append(likeness.apart(codes[a], codes[b], (tangents[a] + tangents[b]) / 2) < APART)
+            keep.append(likeness.apart(codes[a], codes[b], (tangents[a] + tangents[b]) * HALF) < APART)
         kept = np.concatenate(keep)
         return one[kept], other[kept]
 
@@ -140,7 +146,7 @@ class Search:
 
 def allowed(one: Floats, other: Floats) -> Floats:
     """What copies of images of these sizes √(width · height) in pixels may leave unexplained."""
-    return FLOOR + NOISE * SIDE**2 / np.maximum(one * other, 1)
+    return np.asarray(FLOOR + NOISE * SIDE**2 / np.maximum(one * other, 1), np.float32)
 
 
 def _thumbnails(descriptors: NDArray[np.uint8]) -> Floats:
@@ -149,4 +155,4 @@ def _thumbnails(descriptors: NDArray[np.uint8]) -> Floats:
 
 def _sizes(descriptors: NDArray[np.uint8]) -> Floats:
     size = descriptors[:, SIDE * SIDE :].astype(np.float32)
-    return size[:, 0] + 256 * size[:, 1]
+    return np.asarray(size[:, 0] + 256 * size[:, 1], np.float32)

@@ -15,9 +15,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon.copies import Ints, Search
+from daemon.copies import Search
 from daemon.descriptor import SIZE
 from daemon.likeness import CODE, Floats
+from daemon.neighbours import Ints
 
 PICTURE = np.dtype([("id", "<i8"), ("descriptor", "u1", SIZE)])
 PICTURE_AS_GIVEN = np.dtype([("id", "<i8"), ("descriptor", f"V{SIZE}")])

@@ -120,7 +120,7 @@ def unexplained(one: Floats, other: Floats) -> Floats:
 
 
 def _rank(smoothed: Floats) -> Floats:
-    return smoothed[:, ::5, ::7].sum((1, 2))
+    return np.asarray(smoothed[:, ::5, ::7].sum((1, 2)), np.float32)
 
 
 def smooth(thumbnails: Floats) -> Floats:
@@ -168,7 +168,7 @@ def _light(still: Floats) -> list[Floats]:
     rough = -4 * still
     for axis in (1, 2):
         rough += np.roll(still, 1, axis) + np.roll(still, -1, axis)
-    return [still, np.ones_like(still), (still - 128) ** 2 / 128, rough]
+    return [still, np.ones_like(still), (still - 128) ** 2 / np.float32(128), rough]
 
 
 def warp(moving: Floats, frames: Floats) -> Floats:

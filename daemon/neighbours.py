@@ -84,17 +84,29 @@ def _gather(
     seen, seen_by = np.zeros(rows, np.int64), np.zeros(columns, np.int64)
     parts: list[tuple[Ints, Ints, Floats]] = []
     for start, square, near in blocks:
-        flat = np.flatnonzero(near)
-        if not len(flat):
+        total = np.count_nonzero(near)
+        if not total:
             continue
+        seen += near.sum(1)
+        seen_by[start : start + near.shape[1]] += near.sum(0)
+        crowd = total > 4 * keep * rows  # there may be as many as there are pairs: too many to list
+        flat = np.flatnonzero(_only_nearest(square, near, keep) if crowd else near)
         one, other = flat // near.shape[1], flat % near.shape[1]
-        seen += np.bincount(one, minlength=rows)
-        seen_by[start : start + near.shape[1]] += np.bincount(other, minlength=near.shape[1])
         parts.append(_nearest(one, other + start, square.ravel()[flat], keep))
     if not parts:
         return np.empty(0, np.int64), np.empty(0, np.int64), seen, seen_by
-    one, other, _ = _nearest(*(np.concatenate(column) for column in zip(*parts, strict=True)), keep)  # type: ignore[arg-type]
+    ones, others, squares = zip(*parts, strict=True)
+    one, other, _ = _nearest(np.concatenate(ones), np.concatenate(others), np.concatenate(squares), keep)
     return one, other, seen, seen_by
+
+
+def _only_nearest(square: Floats, near: NDArray[np.bool_], keep: int) -> NDArray[np.bool_]:
+    if keep >= square.shape[1]:
+        return near
+    chosen = np.zeros_like(near)
+    kept = np.argpartition(np.where(near, square, np.float32(np.inf)), keep, axis=1)[:, :keep]
+    np.put_along_axis(chosen, kept, True, axis=1)
+    return chosen & near
 
 
 def _nearest(one: Ints, other: Ints, square: Floats, keep: int) -> tuple[Ints, Ints, Floats]:

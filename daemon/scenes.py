@@ -11,12 +11,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from daemon import likeness
 from daemon.likeness import Floats
+from daemon.neighbours import Ints
 
-Ints = NDArray[np.int64]
 Read = Callable[[Ints], Floats]  # row numbers to thumbnails (rows, 32, 32)
 
 CROWD = 24  # near neighbours from which on an image may belong to a scene: groups of true copies are smaller
