@@ -1,0 +1,127 @@
+"""Which codes lie near one another: exact, in blocks of matrix products, with a bound on how many are kept of each.
+
+A code is a float32 row; NaN rows are near nothing. Sorting by the coordinate that varies most leaves out whole blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+ROWS, COLUMNS = 512, 512  # of a block: it stays in the processor's cache
+
+
+class Near(NamedTuple):
+    """Pairs (one, other) as row numbers, and by row how many were near in all, kept or not."""
+
+    one: Ints
+    other: Ints
+    counts: Ints
+
+
+def among(codes: Floats, radius: float, keep: int) -> Near:
+    """Pairs of rows nearer than the radius, each once; of each row at most `keep` to those after it in the order."""
+    usable = np.flatnonzero(~np.isnan(codes[:, 0]))
+    if len(usable) < 2:
+        return _nothing(len(codes))
+    axis = int(codes[usable].var(0).argmax())
+    order = usable[np.argsort(codes[usable, axis], kind="stable")]
+    ordered = codes[order]
+    ends = np.searchsorted(ordered[:, axis], ordered[:, axis] + np.float32(radius), side="right")
+    counts, found = np.zeros(len(codes), np.int64), []
+    left, right = _sides(ordered)
+    for start in range(0, len(order), ROWS):
+        stop = min(start + ROWS, len(order))
+        blocks = _blocks(left[start:stop], right, start, int(ends[stop - 1]), radius, start)
+        one, other, seen, seen_by = _gather(blocks, stop - start, len(order), keep)
+        counts[order[start:stop]] += seen
+        counts[order] += seen_by
+        found.append((order[one + start], order[other]))
+    return Near(*_joined(found), counts)
+
+
+def between(codes: Floats, known: Floats, radius: float, keep: int) -> Near:
+    """Pairs (row of the codes, row of the known) nearer than the radius; at most `keep` of each of the codes."""
+    left, right = _sides(codes)[0], _sides(known)[1]
+    counts, found = np.zeros(len(codes), np.int64), []
+    for start in range(0, len(codes), ROWS):
+        part = left[start : start + ROWS]
+        one, other, seen, _ = _gather(_blocks(part, right, 0, len(known), radius, None), len(part), len(known), keep)
+        counts[start : start + ROWS] += seen
+        found.append((one + start, other))
+    return Near(*_joined(found), counts)
+
+
+def _sides(codes: Floats) -> tuple[Floats, Floats]:
+    """Two matrices whose product is the squared distance less nothing: |a|² - 2ab + |b|², in one multiplication."""
+    square, one = (codes**2).sum(1, keepdims=True), np.ones((len(codes), 1), np.float32)
+    return np.hstack([-2 * codes, square, one]), np.hstack([codes, one, square])
+
+
+def _blocks(
+    left: Floats, right: Floats, first: int, last: int, radius: float, diagonal: int | None
+) -> Iterator[tuple[int, Floats, NDArray[np.bool_]]]:
+    """(first column, squared distances, which are near); with a diagonal, only what lies above it."""
+    for start in range(first, last, COLUMNS):
+        square = left @ right[start : min(start + COLUMNS, last)].T
+        near = square < np.float32(radius**2)
+        if diagonal is not None and start < diagonal + len(left):
+            rows, columns = np.ogrid[: near.shape[0], : near.shape[1]]
+            near &= columns + start > rows + diagonal
+        yield start, square, near
+
+
+def _gather(
+    blocks: Iterator[tuple[int, Floats, NDArray[np.bool_]]], rows: int, columns: int, keep: int
+) -> tuple[Ints, Ints, Ints, Ints]:
+    """The pairs of some rows, the nearest `keep` of each, and how many were near by row and by column."""
+    seen, seen_by = np.zeros(rows, np.int64), np.zeros(columns, np.int64)
+    parts: list[tuple[Ints, Ints, Floats]] = []
+    for start, square, near in blocks:
+        total = np.count_nonzero(near)
+        if not total:
+            continue
+        seen += near.sum(1)
+        seen_by[start : start + near.shape[1]] += near.sum(0)
+        crowd = total > 4 * keep * rows  # there may be as many as there are pairs: too many to list
+        flat = np.flatnonzero(_only_nearest(square, near, keep) if crowd else near)
+        one, other = flat // near.shape[1], flat % near.shape[1]
+        parts.append(_nearest(one, other + start, square.ravel()[flat], keep))
+    if not parts:
+        return np.empty(0, np.int64), np.empty(0, np.int64), seen, seen_by
+    ones, others, squares = zip(*parts, strict=True)
+    one, other, _ = _nearest(np.concatenate(ones), np.concatenate(others), np.concatenate(squares), keep)
+    return one, other, seen, seen_by
+
+
+def _only_nearest(square: Floats, near: NDArray[np.bool_], keep: int) -> NDArray[np.bool_]:
+    if keep >= square.shape[1]:
+        return near
+    chosen = np.zeros_like(near)
+    kept = np.argpartition(np.where(near, square, np.float32(np.inf)), keep, axis=1)[:, :keep]
+    np.put_along_axis(chosen, kept, True, axis=1)
+    return chosen & near
+
+
+def _nearest(one: Ints, other: Ints, square: Floats, keep: int) -> tuple[Ints, Ints, Floats]:
+    if not len(one) or np.bincount(one).max() <= keep:
+        return one, other, square
+    order = np.lexsort((square, one))
+    rank = np.arange(len(one)) - np.searchsorted(one[order], one[order])
+    chosen = order[rank < keep]
+    return one[chosen], other[chosen], square[chosen]
+
+
+def _joined(found: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
+    empty = [np.empty(0, np.int64)]
+    return np.concatenate(empty + [one for one, _ in found]), np.concatenate(empty + [other for _, other in found])
+
+
+def _nothing(rows: int) -> Near:
+    return Near(np.empty(0, np.int64), np.empty(0, np.int64), np.zeros(rows, np.int64))
