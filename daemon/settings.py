@@ -89,6 +89,13 @@ class Watch(Section):
     max_megapixels: Positive = 100.0
 
 
+class Store(Section):
+    max_gb: Annotated[float, Number, Field(ge=0, le=MOST)] = 0.0
+    keep_days: Annotated[float, Number, Field(ge=0, le=MOST)] = 30.0
+    gc_hours: Positive = 24.0
+    keep_versions: Count = 3
+
+
 class Roles(Section):
     train: Share = 0.8
     tune: Share = 0.1
@@ -228,6 +235,7 @@ class Settings(BaseSettings):
     version: Literal[1] = 1
     paths: Paths = Paths()
     watch: Watch = Watch()
+    store: Store = Store()
     roles: Roles = Roles()
     input: Input = Input()
     model: Model = Model()

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Engine, select
 
-from daemon import schema
+from daemon import forget, schema
 from daemon.children import Child
 from daemon.config import Config
 from daemon.cycle import Cycle
@@ -146,6 +146,13 @@ class Worker:
             return None
         asked = requirements.get(self.cycle.target)
         return None if asked == self.cycle.ground.requirement else self.cycle.target
+
+    def spoiled(self) -> str | None:
+        """The target of the running cycle, where an image of its snapshot was forgotten since it began."""
+        if self.cycle is None:
+            return None
+        with self.journal.connect() as connection:
+            return self.cycle.target if forget.is_forgotten(connection, self.cycle.rows) else None
 
     def interrupt(self, target: str, reason: str) -> None:
         """Ends the running cycle of this target, if it is the one that runs."""
