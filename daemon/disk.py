@@ -83,7 +83,7 @@ def _measure(path: Path) -> tuple[int, float]:
 
 
 def _thing(kind: Kind, path: Path, name: str = "") -> Found:
-    return Found(kind, path, name or path.name, *_measure(path))
+    return Found("leftover" if path.name.endswith(ASIDE) else kind, path, name or path.name, *_measure(path))
 
 
 def _is_temporary(path: Path) -> bool:
