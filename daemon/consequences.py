@@ -115,8 +115,8 @@ def _replaced(connection: Connection, config: Config, models: list[View], ids: s
 def tell(view: View) -> list[str]:
     """The same in sentences."""
     lines = [
-        f"{_count(view['images'], 'image')}: their copies and all that was decoded of them are removed for good; "
-        f"{_count(view['files'], 'file')} of yours in watched folders stay where they are, and are not used"
+        f"{_count(view['images'], 'image')}: each copy, and all that was decoded of it, is removed for good; your own "
+        f"files ({view['files']:,} in watched folders) stay where they are, and are read no more"
     ]
     for model in view["models"]:
         parts = [f"{model[role]:,} {role}" for role in ("train", "tune", "judge") if model[role]]
@@ -130,7 +130,9 @@ def tell(view: View) -> list[str]:
     lines += [_tell_target(target) for target in view["targets"]]
     lines += [f"cycle {c['cycle']} for {c['target']} is interrupted: it stands on some of them" for c in view["cycles"]]
     if number := len(view["snapshots"]):
-        lines.append(f"{_count(number, 'snapshot')} that hold some of them cannot be reproduced any more")
+        lines.append(
+            f"what was trained on {_count(number, 'snapshot')} with some of them cannot be reproduced any more"
+        )
     if view["unreadable"]:
         lines.append(f"these snapshots cannot be read, and may hold some: {', '.join(view['unreadable'])}")
     return lines
@@ -139,7 +141,10 @@ def tell(view: View) -> list[str]:
 def _tell_target(view: View) -> str:
     stays = f"{view['target']} serves a model that learnt from them: it is served on"
     if view["retrained"]:
-        return f"{stays} until one that was trained without them takes its place; that training is asked for now"
+        return (
+            f"{stays} until one that was trained without them is shown to be no worse, and takes its place; "
+            "that training is asked for now"
+        )
     return f"{stays}, and none can be trained in its place yet ({view['why_not']}); ask for it with `relearn retrain`"
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from datetime import datetime
+from pathlib import Path
 
 from sqlalchemy import Connection, select, update
 
-from daemon import consequences, named_images, roots, schema
+from daemon import consequences, named_images, roots, schema, snapshot
 from daemon.config import Config
 from daemon.errors import NotFound, UsageError
 from daemon.journal import add, now
@@ -80,6 +81,22 @@ def _forget(connection: Connection, id_: int, by: str, request: int) -> None:
     connection.execute(update(flags).where(*open_).values(state="withdrawn", by=by, answered=moment))
     connection.execute(update(samples).where(samples.c.id == id_).values(forgotten=moment))
     add(connection, schema.erasures, sample_id=id_, request_id=request, by=by, at=moment)
+
+
+def compare(connection: Connection, folder: Path, one: str, other: str) -> tuple[int, int]:
+    """Forgotten images from which a model of the one snapshot alone learnt, and a model of the other alone.
+
+    None where either cannot be read.
+    """
+    learnt = []
+    for id_ in (one, other):
+        try:
+            _, rows = snapshot.read(folder / f"{id_}.snapshot")
+        except OSError:
+            return 0, 0
+        learnt.append({sha for sha, (_, role) in rows.items() if role != "judge"})
+    mine, others = learnt
+    return len(is_forgotten(connection, mine - others)), len(is_forgotten(connection, others - mine))
 
 
 def undo(connection: Connection, signs: str, by: str) -> str:

@@ -162,9 +162,9 @@ def test_it_says_which_models_learnt_from_it_and_what_becomes_of_the_served_one(
         1,
     )
     said = "\n".join(consequences.tell(view))
-    assert "1 image: their copies" in said
+    assert "1 image: each copy" in said
     assert "model served (net)" in said
-    assert "1 snapshot that hold some of them cannot be reproduced any more" in said
+    assert "what was trained on 1 snapshot with some of them cannot be reproduced any more" in said
 
 
 def test_the_served_model_is_trained_anew(served: World) -> None:
@@ -380,3 +380,18 @@ def test_a_flag_of_a_forgotten_image_is_withdrawn(served: World, journal: Engine
         change(connection, schema.flags, flag, state="open")
     ask(served, what="cat/0.png")
     assert served.row(schema.flags, id=flag).state == "withdrawn"
+
+
+def test_a_model_that_did_not_learn_from_forgotten_images_brings_that(served: World) -> None:
+    train = [row.sha256 for row in usable(served) if row.role == "train"][:3]
+    for sha in train:
+        ask(served, what=sha.hex())
+    old, new = (
+        served.row(schema.models, id="served").snapshot_id,
+        served.row(schema.cycles, id=served.cycle()).snapshot_id,
+    )
+    folder = served.config.state / "snapshots"
+    with served.journal.connect() as connection:
+        assert forget.compare(connection, folder, old, new) == (3, 0)
+        assert forget.compare(connection, folder, new, old) == (0, 3)
+        assert forget.compare(connection, folder, "lost", new) == (0, 0)
