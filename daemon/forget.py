@@ -11,10 +11,10 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select, update
 
-from daemon import consequences, named_images, roots, schema, snapshot
+from daemon import consequences, enough, named_images, roots, schema, snapshot
 from daemon.config import Config
 from daemon.errors import NotFound, UsageError
-from daemon.journal import add, now
+from daemon.journal import add, change, now
 
 SIGNS = 12  # of a hash, as it is shown
 # Of a file whose content was forgotten; it is not read again until its content changes, or --undo.
@@ -66,7 +66,19 @@ def forget(connection: Connection, config: Config, what: str, by: str, request: 
             why = f"{by} had images forgotten that {target['model']} learnt from"
             about = {"kind": "retrain", "by": by, "at": now(), "state": "owed", "answer": None}
             add(connection, schema.requests, arguments={"target": target["target"], "because": why}, **about)
+    _release(connection, config)
     return "forgotten: " + "\n".join(consequences.tell(view))
+
+
+def _release(connection: Connection, config: Config) -> None:
+    """A training that is still owed, and for which too little is left now, is owed no more."""
+    requests = schema.requests
+    owed = (requests.c.kind == "retrain", requests.c.state == "owed")
+    for row in connection.execute(select(requests).where(*owed)).all():
+        try:
+            enough.check(connection, config, row.arguments["target"])
+        except UsageError as error:
+            change(connection, requests, row.id, state="refused", answer=str(error))
 
 
 def _forget(connection: Connection, id_: int, by: str, request: int) -> None:
@@ -115,7 +127,8 @@ def undo(connection: Connection, signs: str, by: str) -> str:
     connection.execute(update(samples).where(samples.c.id == id_).values(forgotten=None))
     of_it = rejections.c.reason.contains(f"--undo {sha.hex()[:SIGNS]}`", autoescape=True)
     refused = connection.execute(update(rejections).where(of_it, rejections.c.gone.is_(None)).values(gone=moment))
-    there = f"{refused.rowcount} files are read again" if refused.rowcount else "no file of it was seen since"
+    files = f"{refused.rowcount} file{'' if refused.rowcount == 1 else 's'}"
+    there = f"{files} of it will be read again" if refused.rowcount else "no file of it was seen since"
     return f"{sha.hex()[:SIGNS]} may be used again: {there}"
 
 

@@ -81,7 +81,7 @@ def of_class(connection: Connection, name: str) -> list[int]:
 def at_path(connection: Connection, path: str, folders: Sequence[Path]) -> list[int]:
     """The images at a path, or below it: those that lie there; where none does, what was last seen there.
 
-    Absolute, or below one of the watched folders.
+    Absolute, or below one of the watched folders, whose own name it may begin with.
     """
     occurrences = schema.occurrences
     found: dict[tuple[str, str], tuple[bool, int, int]] = {}
@@ -102,7 +102,8 @@ def _places(path: str, folders: Sequence[Path]) -> list[tuple[str, str]]:
     """Watched folder and path below it, of each place that is meant."""
     asked = Path(path)
     if not asked.is_absolute():
-        return [(str(folder), str(asked)) for folder in folders]
+        within = [(str(folder), str(Path(*asked.parts[1:]))) for folder in folders if asked.parts[:1] == (folder.name,)]
+        return [*((str(folder), str(asked)) for folder in folders), *((f, "" if p == "." else p) for f, p in within)]
     inside = [folder for folder in folders if asked.is_relative_to(folder)]
     return [(str(folder), "" if asked == folder else str(asked.relative_to(folder))) for folder in inside]
 

@@ -128,7 +128,7 @@ class Sweeper:
             forget.settle(connection, shas)
             for artifact in lost:
                 change(connection, schema.artifacts, artifact, gone=now())
-        log.info("the bytes of %d images that were forgotten are removed", len(shas))
+        log.info("forgotten, and removed for good: %d images", len(shas))
 
     def _conclude(self) -> None:
         """Says what was removed, to the log and to who asked for it; looks again where the bound asks for more."""

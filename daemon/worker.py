@@ -158,7 +158,7 @@ class Worker:
         """Ends the running cycle of this target, if it is the one that runs."""
         if self.cycle is None or self.cycle.target != target:
             return
-        self.serving.withdraw(self.cycle.id)
+        self.serving.withdraw(self.cycle.id, reason)
         self.cycle.interrupt(reason)
         if child := self.cycle.child:
             self.leaving[child.token] = child

@@ -108,7 +108,7 @@ def sha_of(world: World, path: Path) -> bytes:
 def test_a_path_names_the_image_that_lies_there(images: list[Path], world: World) -> None:
     one = find(world, "cat/3.png")
     assert len(one) == 1
-    assert find(world, str(images[3])) == one
+    assert find(world, str(images[3])) == find(world, "images/cat/3.png") == one
     assert find(world, "cat/") == find(world, str(images[0].parent))
     assert len(find(world, "cat/")) == 24
     assert len(find(world, str(world.config.folders[0]))) == 50
@@ -180,6 +180,15 @@ def test_where_too_little_is_left_no_training_is_asked_for(served: World) -> Non
     assert (state, "none can be trained in its place yet" in said) == ("working", True)
     with served.journal.connect() as connection:
         assert people.owed(connection, "edge") is None
+
+
+def test_a_training_that_was_owed_is_no_more_where_too_little_is_left(served: World) -> None:
+    with served.journal.begin() as connection:
+        about = {"by": "anna", "at": 1.0, "state": "owed", "arguments": {"target": "edge"}}
+        request = add(connection, schema.requests, kind="retrain", **about)
+    ask(served, what="class:cat")
+    row = served.row(schema.requests, id=request)
+    assert (row.state, "a training takes two classes" in row.answer) == ("refused", True)
 
 
 def test_more_images_than_a_person_agreed_to_are_not_forgotten(served: World) -> None:
@@ -354,7 +363,7 @@ def test_it_may_be_read_again(served: World, images: list[Path], read_in: Callab
         f"the bytes of {short} are being removed: ask again in a moment",
     )
     remove(served)
-    assert ask(served, "undo", image=short) == ("done", f"{short} may be used again: 1 files are read again")
+    assert ask(served, "undo", image=short) == ("done", f"{short} may be used again: 1 file of it will be read again")
     read_in()
     (again,) = [row for row in usable(served) if row.sha256 == sha]
     assert again.role == role  # for ever
