@@ -7,6 +7,7 @@ counted, and never removed. Nothing that lies in a watched folder is looked at.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def _measure(path: Path) -> tuple[int, float]:
     except OSError:
         return 0, 0.0
     size, written = -(-found.st_size // BLOCK) * BLOCK, found.st_mtime
-    if not path.is_symlink() and path.is_dir():
+    if stat.S_ISDIR(found.st_mode):
         size = 0
         for parent, _, names in os.walk(path):
             inner = [_measure(Path(parent, name)) for name in names]

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from daemon import consequences, enough, named_images, roots, schema, snapshot
 from daemon.config import Config
@@ -59,8 +59,8 @@ def forget(connection: Connection, config: Config, what: str, by: str, request: 
     if images is not None and len(ids) != images:
         raise UsageError(f"{what} names {len(ids):,} images by now, and not {images:,}: look at it again")
     view = consequences.foresee(connection, config, ids)
-    for id_ in ids:
-        _forget(connection, id_, by, request)
+    for start in range(0, len(ids), roots.CHUNK):
+        _forget(connection, ids[start : start + roots.CHUNK], by, request)
     for target in view["targets"]:
         if target["retrained"]:
             why = f"{by} had images forgotten that {target['model']} learnt from"
@@ -81,18 +81,25 @@ def _release(connection: Connection, config: Config) -> None:
             change(connection, requests, row.id, state="refused", answer=str(error))
 
 
-def _forget(connection: Connection, id_: int, by: str, request: int) -> None:
+def _forget(connection: Connection, ids: list[int], by: str, request: int) -> None:
     samples, occurrences, flags, moment = schema.samples, schema.occurrences, schema.flags, now()
-    sha = connection.execute(select(samples.c.sha256).where(samples.c.id == id_)).scalar_one()
-    live = (occurrences.c.sample_id == id_, occurrences.c.gone.is_(None))
-    for row in connection.execute(select(occurrences).where(*live)).all():
-        place = {key: getattr(row, key) for key in ("folder", "path", "size", "mtime_ns", "drop_id")}
-        add(connection, schema.rejections, **place, reason=_refusal(sha, moment, by), at=moment)
+    live = (occurrences.c.sample_id.in_(ids), occurrences.c.gone.is_(None))
+    files = connection.execute(
+        select(occurrences, samples.c.sha256).join(samples, samples.c.id == occurrences.c.sample_id).where(*live)
+    ).all()
+    refused = [
+        {key: getattr(row, key) for key in ("folder", "path", "size", "mtime_ns", "drop_id")}
+        | {"reason": _refusal(row.sha256, moment, by), "at": moment}
+        for row in files
+    ]
+    if refused:
+        connection.execute(insert(schema.rejections), refused)
     connection.execute(update(occurrences).where(*live).values(gone=moment))
-    open_ = (flags.c.sample_id == id_, flags.c.state == "open")
+    open_ = (flags.c.sample_id.in_(ids), flags.c.state == "open")
     connection.execute(update(flags).where(*open_).values(state="withdrawn", by=by, answered=moment))
-    connection.execute(update(samples).where(samples.c.id == id_).values(forgotten=moment))
-    add(connection, schema.erasures, sample_id=id_, request_id=request, by=by, at=moment)
+    connection.execute(update(samples).where(samples.c.id.in_(ids)).values(forgotten=moment))
+    about = {"request_id": request, "by": by, "at": moment}
+    connection.execute(insert(schema.erasures), [{"sample_id": id_, **about} for id_ in ids])
 
 
 def compare(connection: Connection, folder: Path, one: str, other: str) -> tuple[int, int]:

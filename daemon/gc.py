@@ -25,6 +25,7 @@ from daemon.unneeded import Item
 log = logging.getLogger("relearn")
 DAY = 86_400.0
 GB = 1e9
+ANY = 1 << 62
 View = dict[str, Any]
 
 
@@ -36,6 +37,7 @@ class Plan:
     bytes: int
     bound: float  # bytes; 0: none
     unneeded: int  # bytes of all that nothing needs, whether it goes or not
+    more: bool = False  # it is not all: the loop is held up by so much at once and no more
 
     @property
     def freed(self) -> int:
@@ -47,13 +49,14 @@ class Plan:
         return max(self.bytes - self.freed - self.bound, 0.0) if self.bound else 0.0
 
 
-def plan(connection: Connection, config: Config) -> Plan:
-    """Looks through the state folder, and says what goes."""
+def plan(connection: Connection, config: Config, most: int = ANY) -> Plan:
+    """Looks through the state folder, and says what goes: the first so many things of it."""
     store = config.settings.store
     listing = disk.look(config.state, config.folders)
     items = unneeded.find(connection, config, listing.things)
     chosen = choose(items, listing.bytes, store, time.time())
-    return Plan(tuple(chosen), listing.bytes, store.max_gb * GB, sum(item.found.bytes for item in items))
+    unneeded_bytes = sum(item.found.bytes for item in items)
+    return Plan(tuple(chosen[:most]), listing.bytes, store.max_gb * GB, unneeded_bytes, len(chosen) > most)
 
 
 def choose(items: Sequence[Item], total: int, store: Store, at: float) -> list[Item]:
@@ -165,6 +168,8 @@ def explain_over(planned: Plan, config: Config) -> str | None:
         return None
     where = config.origin.get("store.max_gb", config.file.name)
     needed = planned.bytes - planned.unneeded
+    if needed <= planned.bound:
+        return None  # more goes in a moment
     return (
         f"{where}: store.max_gb: {config.state} takes {size(needed)} for what is needed alone, above the bound of "
         f"{size(planned.bound)} by {size(needed - planned.bound)}; nothing of that is removed. Raise store.max_gb, "

@@ -22,6 +22,7 @@ from daemon.sources import Sources
 log = logging.getLogger("relearn")
 HOUR = 3600.0
 TROUBLE_SECONDS = 60.0  # after which what could not be done is tried again
+MOST = 10_000  # things that are taken away at once: the loop waits for that
 BOUND_SECONDS = 60.0  # between two looks whether the bound is kept
 
 
@@ -87,7 +88,7 @@ class Sweeper:
 
     def _look(self) -> gc.Plan:
         with self.journal.connect() as connection:
-            return gc.plan(connection, self.config)
+            return gc.plan(connection, self.config, MOST)
 
     def _take_away(self, planned: gc.Plan) -> None:
         """Written down, then out of the way; what takes long is left to the thread."""
@@ -147,6 +148,6 @@ class Sweeper:
         if over and not self.complained:
             log.error("%s", over)
         self.complained = over is not None
-        if planned.over and row["freed"]:
-            self.want(self.because)  # what followed from what was removed is free now
+        if planned.more or (planned.over and row["freed"]):
+            self.want(self.because)  # there is more, or what followed from what was removed is free now
         self.sources.fire_at(now() + self.config.settings.store.gc_hours * HOUR, "gc")

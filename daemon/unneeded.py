@@ -54,18 +54,22 @@ def find(connection: Connection, config: Config, things: Iterable[Found]) -> lis
     return sorted(items, key=lambda item: item.order)
 
 
+def _is_reading(connection: Connection) -> bool:
+    """Whether a drop is: what it brings lies in the store before it is written down."""
+    drops = schema.drops
+    reading = select(drops.c.id).where(drops.c.state.in_(("reading", "matching")))
+    return connection.execute(reading).first() is not None
+
+
 class _Judging:
     """What is needed now, asked about one thing after another."""
 
     def __init__(self, connection: Connection, config: Config, copies: list[Found]) -> None:
         self.connection = connection
-        self.config = config
         self.now = time.time()
         self.roots = roots.gather(connection, config.settings.store.keep_versions)
         self.began = min(self.roots.running.values(), default=None)
-        drops = schema.drops
-        reading = select(drops.c.id).where(drops.c.state.in_(("reading", "matching")))
-        self.reading = connection.execute(reading).first() is not None
+        self.reading = _is_reading(connection)
         required = targets.requirements(connection).values()
         resize = config.settings.input.resize
         self.sizes = {f"{asked.height}x{asked.width}-{resize}" for asked in required}
@@ -140,8 +144,7 @@ class _Judging:
             return None
         row = self.connection.execute(select(table).where(table.c.id == found.name)).first()
         if row is None:
-            known = None if self.roots.running else "the journal does not know it"
-            return known and Item(found, found.written, known)  # type: ignore[return-value]
+            return None if self.roots.running else Item(found, found.written, "the journal does not know it")
         since = self._last_used(found.name, is_model=is_model)
         return Item(found, max(since, row.created), "not served, none of the last versions, not pinned, in no cycle")
 
@@ -173,7 +176,7 @@ class _Copies:
         shas = {bytes.fromhex(found.name) for found in copies if _is_sha(found.name)}
         self.rows = _samples(connection, shas)
         self.needed = roots.live(connection, shas)
-        self.unreadable = False
+        self.unreadable, self.reading = False, _is_reading(connection)
         asked = {sha for sha in shas - self.needed if sha in self.rows}
         for id_ in roots_.snapshots if asked else ():
             try:
@@ -182,8 +185,6 @@ class _Copies:
                 self.unreadable = True  # which images it needs nobody can tell: all of them stay
                 return
             self.needed |= asked & rows.keys()
-        reading = select(schema.drops.c.id).where(schema.drops.c.state.in_(("reading", "matching")))
-        self.reading = connection.execute(reading).first() is not None
 
     def judge(self, found: Found) -> Item | None:
         if self.unreadable or not _is_sha(found.name):
@@ -191,8 +192,8 @@ class _Copies:
         sha = bytes.fromhex(found.name)
         row = self.rows.get(sha)
         if row is None:  # a drop that is being read stores first and says it then
-            known = None if self.reading else "a copy that the journal does not know"
-            return Item(found, found.written, known, at_once=True) if known else None
+            words = "a copy that the journal does not know"
+            return None if self.reading else Item(found, found.written, words, at_once=True)
         gone, forgotten = row
         if forgotten:
             return Item(found, found.written, "a copy of an image that was forgotten", at_once=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,6 +134,17 @@ def test_under_a_bound_it_is_looked_at_with_every_decision(world: World, stand_i
     work(daemon)
     assert not run.exists()
     end(daemon)
+
+
+def test_what_is_too_much_at_once_goes_in_parts(daemon: Daemon, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.sweeper.MOST", 2)
+    run = litter(world)
+    for number in range(4):
+        shutil.copytree(run, run.with_name(f"run{number}"))
+    daemon.handle(TimerFired("gc"))
+    work(daemon)
+    assert list(run.parent.iterdir()) == []
+    assert [len(sweep.removed) for sweep in world.rows(schema.sweeps)] == [2, 2, 1]
 
 
 def test_where_the_bound_cannot_be_reached_it_is_said_once(
