@@ -12,7 +12,8 @@ from sqlalchemy import Connection
 from daemon import config as configuration
 from daemon.command import HERE, AsJson, Workspace, ask, console, read, show
 from daemon.config import Config
-from daemon.errors import UsageError
+from daemon.errors import DaemonNotRunning, UsageError
+from daemon.lock import is_running
 
 View = dict[str, Any]
 LONG_SECONDS = 3600.0  # that a large state folder may take
@@ -83,5 +84,7 @@ def forget(
             show(view, render_storage.foreseen, as_json)
             raise UsageError("nothing was forgotten: --yes does what is shown")
         console.print(render_storage.foreseen(view))
+        if not is_running(config.state):
+            raise DaemonNotRunning
         typer.confirm("Forget them for good?", abort=True)
     ask(config, "forget", as_json, what=what, images=view["images"])

@@ -109,4 +109,4 @@ def _snapshot(connection: Connection, config: Config, target: str, decision: Dec
 
 def _is_whole(connection: Connection, file: Path) -> bool:
     """Whether the snapshot is there, and none of its images was forgotten."""
-    return file.exists() and not forget.is_forgotten(connection, snapshot.read(file)[1])
+    return file.exists() and not forget.forgotten_of(connection, snapshot.read(file)[1])

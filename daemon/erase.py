@@ -32,7 +32,7 @@ Pictures = set[str]  # hashes of decoded images
 def erase(state: Path, shas: Collection[bytes]) -> list[str]:
     """Removes all bytes of these images. Returns the artifacts that lost their golden batch with them.
 
-    Nothing that decodes, embeds or builds with these images may run meanwhile.
+    Nothing that reads drops, embeds, or builds with these images may run meanwhile.
     """
     lost = erase_golden(state / "artifacts", find_pictures(state / "pixels", shas))
     erase_pixels(state / "pixels", shas)
@@ -42,7 +42,9 @@ def erase(state: Path, shas: Collection[bytes]) -> list[str]:
 
 
 def erase_copies(folder: Path, shas: Collection[bytes]) -> None:
-    """The copies in the store."""
+    """The copies in the store, and what a reader that was killed left on its way in."""
+    for left in folder.glob("incoming/*"):
+        left.unlink()
     touched = set()
     for sha in shas:
         copy = store.place(folder, sha.hex())
@@ -96,9 +98,15 @@ def _write_golden(folder: Path, about: dict[str, Any], images: NDArray[Any], ans
 
 
 def erase_pixels(folder: Path, shas: Collection[bytes]) -> None:
-    """Overwrites their rows in the decoded images; the indices that name them go first."""
+    """Overwrites their rows in the decoded images; the indices that name them go first.
+
+    What has no list of its images, since a child was killed while it wrote, may be of them, and goes too.
+    """
     for size in sorted(path for path in folder.glob("*") if path.is_dir()):
         with _locked(size):
+            for array in (*size.glob("*.npy"), *size.glob(".*.tmp")):
+                if array.suffix == ".tmp" or not array.with_suffix(".json").exists():
+                    array.unlink()
             for index in size.glob("*.npz"):
                 if _names_any(index, shas):
                     index.unlink()
@@ -135,7 +143,11 @@ def _names_any(index: Path, shas: Collection[bytes]) -> bool:
 
 
 def erase_embeddings(folder: Path, shas: Collection[bytes]) -> None:
-    """Overwrites what any model knows them by, then their names."""
+    """Overwrites what any model knows them by, then their names; what lost its list of names goes."""
+    for values in (*folder.glob(f"*/*{_EMBEDDINGS}"), *folder.glob("*/.*.tmp")):
+        samples = values.with_name(values.name.removesuffix(_EMBEDDINGS) + _SAMPLES)
+        if values.suffix == ".tmp" or not samples.exists():
+            values.unlink()
     for samples in sorted(folder.glob(f"*/*{_SAMPLES}")):
         try:
             names = np.load(samples, allow_pickle=False)

@@ -31,6 +31,14 @@ def is_forgotten(connection: Connection, shas: Iterable[bytes]) -> set[bytes]:
     return found
 
 
+def forgotten_of(connection: Connection, rows: Collection[bytes]) -> set[bytes]:
+    """The same for whole snapshots: of what was ever forgotten there is less than of what is in them."""
+    samples, erasures = schema.samples, schema.erasures
+    of = select(samples.c.sha256).join(erasures, erasures.c.sample_id == samples.c.id)
+    ever = connection.execute(of.where(samples.c.forgotten.is_not(None), erasures.c.undone.is_(None))).scalars()
+    return {sha for sha in ever if sha in rows}
+
+
 def why_refused(connection: Connection, sha: bytes) -> str:
     """The sentence for a file with this content. Raises NotFound where it was not forgotten."""
     samples, erasures = schema.samples, schema.erasures
@@ -115,7 +123,7 @@ def compare(connection: Connection, folder: Path, one: str, other: str) -> tuple
             return 0, 0
         learnt.append({sha for sha, (_, role) in rows.items() if role != "judge"})
     mine, others = learnt
-    return len(is_forgotten(connection, mine - others)), len(is_forgotten(connection, others - mine))
+    return len(forgotten_of(connection, mine - others)), len(forgotten_of(connection, others - mine))
 
 
 def undo(connection: Connection, signs: str, by: str) -> str:

@@ -152,7 +152,7 @@ class Worker:
         if self.cycle is None:
             return None
         with self.journal.connect() as connection:
-            return self.cycle.target if forget.is_forgotten(connection, self.cycle.rows) else None
+            return self.cycle.target if forget.forgotten_of(connection, self.cycle.rows) else None
 
     def interrupt(self, target: str, reason: str) -> None:
         """Ends the running cycle of this target, if it is the one that runs."""

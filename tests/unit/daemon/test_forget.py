@@ -279,6 +279,19 @@ def test_every_byte_of_it_goes_and_none_of_another(served: World) -> None:
     assert request.state == "done"
 
 
+def test_what_killed_children_left_of_it_goes_too(served: World) -> None:
+    state = served.config.state
+    left = [state / "pixels" / "8x8-stretch" / name for name in ("7.npy", ".8.npy.tmp")]
+    left += [state / "embeddings" / "served" / name for name in ("000009.embeddings.npy", ".000010.samples.npy.tmp")]
+    left.append(state / "store" / "incoming" / "3")
+    for file in left:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"of an image, perhaps")
+    ask(served, what="cat/0.png")
+    remove(served)
+    assert [file.name for file in left if file.exists()] == []
+
+
 def test_an_artifact_of_whose_batch_nothing_is_left_is_built_again(served: World) -> None:
     for sha in golden(served):
         ask(served, what=sha.hex())
