@@ -42,9 +42,7 @@ def erase(state: Path, shas: Collection[bytes]) -> list[str]:
 
 
 def erase_copies(folder: Path, shas: Collection[bytes]) -> None:
-    """The copies in the store, and what a reader that was killed left on its way in."""
-    for left in folder.glob("incoming/*"):
-        left.unlink()
+    """The copies in the store."""
     touched = set()
     for sha in shas:
         copy = store.place(folder, sha.hex())
@@ -144,19 +142,25 @@ def _names_any(index: Path, shas: Collection[bytes]) -> bool:
 
 def erase_embeddings(folder: Path, shas: Collection[bytes]) -> None:
     """Overwrites what any model knows them by, then their names; what lost its list of names goes."""
-    for values in (*folder.glob(f"*/*{_EMBEDDINGS}"), *folder.glob("*/.*.tmp")):
-        samples = values.with_name(values.name.removesuffix(_EMBEDDINGS) + _SAMPLES)
-        if values.suffix == ".tmp" or not samples.exists():
-            values.unlink()
-    for samples in sorted(folder.glob(f"*/*{_SAMPLES}")):
-        try:
-            names = np.load(samples, allow_pickle=False)
-        except (OSError, EOFError, ValueError):
-            continue
-        rows = {at for at, name in enumerate(names) if name.tobytes() in shas}
-        if rows:
-            _blank(samples.with_name(samples.name.removesuffix(_SAMPLES) + _EMBEDDINGS), rows)
-            _blank(samples, rows)
+    for model in sorted(path for path in folder.glob("*") if path.is_dir()):
+        with _locked(model):
+            for values in (*model.glob(f"*{_EMBEDDINGS}"), *model.glob(".*.tmp")):
+                names = values.with_name(values.name.removesuffix(_EMBEDDINGS) + _SAMPLES)
+                if values.suffix == ".tmp" or not names.exists():
+                    values.unlink()
+            for names in sorted(model.glob(f"*{_SAMPLES}")):
+                _erase_chunk(names, shas)
+
+
+def _erase_chunk(samples: Path, shas: Collection[bytes]) -> None:
+    try:
+        names = np.load(samples, allow_pickle=False)
+    except (OSError, EOFError, ValueError):
+        return
+    rows = {at for at, name in enumerate(names) if name.tobytes() in shas}
+    if rows:
+        _blank(samples.with_name(samples.name.removesuffix(_SAMPLES) + _EMBEDDINGS), rows)
+        _blank(samples, rows)
 
 
 def _blank(file: Path, rows: Collection[int]) -> None:
@@ -180,7 +184,7 @@ def _hash(image: NDArray[Any]) -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """The lock of pipeline/pixels.py: a child may be adding to the folder."""
+    """The lock of pipeline/pixels.py and pipeline/embedding.py: a child may be adding to the folder."""
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -6,6 +6,7 @@ down and taken out of everyone's way by the loop itself, between two steps: noth
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Engine, func, select, update
 
-from daemon import erase, forget, gc, schema
+from daemon import erase, forget, gc, schema, store
 from daemon.config import Config
 from daemon.events import ChoreEnded, Event
 from daemon.journal import add, change, now
@@ -77,6 +78,8 @@ class Sweeper:
         with self.journal.connect() as connection:
             shas = forget.unerased(connection)
         if shas:
+            with contextlib.suppress(store.StoreUnwritable):  # of what a killed reader left: none reads now
+                store.make_room(self.config.state / "store")
             self._send("erase", lambda: (shas, erase.erase(self.config.state, shas)))
         elif self.planned is not None:
             self._take_away(self.planned)
