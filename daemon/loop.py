@@ -3,6 +3,7 @@
 reader     drops into samples            observer   the champion's answers to new samples
 auditor    labels that are wrong         drift      images that look different
 worker     the running cycle             serving    what Triton should serve (a thread of its own)
+sweeper    what leaves the state folder
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from daemon.events import (
     ArtifactLost,
     ChildEnded,
     ChildSpoke,
+    ChoreEnded,
     ConstraintsTouched,
     DropSettled,
     Event,
@@ -40,6 +42,7 @@ from daemon.observer import Observer
 from daemon.reader import Reader
 from daemon.serving import Serving
 from daemon.sources import Sources, running
+from daemon.sweeper import Sweeper
 from daemon.worker import Worker
 
 Lane = Reader | Observer | Auditor | DriftWatch | Worker
@@ -71,6 +74,7 @@ class Daemon:
         self.auditor = Auditor(config, self.journal, put)
         self.drift_watch = DriftWatch(config, self.journal, put)
         self.worker = Worker(config, self.journal, put, self.sources, self.serving, tell)
+        self.sweeper = Sweeper(config, self.journal, put, self.sources)
         self.lanes: tuple[Lane, ...] = (self.reader, self.observer, self.auditor, self.drift_watch, self.worker)
 
     def run(self) -> None:
@@ -114,6 +118,8 @@ class Daemon:
         if not self.worker.measures and (self.reader.step() or self.observer.step() or self._look_closer()):
             return True
         alone = not any(children_of(lane) for lane in self.lanes if lane is not self.worker)
+        if alone and not (self.reader.busy or self.worker.leaving or self.worker.measures) and self.sweeper.step():
+            return True
         return self.decide() or self.worker.step(alone=alone)
 
     def _look_closer(self) -> bool:
@@ -130,6 +136,8 @@ class Daemon:
         self.reader.recover()
         intake.leave_folders(self.journal, but=self.config.folders)
         self.worker.recover()
+        self.drop_spoiled()
+        self.sweeper.recover()
         self.read_constraints()
         self.reader.scan()
         self.observer.want()
@@ -158,6 +166,8 @@ class Daemon:
                 self.auditor.want()  # a first champion is what labels can be audited by
             case SettingsEdited():
                 self.serving.renew(event)
+            case ChoreEnded():
+                self.sweeper.ended(event)
             case ArtifactLost():
                 self.because.append(f"what {event.target} serves is lost")
             case SourceFailed():
@@ -186,6 +196,8 @@ class Daemon:
                 self.answer_people()
                 self.get_over()
                 self.because.append("the trouble may be over")
+            case "gc":
+                self.sweeper.want("the timer")
             case "look again":
                 self.because.append("the wait is over")
             case "retry":
@@ -224,6 +236,7 @@ class Daemon:
             return False  # more of the same is being copied
         if self.worker.recover():
             return True
+        self.sweeper.look_at_bound()
         because = "; ".join([*self.drops, *self.because])
         self.drops.clear()
         self.because.clear()
@@ -257,9 +270,20 @@ class Daemon:
     def answer_people(self) -> None:
         """Takes what people asked for on the command line."""
         for taken in people.take(self.journal, self.serving):
+            if taken.kind == "gc":  # it changes nothing that is decided on
+                self.sweeper.want(taken.said)
+                continue
             if taken.kind == "rollback":  # what runs was begun against the champion that goes
                 self.worker.interrupt(taken.target, taken.said)
-            self.because.append(taken.said)
+            if taken.kind == "undo":
+                self.reader.scan()
+            self.because.append(taken.said.partition("\n")[0])
+        self.drop_spoiled()
+
+    def drop_spoiled(self) -> None:
+        """A cycle on images that were forgotten goes no further, also where a daemon was killed before it was told."""
+        if target := self.worker.spoiled():
+            self.worker.interrupt(target, "images that it stands on were forgotten")
 
     def end_children(self) -> None:
         """Every child is asked to end, and ended if it does not."""

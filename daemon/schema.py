@@ -408,6 +408,46 @@ requests = Table(  # what people ask of a running daemon from the command line
     Column("arguments", JSON, nullable=False),
     Column("by", String, nullable=False),
     Column("at", Float, nullable=False),
-    Column("state", String, nullable=False, index=True),  # asked, owed (a training to be decided on), done, refused
+    # asked, working (it takes a while), owed (a training to be decided on), done, refused
+    Column("state", String, nullable=False, index=True),
     Column("answer", String),
+)
+
+# --- what stays on the disk ------------------------------------------------------------------------------------
+
+pins = Table(  # what people want kept, whatever else says
+    "pins",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String, nullable=False),  # model, artifact, snapshot, cycle
+    Column("name", String, nullable=False),
+    Column("by", String, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("ended", Float),
+    Column("ended_by", String),
+)
+
+erasures = Table(  # each time that an image was forgotten
+    "erasures",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sample_id", ForeignKey("samples.id"), nullable=False, index=True),
+    Column("request_id", ForeignKey("requests.id")),
+    Column("by", String, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("erased", Float),  # when the last of its bytes was gone; null: they are being removed
+    Column("undone", Float),  # since when it may be read again
+    Column("undone_by", String),
+)
+
+sweeps = Table(  # each look through the state folder, and what it removed
+    "sweeps",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("because", String, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("bytes", Integer, nullable=False),  # of the state folder, before
+    Column("freed", Integer, nullable=False),
+    Column("removed", JSON, nullable=False),  # kind, path, number, bytes, reason
+    Column("ended", Float),
 )

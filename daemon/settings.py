@@ -170,6 +170,10 @@ class Watch(Section):
 
 class Store(Section):
     keep: Literal["copy", "reference"] = "copy"
+    max_gb: Annotated[float, Number, Field(ge=0, le=MOST)] = 0.0
+    keep_days: Annotated[float, Number, Field(ge=0, le=MOST)] = 30.0
+    gc_hours: Positive = 24.0
+    keep_versions: Count = 3
 
 
 class Roles(Section):
