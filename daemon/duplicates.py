@@ -62,6 +62,11 @@ class Index:
     def __len__(self) -> int:
         return int((self._ids != REMOVED).sum())
 
+    @property
+    def last(self) -> int:
+        """The largest id that it holds; -1: none."""
+        return int(self._ids.max(initial=REMOVED))
+
     def missing(self, ids: Sequence[int]) -> list[int]:
         """Those of the ids that the index does not hold, in their order."""
         asked = np.asarray(ids, np.int64)

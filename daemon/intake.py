@@ -13,13 +13,15 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Table, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from daemon import forget
 from daemon.config import Config
+from daemon.erase import erase_copies
 from daemon.journal import AnyRow, add, change, now
 from daemon.scan import UNREADABLE, Difference, text
 from daemon.schema import drops, labels, manifests, occurrences, rejections, samples
 
 IN_ONE = 500  # values in one query
-File = Mapping[str, Any]  # what the reading child says of one (daemon/decode.py)
+File = Mapping[Any, Any]  # what the reading child says of one (daemon/decode.py)
 Said = tuple[str | None, str | None]  # class and group, as a manifest says
 
 
@@ -30,6 +32,7 @@ class Drop:
         self.journal = journal
         self.folder = folder
         self.watched = config.watched(folder)
+        self.store = config.state / "store"
         self.files = difference.read
         self.manifest = difference.manifest
         self.again: list[str] = []
@@ -44,13 +47,14 @@ class Drop:
 
     # --- images ------------------------------------------------------------------------------------------------------
 
-    def record(self, files: Iterable[File]) -> None:
+    def record(self, files: Iterable[dict[str, Any]]) -> None:
         """Writes down a batch that a child has read and stored: one transaction."""
         files = list(files)
-        good = sorted((file for file in files if "sha256" in file), key=lambda file: str(file["sha256"]))
-        bad = [file for file in files if "reason" in file]
         self.again += [file["path"] for file in files if file.get("again")]
         with self.journal.begin() as connection:
+            refused = self._refuse_forgotten(connection, files)
+            bad = [file for file in files if "reason" in file]
+            good = sorted((file for file in files if "sha256" in file), key=lambda file: str(file["sha256"]))
             self._end(connection, [file["path"] for file in files])
             if good:
                 self._accept(connection, good)
@@ -61,6 +65,17 @@ class Drop:
                 .where(drops.c.id == self.id)
                 .values(added=drops.c.added + len(good), rejected=drops.c.rejected + len(bad))
             )
+        erase_copies(self.store, refused)
+
+    def _refuse_forgotten(self, connection: Connection, files: list[dict[str, Any]]) -> set[bytes]:
+        """What people had forgotten for good is not taken in again, wherever it lies."""
+        read = [bytes.fromhex(file["sha256"]) for file in files if "sha256" in file]
+        refused = forget.is_forgotten(connection, read)
+        for file in files if refused else ():
+            if "sha256" in file and (sha := bytes.fromhex(file["sha256"])) in refused:
+                file["reason"] = forget.why_refused(connection, sha)
+                del file["sha256"]
+        return refused
 
     def refuse(self, paths: list[str], reason: str, *, again: bool = False) -> None:
         """Rejects files unread, as they are: they are read when their content changes, or `again` at the next scan."""
@@ -81,9 +96,9 @@ class Drop:
             change(connection, drops, self.id, state=state, ended=now())
             return connection.execute(select(drops).where(drops.c.id == self.id)).one()
 
-    def _accept(self, connection: Connection, files: list[File]) -> None:
+    def _accept(self, connection: Connection, files: list[dict[str, Any]]) -> None:
         moment = now()
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"sha256": bytes.fromhex(file["sha256"]), "first_seen": moment}
             | {name: file[name] for name in ("bytes", "width", "height", "mode", "frames")}
             for file in files

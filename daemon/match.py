@@ -5,7 +5,8 @@
 JOB.json: {"token", "journal", "index", "store", "pictures": [file, …], "all"}. `pictures` are what the reading children
 have left (daemon/decode.py); what they lack is made again from the store. "all": the whole journal is gone through, not
 only what is newer than the index. It prints {"token", "stage": "match", "event": "pairs", "pairs": [[id, id], …]}.
-Whose drop is still being matched is matched anew: a daemon that was killed may not have heard of its pairs.
+Whose drop is still being matched is matched anew: a daemon that was killed may not have heard of its pairs. Of what was
+forgotten the index loses its picture.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ MATCHING = """
     JOIN samples ON samples.id = occurrences.sample_id
     WHERE drops.state = 'matching' AND samples.group_id IS NULL
 """
+FORGOTTEN = "SELECT id FROM samples WHERE forgotten IS NOT NULL"
 NEW = "SELECT id, sha256 FROM samples WHERE forgotten IS NULL AND id > :since ORDER BY id"
 
 
@@ -68,7 +70,7 @@ def _read_pictures(files: list[str]) -> dict[bytes, bytes]:
 def _new_samples(journal: Path, index: Index, *, all_of_it: bool) -> Iterator[list[tuple[int, bytes]]]:
     """Those that the index lacks, in the order of their ids."""
     with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True, timeout=30)) as connection:
-        index.remove([id_ for (id_,) in connection.execute(MATCHING)])
+        index.remove([id_ for query in (MATCHING, FORGOTTEN) for (id_,) in connection.execute(query)])
         since = -1 if all_of_it else index.last
         rows = connection.execute(NEW, {"since": since})
         while chunk := rows.fetchmany(CHUNK):

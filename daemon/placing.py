@@ -146,7 +146,7 @@ def _groups_of(connection: Connection, ids: Collection[int] | Mapping[int, set[i
     for start in range(0, len(ordered), IN_ONE):
         chosen = samples.c.id.in_(ordered[start : start + IN_ONE])
         query = select(samples.c.id, samples.c.group_id).where(chosen, samples.c.group_id.is_not(None))
-        found |= {id_: group for id_, group in connection.execute(query)}
+        found |= dict(connection.execute(query).tuples().all())
     return found
 
 

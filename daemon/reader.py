@@ -22,7 +22,7 @@ from sqlalchemy import Engine, select, update
 from daemon import placing
 from daemon.children import Child
 from daemon.config import Config
-from daemon.events import ChildEnded, ChildSpoke, DropSettled, Event
+from daemon.events import DropSettled, Event
 from daemon.intake import Drop, write_job
 from daemon.journal import now
 from daemon.scan import Difference, compare
@@ -74,6 +74,7 @@ class Reader:
         self.parts: list[Part] = []
         self.child: Child | None = None  # that reads the manifest, or looks for near-duplicates
         self.unmatched = True  # what an earlier daemon left, or wrote before there was an index
+        self.outdated = False  # the index holds pictures of images that were forgotten
         self.crashes = 0
         self._began = self._said = self._heard = 0.0
         shares = config.settings.roles
@@ -111,8 +112,9 @@ class Reader:
         if self.waiting:
             self._begin(self.waiting.popleft())
             return True
-        if self.unmatched and self._is_anything_unmatched():
-            self._match(all_of_it=True)
+        if self.outdated or (self.unmatched and self._is_anything_unmatched()):
+            self.outdated = False
+            self._match(all_of_it=self.unmatched)
             return True
         self.unmatched = False
         return False

@@ -22,7 +22,7 @@ def furthest_behind(
     counts: by class and role; coming: the group's samples by class. Unlike a role drawn by the hash alone, this leaves
     no small class without a judge by bad luck.
     """
-    behind = {role: 0.0 for role in ROLES}
+    behind = dict.fromkeys(ROLES, 0.0)
     for name, number in coming.items():
         given = counts.get(name, {})
         total = sum(given.values()) + number

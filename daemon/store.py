@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,9 +134,15 @@ def make_room(store: Path, part: int = 0) -> Path:
     return incoming
 
 
+def clear_incoming(store: Path) -> None:
+    """Removes what killed readers left on its way in. Raises StoreUnwritable."""
+    with _writing():
+        shutil.rmtree(store / "incoming", ignore_errors=True)
+
+
 def _move(temporary: Path, final: Path) -> None:
     try:
-        os.rename(temporary, final)
+        temporary.rename(final)
     except FileNotFoundError:
         final.parent.mkdir(exist_ok=True)
         temporary.replace(final)

@@ -79,7 +79,7 @@ class Sweeper:
             shas = forget.unerased(connection)
         if shas:
             with contextlib.suppress(store.StoreUnwritable):  # of what a killed reader left: none reads now
-                store.make_room(self.config.state / "store")
+                store.clear_incoming(self.config.state / "store")
             self._send("erase", lambda: (shas, erase.erase(self.config.state, shas)))
         elif self.planned is not None:
             self._take_away(self.planned)

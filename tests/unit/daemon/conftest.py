@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, Table, event, insert, select, update
 
-from daemon import children, schema, snapshot
+from daemon import children, placing, schema, snapshot
 from daemon.config import Config, dump, load
 from daemon.decode import read_files
-from daemon.intake import Drop, compare
+from daemon.intake import Drop
 from daemon.journal import AnyRow, add, now, open_journal
+from daemon.scan import compare
 from daemon.stock import artifact_folder, model_folder
 from deploy.artifact import MANIFEST
 from policies.facts import Requirement, to_dict
@@ -48,6 +49,13 @@ def journal(config: Config, new_journal: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
+def reading_job(config: Config, folder: Path, files: Sequence[str]) -> dict[str, Any]:
+    """What a reading child is asked for these files."""
+    about = {"token": "token", "store": str(config.state / "store"), "keep": "copy", "part": 0, "batch": 128}
+    left = {name: str(config.state / name) for name in ("at", "pictures")}
+    return {**about, **left, "folder": str(folder), "files": list(files), "max_pixels": 1e8}
+
+
 @pytest.fixture
 def read_in(config: Config, journal: Engine) -> ReadIn:
     """Reads what changed in the watched folder (or in these paths of it) in this process; None: nothing did."""
@@ -55,13 +63,15 @@ def read_in(config: Config, journal: Engine) -> ReadIn:
     def read(*paths: Path, folder: Path | None = None) -> Drop | None:
         folder = folder or config.folders[0]
         with journal.connect() as connection:
-            difference = compare(connection, folder, paths or None, settle_seconds=-60)
-        if not (difference.read or difference.gone or difference.unnamable):
+            difference = compare(connection, config.watched(folder), paths or None, settle_seconds=-60)
+        if not difference:
             return None
         drop = Drop(config, journal, folder, difference)
-        for files in read_files(drop.job("token")):
-            drop.take(files)
-        drop.finish()
+        for files in read_files(reading_job(config, folder, drop.files)):
+            drop.record(files)
+        drop.finish("ready")
+        with journal.begin() as connection:
+            placing.place(connection, drop.id, {"train": 0.8, "tune": 0.1, "judge": 0.1})
         return drop
 
     return read

@@ -53,7 +53,12 @@ def job(tmp_path: Path, folder: Path) -> Callable[..., dict[str, Any]]:
         return {
             "token": "t1",
             "store": str(tmp_path / "store"),
-            "files": [[str(folder), path] for path in paths],
+            "keep": "copy",
+            "part": 0,
+            "at": str(tmp_path / "at"),
+            "pictures": str(tmp_path / "pictures"),
+            "folder": str(folder),
+            "files": list(paths),
             "max_pixels": megapixels * 1e6,
             "batch": batch,
         }

@@ -13,9 +13,11 @@ from sqlalchemy import Engine, select
 
 from daemon import schema
 from daemon.config import Config
-from daemon.intake import Difference, Drop, class_of, close_interrupted, compare, leave_folders
+from daemon.intake import Drop, leave_folders
 from daemon.journal import AnyRow
+from daemon.scan import Difference, compare
 from daemon.schema import groups, occurrences, rejections, samples
+from daemon.watched import Watched
 
 Png = Callable[..., Path]
 ReadIn = Callable[..., Any]
@@ -27,10 +29,10 @@ def images(config: Config) -> Path:
 
 
 @pytest.fixture
-def look(journal: Engine, images: Path) -> Callable[..., Difference]:
+def look(journal: Engine, config: Config, images: Path) -> Callable[..., Difference]:
     def at(*paths: Path, settle_seconds: float = -60) -> Difference:
         with journal.connect() as connection:
-            return compare(connection, images, paths or None, settle_seconds)
+            return compare(connection, config.watched(images), paths or None, settle_seconds)
 
     return at
 
@@ -49,7 +51,7 @@ def live(journal: Engine, table: Any = schema.occurrences) -> set[str]:
     [("cat/x.png", "cat"), ("cat/deep/er/x.png", "cat"), ("x.png", None), ("a b/ü.png", "a b")],
 )
 def test_the_first_folder_is_the_class(path: str, name: str | None) -> None:
-    assert class_of(path) == name
+    assert Watched(Path()).class_of(path) == name
 
 
 def test_new_files_are_read_and_known_ones_not(

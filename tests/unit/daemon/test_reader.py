@@ -20,9 +20,8 @@ from sqlalchemy import Engine, select
 from daemon import schema
 from daemon.config import Config
 from daemon.events import ChildEnded, ChildSpoke, DropSettled, Event
-from daemon.intake import BATCH
 from daemon.journal import AnyRow
-from daemon.reader import Reader
+from daemon.reader import BATCH, Reader
 from daemon.sources import Sources, running
 
 Png = Callable[..., Path]
@@ -48,7 +47,7 @@ class Lane:
             self.reader.scan()
         while self.reader.step() or self.reader.busy:
             self.limit()
-            if self.reader.child:
+            if self.reader.children:
                 self.handle(self.queue.get(timeout=30))
 
     def let_settle(self) -> None:
@@ -59,21 +58,23 @@ class Lane:
             threading.Event().wait(0.01)
 
     def handle(self, event: Event) -> None:
-        child = self.reader.child
+        tokens = {child.token for child in self.reader.children}
         if isinstance(event, DropSettled):
             self.reader.waiting.append(event)
-        elif isinstance(event, ChildSpoke | ChildEnded) and child and event.token == child.token:
+        elif isinstance(event, ChildSpoke | ChildEnded) and event.token in tokens:
             if isinstance(event, ChildSpoke):
                 self.reader.hear(event.line)
             else:
-                self.reader.bury(event.status, event.last_words)
+                self.reader.bury(event.token, event.status, event.last_words)
 
     def limit(self) -> None:
-        if self.reader.child and self.reader.child.pid not in self.children:
-            self.children.append(self.reader.child.pid)
-            with contextlib.suppress(ProcessLookupError):
-                for what, limit in self.limits.items():
-                    resource.prlimit(self.reader.child.pid, what, limit)
+        """The children that read files get the limits."""
+        for child in (part.child for part in self.reader.parts if part.child):
+            if child.pid not in self.children:
+                self.children.append(child.pid)
+                with contextlib.suppress(ProcessLookupError):
+                    for what, limit in self.limits.items():
+                        resource.prlimit(child.pid, what, limit)
 
     def rows(self, table: Any) -> list[AnyRow]:
         with self.journal.connect() as connection:

@@ -273,7 +273,9 @@ with running(Sources(config, queue)):
         pass
     print(event.what, flush=True)
     (config.folders[0] / "class7" / "1.png").touch()
-    while not isinstance(event := queue.get(timeout=30), DropSettled) or (event.paths and "class7/1.png" not in str(event.paths)):
+    while not isinstance(event := queue.get(timeout=30), DropSettled) or (
+        event.paths and "class7/1.png" not in str(event.paths)
+    ):
         pass
     print("noticed", flush=True)
 """
