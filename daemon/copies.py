@@ -29,8 +29,6 @@ FLOOR, NOISE = 0.0008, 0.006
 # copies by more than near equality.
 SMALL, STRICT = 20.0, 0.002
 CHUNK = 512  # images at once: what they need stays in the cache
-
-
 HALF = np.float32(0.5)
 
 
