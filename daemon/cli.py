@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from daemon import cli_conflicts as conflicts
 from daemon import cli_flags as flags
+from daemon import cli_storage as storage
 from daemon import config as configuration
 from daemon.children import CHECKOUT
 from daemon.command import HERE, AsJson, Overrides, Workspace, ask, console, read, show
@@ -29,6 +30,8 @@ app = typer.Typer(
 )
 app.add_typer(flags.app, name="flags")
 app.add_typer(conflicts.app, name="conflicts")
+for command in (storage.gc, storage.pin, storage.unpin, storage.forget):
+    app.command()(command)
 errors = Console(stderr=True)
 
 

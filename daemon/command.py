@@ -40,7 +40,7 @@ def ask(config: Config, kind: str, as_json: bool, **arguments: Any) -> None:
 
     answer = people.ask_and_wait(config, kind, **arguments)
     show(answer, render.answer, as_json)
-    if answer["state"] not in ("done", "owed"):
+    if answer["state"] not in ("done", "owed", "working"):
         raise typer.Exit(1)
 
 

@@ -7,6 +7,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from pydantic_settings import (
 
 from daemon import limits, search_space
 from daemon.errors import ConfigError
-from daemon.settings import ENV_PREFIX, Settings, Train
+from daemon.settings import ENV_PREFIX, Settings, Train, WatchedFolder
 from daemon.text_file import parse_toml, read_text
 from daemon.toml_lines import line_of, nearest_line
+from daemon.watched import Watched
 from policies.suggest import nearest
 
 _LISTS = (
@@ -54,7 +56,16 @@ class Config:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        return tuple(self.path(folder) for folder in self.settings.watch.folders)
+        return tuple(self.path(folder.path) for folder in self.settings.watch.folders)
+
+    def watched(self, folder: Path) -> Watched:
+        """How a watched folder's files come to their labels."""
+        return self._watched[folder]
+
+    @cached_property
+    def _watched(self) -> dict[Path, Watched]:
+        watch = self.settings.watch
+        return {self.path(entry.path): Watched.of(self.path(entry.path), entry, watch) for entry in watch.folders}
 
     @property
     def weights(self) -> str:
@@ -84,7 +95,11 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
     origin = {key: f"{file.name}:{line_of(text, key) or '?'}" for key, _ in leaves(from_file)}
     origin |= from_env
     origin |= {key: f"--set {key}" for key, _ in leaves(from_set)}
-    known = {*known_keys(), *(f"tune.space.{name}" for name in search_space.setting_names(Train))}
+    known = {
+        *known_keys(),
+        *(f"tune.space.{name}" for name in search_space.setting_names(Train)),
+        *(f"watch.folders.{name}" for name in WatchedFolder.model_fields),
+    }
     for key, name in from_env.items():
         if key not in known and not key.startswith("train.optimizers."):  # whose keys are any of timm's optimizers
             raise ConfigError(f"{name}: unknown setting {key!r}{_hint(key, known)}")
@@ -182,7 +197,8 @@ def _explain(
     for problem in error.errors(include_url=False):
         parts = [str(part) for part in problem["loc"] if not isinstance(part, int)]
         key = ".".join(parts)
-        where = _where(key, file, text, origin)
+        entry = next((part for part in problem["loc"] if isinstance(part, int)), 0)
+        where = _where(key, file, text, origin, entry)
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             sections = {k.rpartition(".")[0] for k in known}
             yield f"{where}: unknown setting {key!r}{_hint(key, known | sections)}"
@@ -198,11 +214,11 @@ def name(where: str, key: str) -> str:
     return where if where.endswith(f" {key}") else f"{where}: {key}"
 
 
-def _where(key: str, file: Path, text: str, origin: Mapping[str, str]) -> str:
+def _where(key: str, file: Path, text: str, origin: Mapping[str, str], entry: int = 0) -> str:
     """What to mend: the variable or the --set that a setting (or one of its section) came from, or file and line."""
     found = [origin[key]] if key in origin else [o for k, o in origin.items() if k.startswith(f"{key}.")]
     overridden = [where for where in found if where.upper().startswith((ENV_PREFIX, "--SET"))]
-    return overridden[-1] if overridden else f"{file}:{nearest_line(text, key)}"
+    return overridden[-1] if overridden else f"{file}:{nearest_line(text, key, entry)}"
 
 
 def _not_json(from_env: Mapping[str, str]) -> str:

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, func, select, update
 from daemon import (
     cycle_facts,
     decisions,
+    forget,
     jobs,
     outcomes,
     people,
@@ -159,6 +160,8 @@ class Cycle:
             facts = self.facts(connection)
             challenger = next(c for c in facts.candidates if c.artifact == artifact)
             judge = targets.judge_set(connection, self.rows)
+            champion = targets.champion(connection, self.target)
+            before = champion.snapshot if champion else challenger.snapshot
             verdicts.ask(
                 connection,
                 cycle=self.id,
@@ -168,6 +171,7 @@ class Cycle:
                 judge=judge,
                 devices=self.devices,
                 settings=self.config.settings.promotion,
+                forgotten=forget.compare(connection, self.config.state / "snapshots", before, challenger.snapshot),
             )
 
     def _start(self, step: Work, *, alone: bool) -> None:

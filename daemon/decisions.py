@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
-from daemon import evidence, people, schema, snapshot, targets
+from daemon import evidence, forget, people, schema, snapshot, targets
 from daemon.config import Config, dump
 from daemon.journal import add, now
 from daemon.stock import take_stock
@@ -100,7 +101,12 @@ def _snapshot(connection: Connection, config: Config, target: str, decision: Dec
     """What the cycle stands on: the data as it is now, or, to build again what was lost, as it was for that."""
     folder, policies = config.state / "snapshots", config.settings.policies
     champion = targets.champion(connection, target)
-    if decision.action == "rebuild" and champion and (folder / f"{champion.snapshot}.snapshot").exists():
+    if decision.action == "rebuild" and champion and _is_whole(connection, folder / f"{champion.snapshot}.snapshot"):
         return champion.snapshot  # int8 is calibrated on its images
     at_least = policies.new_class.samples if found.champion else policies.volume.first_samples_per_class
     return snapshot.take(connection, folder, known=found.champion_classes, at_least=at_least).id
+
+
+def _is_whole(connection: Connection, file: Path) -> bool:
+    """Whether the snapshot is there, and none of its images was forgotten."""
+    return file.exists() and not forget.forgotten_of(connection, snapshot.read(file)[1])

@@ -2,120 +2,195 @@
 
     python -m daemon.decode JOB.json
 
-A file that crashes a decoder crashes this child, never the daemon. JOB.json: {"token", "store", "files": [[folder,
-path], …], "max_pixels", "batch"}. It prints, a batch at a time, {"token", "stage": "intake", "event": "read", "files":
-[{"path", "size", "mtime_ns", "sha256", "bytes", "width", "height", "mode"} | {"path", …, "reason"} | {"path", "again":
-true}, …]}; a batch is durable in the store before it is said.
+A file that crashes a decoder crashes this child, never the daemon; `at` tells which file it was. JOB.json: {"token",
+"store", "keep", "part", "at", "pictures", "folder", "files": [path, …], "max_pixels", "batch"}. It prints, a batch at
+a time, {"token", "stage": "intake", "event": "read", "files": [{"path", "size", "mtime_ns", "sha256", "bytes", "width",
+"height", "mode", "frames"} | {"path", …, "reason"} | {"path", "again": true}, …]}; a batch is durable in the store
+before it is said. What near-duplicates are found by (daemon/descriptor.py) is appended to the file `pictures`.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import resource
+import signal
 import stat
 import sys
 import warnings
 from collections.abc import Iterator
-from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from daemon import store
 from daemon.children import die_with_parent
+from daemon.descriptor import describe
+
+SECONDS = 60  # that decoding one file may take
+MEMORY_BYTES = 512 << 20  # that this process may take, beside what the largest image needs:
+BYTES_PER_PIXEL = 16  # a decoded image, and its conversion
+
+
+class Reading:
+    """One job: where its files lie, and where what is made of them goes."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.folder = Path(job["folder"])
+        self.home = os.path.realpath(self.folder)
+        self.store = Path(job["store"])
+        self.refer = job["keep"] == "reference"
+        self.incoming = store.make_room(self.store, job["part"])
+        self.max_pixels = job["max_pixels"]
+        self.pictures = Path(job["pictures"])
+        self.copies: dict[Path, str] = {}
+        self.described: list[bytes] = []
+
+    def read(self, path: str) -> dict[str, Any]:
+        temporary = self.incoming / str(len(self.copies))
+        found: os.stat_result | None = None
+        try:
+            with open_within(self.folder / path, self.home) as original:
+                found = os.fstat(original.fileno())
+                sha256, size, content = store.look_at(original) if self.refer else store.copy_in(original, temporary)
+                after = os.fstat(original.fileno())
+            if (found.st_size, found.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                temporary.unlink(missing_ok=True)
+                return {"path": path, "again": True}  # it is still being written
+            looks, picture = self._decode(content, self.folder / path if self.refer else temporary)
+        except (FileNotFoundError, NotADirectoryError):
+            return {"path": path, "gone": True}
+        except Unusable as error:
+            temporary.unlink(missing_ok=True)
+            return _rejected(path, error.found or found, str(error))
+        except OSError as error:
+            return _rejected(path, None, f"cannot be read: {error.strerror}")
+        except store.SourceUnreadable as error:
+            return _rejected(path, None, str(error))
+        self.copies[self.folder / path if self.refer else temporary] = sha256
+        self.described.append(bytes.fromhex(sha256) + picture)
+        return {
+            "path": path, "size": found.st_size, "mtime_ns": found.st_mtime_ns, "sha256": sha256, "bytes": size, **looks
+        }  # fmt: skip
+
+    def settle(self) -> None:
+        """What was read since the last time is durable, then. Raises StoreUnwritable."""
+        if self.refer:
+            store.refer(self.store, self.copies)
+        else:
+            store.settle(self.store, self.copies)
+        with self.pictures.open("ab") as stream:  # lost or torn they are made again
+            stream.write(b"".join(self.described))
+        self.copies.clear()
+        self.described.clear()
+
+    def _decode(self, content: bytes | None, file: Path) -> tuple[dict[str, Any], bytes]:
+        source = file if content is None else io.BytesIO(content)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)  # ends this process: no decoder listens to anything else
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return decode(source, self.max_pixels)
+        except OSError as error:  # the copy cannot be read back
+            raise store.StoreUnwritable(str(error)) from error
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def read_files(job: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
     """Reads the job's files, a batch at a time. Raises StoreUnwritable (the disk is full)."""
-    keep = Path(job["store"])
-    incoming = store.make_room(keep)
-    files = iter(job["files"])
-    while batch := list(islice(files, job["batch"])):
-        copies: dict[Path, str] = {}
-        told = [_read(Path(folder), path, incoming, copies, job["max_pixels"]) for folder, path in batch]
-        store.settle(keep, copies)
-        yield told
+    reading = Reading(job)
+    numbered = enumerate(job["files"])
+    with Path(job["at"]).open("wb", buffering=0) as at:
+        while batch := list(islice(numbered, job["batch"])):
+            told = []
+            for number, path in batch:
+                os.pwrite(at.fileno(), b"%9d" % number, 0)
+                told.append(reading.read(path))
+            reading.settle()
+            yield told
 
 
-def _read(folder: Path, path: str, incoming: Path, copies: dict[Path, str], max_pixels: float) -> dict[str, Any]:
-    file, temporary = folder / path, incoming / str(len(copies))
+class Unusable(Exception):
+    """A file that cannot be used, and why; as it was `found` it is not looked at again."""
+
+    def __init__(self, reason: str, found: os.stat_result | None = None) -> None:
+        super().__init__(reason)
+        self.found = found
+
+
+def open_within(file: Path, home: str) -> BinaryIO:
+    """Opens a regular file that lies below `home`, whatever links lead to it; nothing else is ever opened.
+
+    O_PATH takes hold of what the path leads to without opening it; what is then opened cannot be another any more.
+    Raises Unusable, OSError.
+    """
     try:
-        before = file.stat()
-        _refuse(file, folder, before)
-        with file.open("rb") as original:
-            sha256, size = store.copy_in(original, temporary)
-        after = file.stat()
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            temporary.unlink()
-            return {"path": path, "again": True}  # it is still being written
-        width, height, mode = _decode(temporary, max_pixels)
-    except (FileNotFoundError, NotADirectoryError):
-        return {"path": path, "gone": True}
-    except OSError as error:
-        return _rejected(path, None, f"cannot be read: {error.strerror}")
-    except store.SourceUnreadable as error:
-        return _rejected(path, None, str(error))
-    except _Unusable as error:
-        temporary.unlink(missing_ok=True)
-        return _rejected(path, before, str(error))
-    copies[temporary] = sha256
-    return {
-        "path": path,
-        "size": before.st_size,
-        "mtime_ns": before.st_mtime_ns,
-        "sha256": sha256,
-        "bytes": size,
-        "width": width,
-        "height": height,
-        "mode": mode,
-    }
-
-
-class _Unusable(Exception):
-    pass
-
-
-@cache
-def _resolve(folder: Path) -> Path:
-    """The watched folder, once for all of its files: each look costs as much as a small file's reading."""
-    return folder.resolve()
-
-
-def _refuse(file: Path, folder: Path, found: os.stat_result) -> None:
-    if stat.S_ISDIR(found.st_mode):
-        raise _Unusable("is a folder: links to folders are not followed; watch.folders may name more than one")
-    if not stat.S_ISREG(found.st_mode):
-        raise _Unusable("is no regular file (a device, pipe or socket is never opened)")
-    if found.st_size == 0:
-        raise _Unusable("is empty")
-    if not file.resolve().is_relative_to(_resolve(folder)):  # by a folder on the way, too
-        raise _Unusable(f"is a link out of the watched folder, to {file.resolve()}")
-
-
-def _decode(file: Path, max_pixels: float) -> tuple[int, int, str]:
+        held = os.open(file, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if file.is_symlink():
+            raise Unusable("is a link to nothing") from None
+        raise
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(file) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise _Unusable(
-                        f"has {width * height / 1e6:.0f} megapixels, more than watch.max_megapixels = "
-                        f"{max_pixels / 1e6:g}"
-                    )
-                image.load()
-                image.crop((0, 0, 1, 1)).convert("RGB")  # what training could not convert is refused here
-                return width, height, image.mode
+        found = os.fstat(held)
+        real = os.readlink(f"/proc/self/fd/{held}")
+        if not real.startswith(f"{home}/"):
+            raise Unusable(f"is a link out of the watched folder, to {real}", found)
+        if stat.S_ISDIR(found.st_mode):
+            raise Unusable("is a link to a folder that holds it, or behind another link: it is not followed", found)
+        if not stat.S_ISREG(found.st_mode):
+            raise Unusable("is no regular file (a device, pipe or socket is never opened)", found)
+        if found.st_size == 0:
+            raise Unusable("is empty", found)
+        return open(f"/proc/self/fd/{held}", "rb")  # noqa: PTH123  (a name of the kernel's, not a path)
+    finally:
+        os.close(held)
+
+
+def decode(source: Path | BinaryIO, max_pixels: float) -> tuple[dict[str, Any], bytes]:
+    """What an image is ({"width", "height", "mode", "frames"}), and its description, upright as its EXIF says.
+
+    Raises Unusable, or OSError where the bytes cannot be read at all.
+    """
+    try:
+        with Image.open(source) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise Unusable(
+                    f"has {width * height / 1e6:.0f} megapixels, more than watch.max_megapixels = {max_pixels / 1e6:g}"
+                )
+            image.load()
+            image.crop((0, 0, 1, 1)).convert("RGB")  # what training could not convert is refused here
+            looks = {"width": width, "height": height, "mode": image.mode, "frames": _count_frames(image)}
+            return looks, describe(_upright(image))
     except UnidentifiedImageError:
-        raise _Unusable("is no image that can be recognised, whatever its name says") from None
-    except (_Unusable, MemoryError):  # where memory is short no file is at fault
+        raise Unusable("is no image that can be recognised, whatever its name says") from None
+    except MemoryError:
+        raise Unusable("takes more memory to decode than a reader may have") from None
+    except Unusable:
         raise
     except Exception as error:  # whatever odd bytes make Pillow raise
-        if isinstance(error, OSError) and error.errno is not None:  # the copy cannot be read back
-            raise store.StoreUnwritable(str(error)) from error
-        raise _Unusable(f"cannot be decoded: {error}") from None
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise Unusable(f"cannot be decoded: {error}") from None
+
+
+def _count_frames(image: Image.Image) -> int:
+    """1, or 2 for any that has more: to count them all would be to read them all."""
+    return 2 if getattr(image, "is_animated", False) else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As EXIF says; of a broken one nothing is believed."""
+    if "exif" not in image.info and "Raw profile type exif" not in image.info:
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # whatever odd bytes make Pillow raise
+        return image
 
 
 def _rejected(path: str, found: os.stat_result | None, reason: str) -> dict[str, Any]:
@@ -128,6 +203,8 @@ def main() -> int:
     die_with_parent()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     Image.MAX_IMAGE_PIXELS = None  # the job's own limit is checked before anything is decoded
+    limit = MEMORY_BYTES + BYTES_PER_PIXEL * int(job["max_pixels"])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for files in read_files(job):
         line = {"token": job["token"], "stage": "intake", "event": "read", "files": files}
         print(json.dumps(line), flush=True)

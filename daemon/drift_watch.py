@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
 
-from daemon import labels, schema, snapshot, targets
+from daemon import forget, labels, schema, snapshot, targets
 from daemon.config import Config
 from daemon.errand import Errand
 from daemon.events import Event
@@ -76,7 +76,9 @@ class DriftWatch(Errand):
         row = get(connection, schema.models, model)
         index = {name: number for number, name in enumerate(row.classes)}
         _, rows = snapshot.read(self.config.state / "snapshots" / f"{row.snapshot_id}.snapshot")
-        tune = {sha.hex(): index[name] for sha, (name, role) in rows.items() if role == "tune" and name in index}
+        known = {sha: index[name] for sha, (name, role) in rows.items() if role == "tune" and name in index}
+        forgotten = forget.is_forgotten(connection, known)
+        tune = {sha.hex(): label for sha, label in known.items() if sha not in forgotten}
         return {"samples": list(tune), "labels": list(tune.values())}
 
     def _window(self, connection: Connection, model: str, kind: str, tuned: list[int]) -> Window:
@@ -116,7 +118,7 @@ class DriftWatch(Errand):
         rows = connection.execute(
             select(func.max(occurrences.c.drop_id), samples.c.sha256)
             .join(samples, samples.c.id == occurrences.c.sample_id)
-            .where(occurrences.c.gone.is_(None), occurrences.c.class_name.is_(None))
+            .where(occurrences.c.gone.is_(None), occurrences.c.class_name.is_(None), samples.c.forgotten.is_(None))
             .group_by(samples.c.sha256)
         )
         return [(drop, sha, None) for drop, sha in rows]

@@ -80,6 +80,15 @@ class SourceFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ChoreEnded:
+    """The thread that tidies the state folder has done what it was sent for, or could not (`error`)."""
+
+    chore: str
+    result: Any
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """SIGTERM or SIGINT came."""
 
@@ -95,5 +104,6 @@ Event = (
     | ArtifactLost
     | SettingsEdited
     | SourceFailed
+    | ChoreEnded
     | Stop
 )

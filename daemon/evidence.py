@@ -34,7 +34,7 @@ def gather(
     new = [row for row in usable if before.get(row.sha256) != row.name and row.name in held]
     ended, failures, failed_at, words = _history(connection, target)
     judge = _proof(connection, config, champion) if champion else ()
-    trained = _last_trained(connection, target)
+    trained = last_trained(connection, target)
     trained_at = trained.started if trained else None
     confidence = config.settings.promotion.confidence
     feasible = (
@@ -120,7 +120,7 @@ def unobserved(connection: Connection, config: Config, target: str) -> tuple[tar
     ]
 
 
-def _last_trained(connection: Connection, target: str) -> AnyRow | None:
+def last_trained(connection: Connection, target: str) -> AnyRow | None:
     """The target's last finished cycle that data asked for, or that trained."""
     cycles = schema.cycles
     trained = (cycles.c.trigger == "data") | cycles.c.id.in_(select(schema.models.c.cycle_id))
@@ -132,7 +132,7 @@ def _last_trained(connection: Connection, target: str) -> AnyRow | None:
 
 def _last_training(connection: Connection, config: Config, target: str) -> dict[bytes, str]:
     """Class by hash in the snapshot of that cycle."""
-    cycle = _last_trained(connection, target)
+    cycle = last_trained(connection, target)
     if cycle is None:
         return {}
     _, rows = snapshot.read(config.state / "snapshots" / f"{cycle.snapshot_id}.snapshot")

@@ -1,212 +1,61 @@
-"""From paths to samples: what changed in a watched folder, read by a child, written down batch by batch.
+"""What a drop brings, as rows: samples, occurrences, labels and rejections, a batch at a time.
 
-Nothing of the user's is modified, moved or deleted. The scan is the truth: what is on disk is compared with the
-occurrences in the journal, so that whatever was missed (a daemon that was down, a full queue) is found by the next.
+Nothing of the user's is modified, moved or deleted.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, Table, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from daemon import roles
 from daemon.config import Config
-from daemon.journal import add, change, now
-from daemon.schema import drops, groups, labels, occurrences, rejections, samples
-from policies.facts import Role
+from daemon.journal import AnyRow, add, change, now
+from daemon.scan import UNREADABLE, Difference, text
+from daemon.schema import drops, labels, manifests, occurrences, rejections, samples
 
-Stat = tuple[int, int]  # size, mtime in nanoseconds
-UNREADABLE: Stat = (-1, -1)  # of a file that may not be read: a change of its mode changes neither size nor mtime
-BATCH = 128  # files that are made durable with one sync
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
-
-@dataclass(slots=True)
-class Difference:
-    """What a folder holds, compared with what the journal knows of it."""
-
-    read: list[str] = field(default_factory=list)  # new, or changed
-    gone: list[str] = field(default_factory=list)
-    fresh: list[str] = field(default_factory=list)  # changed a moment ago: to be looked at again
-    unnamable: list[str] = field(default_factory=list)  # new, and their names are not text
-
-
-def compare(connection: Connection, folder: Path, paths: Iterable[Path] | None, settle_seconds: float) -> Difference:
-    """Compares the folder (or just these paths in it) with the journal.
-
-    A folder that is missing or entirely empty while samples of it are known is taken to be away (unmounted), not
-    emptied: raises FileNotFoundError. What is below a folder that cannot be listed stays as it is known.
-    """
-    known = dict(_known(connection, folder, paths))
-    away: list[str] = []
-    present = dict(_present(folder, paths, away))
-    if paths is None and known and not present:
-        raise FileNotFoundError(f"{folder}: is empty or away; the {len(known)} files known of it stay as they are")
-    missing = known.keys() - set(map(_text, present))
-    hidden = tuple(f"{_text(path)}/" for path in away)
-    difference = Difference(gone=sorted(path for path in missing if not f"{path}/".startswith(hidden)))
-    settled_before = time.time() - settle_seconds
-    for path, (found, changed) in sorted(present.items()):
-        if known.get(_text(path)) == found or (
-            known.get(_text(path)) == UNREADABLE and not os.access(folder / path, os.R_OK)
-        ):
-            continue
-        if path != _text(path):
-            difference.unnamable.append(path)
-            continue
-        if paths is None and changed > settled_before:
-            difference.fresh.append(path)
-        else:
-            difference.read.append(path)
-    return difference
-
-
-def _known(connection: Connection, folder: Path, paths: Iterable[Path] | None) -> Iterator[tuple[str, Stat]]:
-    for table in (occurrences, rejections):
-        query = select(table.c.path, table.c.size, table.c.mtime_ns).where(
-            table.c.folder == str(folder), table.c.gone.is_(None)
-        )
-        if paths is None:
-            for path, size, mtime in connection.execute(query):
-                yield path, (size, mtime)
-            continue
-        for touched in paths:
-            name = _text(str(touched.relative_to(folder)))
-            below = (table.c.path >= f"{name}/") & (table.c.path < f"{name}0")  # "0" follows "/"
-            for path, size, mtime in connection.execute(query.where((table.c.path == name) | below)):
-                yield path, (size, mtime)
-
-
-def _text(path: str) -> str:
-    """The path as the journal can hold it: bytes that are not UTF-8, and control characters, are written as \\xNN.
-
-    A line break in a class's name would be two lines of Triton's labels.
-    """
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
-
-
-def _present(folder: Path, paths: Iterable[Path] | None, away: list[str]) -> Iterator[tuple[str, tuple[Stat, float]]]:
-    """Each file with its size and times; what is there but cannot be looked at is added to `away`."""
-    prefix = len(str(folder)) + 1
-    for start in [folder] if paths is None else paths:
-        if any(part.startswith(".") for part in start.relative_to(folder).parts):
-            continue
-        for entry in _walk(_up_to_a_link(folder, start), away, prefix):
-            try:
-                found = Path(entry).stat()
-            except FileNotFoundError:
-                continue
-            except OSError:
-                away.append(entry[prefix:])
-                continue
-            yield entry[prefix:], ((found.st_size, found.st_mtime_ns), found.st_ctime)
-
-
-def _up_to_a_link(folder: Path, start: Path) -> Path:
-    """The first link on the way from the folder to this path, which is not followed; the path itself where none is."""
-    parts = start.relative_to(folder).parts
-    on_the_way = (folder.joinpath(*parts[:depth]) for depth in range(1, len(parts)))
-    return next((path for path in on_the_way if path.is_symlink()), start)
-
-
-def _walk(start: Path, away: list[str], prefix: int) -> Iterator[str]:
-    try:
-        watched = len(str(start)) < prefix  # which may be a link itself
-        folder = start.is_dir() and (watched or not start.is_symlink())
-    except OSError:  # what is above it may not be entered
-        away.append(str(start)[prefix:])
-        return
-    if not folder:
-        if os.path.lexists(start):
-            yield str(start)
-        return
-    stack = [str(start)]
-    while stack:
-        at = stack.pop()
-        try:
-            entries = list(os.scandir(at))
-        except FileNotFoundError:
-            continue
-        except OSError:
-            away.append(at[prefix:])
-            continue
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                stack.append(entry.path)
-            else:
-                yield entry.path
+IN_ONE = 500  # values in one query
+File = Mapping[str, Any]  # what the reading child says of one (daemon/decode.py)
+Said = tuple[str | None, str | None]  # class and group, as a manifest says
 
 
 class Drop:
-    """One drop being read: the job for its child, and what to write down of each line that the child says."""
+    """One drop being read: what is written down of each line that its children say."""
 
     def __init__(self, config: Config, journal: Engine, folder: Path, difference: Difference) -> None:
-        self.config = config
         self.journal = journal
         self.folder = folder
-        self.unread = difference.read
-        self.total = len(difference.read)
-        self.batch = BATCH
+        self.watched = config.watched(folder)
+        self.files = difference.read
+        self.manifest = difference.manifest
         self.again: list[str] = []
-        shares = config.settings.roles
-        self._shares: dict[Role, float] = {
-            "train": shares.train,
-            "tune": shares.tune,
-            "judge": shares.judge,
-        }
+        self.said: dict[str, Said] = {}  # by path, of what is to be read
+        self._mentioned: set[str] = set()  # by the manifest, where all of it is read
         with journal.begin() as connection:
             self.id = add(
-                connection,
-                drops,
-                folder=str(folder),
-                state="reading",
-                started=now(),
-                added=0,
-                gone=0,
-                rejected=0,
-            )
-            _end(connection, self.folder, difference.gone)
+                connection, drops, folder=str(folder), state="reading", started=now(), files=len(self.files)
+            )  # fmt: skip
+            self._end(connection, difference.gone)
             change(connection, drops, self.id, gone=len(difference.gone))
-            self._counts = roles.count_roles(connection)
 
-    def job(self, token: str) -> dict[str, Any]:
-        """What the reading child is to do (daemon/decode.py)."""
-        return {
-            "token": token,
-            "store": str(self.config.state / "store"),
-            "files": [[str(self.folder), path] for path in self.unread],
-            "max_pixels": self.config.settings.watch.max_megapixels * 1e6,
-            "batch": self.batch,
-        }
+    # --- images ------------------------------------------------------------------------------------------------------
 
-    def take(self, files: list[dict[str, Any]]) -> None:
-        """Writes down a batch that the child has read and stored: one transaction."""
-        self.unread = self.unread[len(files) :]
-        self.record(files)
-
-    def record(self, files: list[dict[str, Any]]) -> None:
+    def record(self, files: Iterable[File]) -> None:
+        """Writes down a batch that a child has read and stored: one transaction."""
+        files = list(files)
+        good = sorted((file for file in files if "sha256" in file), key=lambda file: str(file["sha256"]))
+        bad = [file for file in files if "reason" in file]
+        self.again += [file["path"] for file in files if file.get("again")]
         with self.journal.begin() as connection:
-            good = [file for file in files if "sha256" in file]
-            bad = [file for file in files if "reason" in file]
-            self.again += [file["path"] for file in files if file.get("again")]
-            _end(connection, self.folder, [file["path"] for file in files])
-            for file in sorted(good, key=lambda file: str(file["sha256"])):
-                self._accept(connection, file)
-            for file in bad:
-                self._reject(connection, file)
+            self._end(connection, [file["path"] for file in files])
+            if good:
+                self._accept(connection, good)
+            if bad:
+                connection.execute(insert(rejections), [self._rejection(file) for file in bad])
             connection.execute(
                 update(drops)
                 .where(drops.c.id == self.id)
@@ -222,97 +71,129 @@ class Drop:
             except OSError:
                 continue
             size, mtime = UNREADABLE if again else (found.st_size, found.st_mtime_ns)
-            files.append({"path": _text(path), "size": size, "mtime_ns": mtime, "reason": reason})
-        self.record(files)
+            files.append({"path": text(path), "size": size, "mtime_ns": mtime, "reason": reason})
+        if files:
+            self.record(files)
 
-    def crashed(self, last_words: str, starved: bool = False) -> None:
-        """The child died. Its files are read one by one from now on, until the one that kills it is found.
-
-        starved: memory was short, which may be nothing of this file's: the next scan tries it again.
-        """
-        if self.batch == 1 and self.unread:
-            words = next(reversed(last_words.strip().splitlines()), "killed")
-            self.refuse(self.unread[:1], f"crashed the process that read it: {words}", again=starved)
-            self.unread = self.unread[1:]
-            self.batch = BATCH
-        else:
-            self.batch = 1
-
-    def finish(self) -> None:
+    def finish(self, state: str) -> AnyRow:
+        """Ends a phase of the drop: what it is then ("matching", "ready")."""
         with self.journal.begin() as connection:
-            change(connection, drops, self.id, state="ready", ended=now())
+            change(connection, drops, self.id, state=state, ended=now())
+            return connection.execute(select(drops).where(drops.c.id == self.id)).one()
 
-    def _accept(self, connection: Connection, file: dict[str, Any]) -> None:
-        sha = bytes.fromhex(file["sha256"])
-        name = class_of(file["path"])
-        connection.execute(
-            upsert(samples)
-            .values(
-                sha256=sha,
-                bytes=file["bytes"],
-                width=file["width"],
-                height=file["height"],
-                mode=file["mode"],
-                first_seen=now(),
-            )
-            .on_conflict_do_nothing()
-        )
-        sample, group = connection.execute(
-            select(samples.c.id, samples.c.group_id).where(samples.c.sha256 == sha)
-        ).one()
-        connection.execute(
-            insert(occurrences).values(
-                folder=str(self.folder),
-                path=file["path"],
-                sample_id=sample,
-                class_name=name,
-                size=file["size"],
-                mtime_ns=file["mtime_ns"],
-                drop_id=self.id,
-                first_seen=now(),
-            )
-        )
-        if name is None:
+    def _accept(self, connection: Connection, files: list[File]) -> None:
+        moment = now()
+        rows = [
+            {"sha256": bytes.fromhex(file["sha256"]), "first_seen": moment}
+            | {name: file[name] for name in ("bytes", "width", "height", "mode", "frames")}
+            for file in files
+        ]
+        connection.execute(upsert(samples).on_conflict_do_nothing(), rows)
+        ids = _find_samples(connection, [row["sha256"] for row in rows])
+        found = [
+            self._occurrence(ids[row["sha256"]], file, self.look_up(file["path"]), moment)
+            for row, file in zip(rows, files, strict=True)
+        ]
+        connection.execute(insert(occurrences), found)
+        self._label(connection, found, moment)
+
+    def look_up(self, path: str) -> Said:
+        """Class and group of a file: by the manifest where there is one, otherwise by its path."""
+        name, key = self.said.get(path, (None, None))
+        return name or self.watched.class_of(path), key or self.watched.group_of(path)
+
+    def _occurrence(self, sample: int, file: File, said: Said, moment: float) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder), "path": file["path"], "sample_id": sample, "class_name": said[0],
+            "group_key": said[1], "size": file["size"], "mtime_ns": file["mtime_ns"], "drop_id": self.id,
+            "first_seen": moment,
+        }  # fmt: skip
+
+    def _label(self, connection: Connection, found: list[dict[str, Any]], moment: float) -> None:
+        source = "manifest" if self.watched.manifest else "folder"
+        said = [
+            {"sample_id": row["sample_id"], "class_name": row["class_name"], "source": source, "by": source,
+             "at": moment, "drop_id": self.id}
+            for row in found if row["class_name"] is not None
+        ]  # fmt: skip
+        if said:
+            connection.execute(insert(labels), said)
+
+    def _rejection(self, file: File) -> dict[str, Any]:
+        kept = {name: file[name] for name in ("path", "size", "mtime_ns", "reason")}
+        return {"folder": str(self.folder), "drop_id": self.id, "at": now(), **kept}
+
+    def _end(self, connection: Connection, paths: list[str]) -> None:
+        """These paths no longer hold what was seen there."""
+        for table in (occurrences, rejections):
+            for start in range(0, len(paths), IN_ONE):
+                connection.execute(self._live(table, paths[start : start + IN_ONE]).values(gone=now()))
+
+    def _live(self, table: Table, paths: list[str]) -> Any:
+        here = (table.c.folder == str(self.folder), table.c.path.in_(paths), table.c.gone.is_(None))
+        return update(table).where(*here)
+
+    # --- labels by a manifest ----------------------------------------------------------------------------------------
+
+    def hear_rows(self, rows: list[tuple[str, str | None, str | None]]) -> None:
+        """What the manifest says of images: of known ones it is written down, of others it is kept until they are."""
+        said = {path: (name, key) for path, name, key in rows}
+        self.said |= said
+        self._mentioned |= said.keys()
+        self._say(said)
+
+    def hear_manifest(self, told: Mapping[str, Any]) -> None:
+        """The manifest was read: images that it does not mention any more have no class, those of a whole one."""
+        if self.manifest and told["rows"] > told["refused"]:
+            self._say(dict.fromkeys(self._forgotten_rows(), (None, None)))
+        row = {"folder": str(self.folder), "path": self.watched.manifest, "at": now()}
+        row |= {name: told[name] for name in ("size", "mtime_ns", "rows", "waiting", "refused")}
+        stat = {"path": self.watched.manifest, "size": told["size"], "mtime_ns": told["mtime_ns"]}
+        with self.journal.begin() as connection:
+            self._end(connection, [self.watched.manifest])
+            for problem in told["problems"]:
+                connection.execute(insert(rejections).values(self._rejection({**stat, "reason": problem})))
+            new = upsert(manifests).values(row)
+            connection.execute(new.on_conflict_do_update(["folder", "path"], set_=row))
+
+    def _forgotten_rows(self) -> list[str]:
+        table = occurrences
+        labelled = (table.c.folder == str(self.folder), table.c.gone.is_(None), table.c.class_name.is_not(None))
+        with self.journal.connect() as connection:
+            return [p for p in connection.execute(select(table.c.path).where(*labelled)).scalars()
+                    if p not in self._mentioned]  # fmt: skip
+
+    def _say(self, said: Mapping[str, Said]) -> None:
+        """Occurrences whose class or group is another now end, and begin anew in this drop."""
+        paths = list(said)
+        with self.journal.begin() as connection:
+            for start in range(0, len(paths), IN_ONE):
+                self._relabel(connection, said, paths[start : start + IN_ONE])
+
+    def _relabel(self, connection: Connection, said: Mapping[str, Said], paths: list[str]) -> None:
+        table, moment = occurrences, now()
+        here = (table.c.folder == str(self.folder), table.c.path.in_(paths), table.c.gone.is_(None))
+        rows = connection.execute(select(table).where(*here)).mappings().all()
+        other = [row for row in rows if (row["class_name"], row["group_key"]) != self._with_path(row["path"], said)]
+        if not other:
             return
-        connection.execute(
-            insert(labels).values(
-                sample_id=sample, class_name=name, source="folder", by="folder", at=now(), drop_id=self.id
-            )
-        )
-        if group is None:
-            self._give_role(connection, sample, sha, name)
+        self._end(connection, [row["path"] for row in other])
+        found = [self._occurrence(row["sample_id"], row, self._with_path(row["path"], said), moment) for row in other]
+        connection.execute(insert(table), found)
+        self._label(connection, found, moment)
+        connection.execute(update(drops).where(drops.c.id == self.id).values(added=drops.c.added + len(found)))
 
-    def _give_role(self, connection: Connection, sample: int, sha: bytes, name: str) -> None:
-        counts = self._counts.setdefault(name, Counter())
-        role = roles.furthest_behind(counts, self._shares, sha)
-        counts[role] += 1
-        group = add(connection, groups, key=sha.hex(), role=role, given=now())
-        change(connection, samples, sample, group_id=group)
-
-    def _reject(self, connection: Connection, file: dict[str, Any]) -> None:
-        connection.execute(
-            insert(rejections).values(
-                folder=str(self.folder),
-                path=file["path"],
-                size=file["size"],
-                mtime_ns=file["mtime_ns"],
-                reason=file["reason"],
-                drop_id=self.id,
-                at=now(),
-            )
-        )
+    def _with_path(self, path: str, said: Mapping[str, Said]) -> Said:
+        name, key = said[path]
+        return name, key or self.watched.group_of(path)
 
 
-def class_of(path: str) -> str | None:
-    """The class that a path below a watched folder says: its first folder. None: unlabelled."""
-    first, slash, _ = path.partition("/")
-    return first if slash else None
-
-
-def close_interrupted(journal: Engine) -> None:
-    """After a crash: drops that were being read count as they are; the start's scan finds what is missing."""
-    with journal.begin() as connection:
-        connection.execute(update(drops).where(drops.c.state == "reading").values(state="ready", ended=now()))
+def _find_samples(connection: Connection, shas: list[bytes]) -> dict[bytes, int]:
+    found: dict[bytes, int] = {}
+    for start in range(0, len(shas), IN_ONE):
+        chosen = samples.c.sha256.in_(shas[start : start + IN_ONE])
+        found |= {sha: id_ for id_, sha in connection.execute(select(samples.c.id, samples.c.sha256).where(chosen))}
+    return found
 
 
 def leave_folders(journal: Engine, but: Iterable[Path]) -> None:
@@ -328,18 +209,3 @@ def write_job(file: Path, job: dict[str, Any]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(job), encoding="utf-8")
     return file
-
-
-def _end(connection: Connection, folder: Path, paths: list[str]) -> None:
-    """These paths no longer hold what was seen there."""
-    for table in (occurrences, rejections):
-        for start in range(0, len(paths), 500):
-            connection.execute(
-                update(table)
-                .where(
-                    table.c.folder == str(folder),
-                    table.c.path.in_(paths[start : start + 500]),
-                    table.c.gone.is_(None),
-                )
-                .values(gone=now())
-            )

@@ -3,6 +3,7 @@
 reader     drops into samples            observer   the champion's answers to new samples
 auditor    labels that are wrong         drift      images that look different
 worker     the running cycle             serving    what Triton should serve (a thread of its own)
+sweeper    what leaves the state folder
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from daemon.events import (
     ArtifactLost,
     ChildEnded,
     ChildSpoke,
+    ChoreEnded,
     ConstraintsTouched,
     DropSettled,
     Event,
@@ -40,6 +42,7 @@ from daemon.observer import Observer
 from daemon.reader import Reader
 from daemon.serving import Serving
 from daemon.sources import Sources, running
+from daemon.sweeper import Sweeper
 from daemon.worker import Worker
 
 Lane = Reader | Observer | Auditor | DriftWatch | Worker
@@ -71,6 +74,7 @@ class Daemon:
         self.auditor = Auditor(config, self.journal, put)
         self.drift_watch = DriftWatch(config, self.journal, put)
         self.worker = Worker(config, self.journal, put, self.sources, self.serving, tell)
+        self.sweeper = Sweeper(config, self.journal, put, self.sources)
         self.lanes: tuple[Lane, ...] = (self.reader, self.observer, self.auditor, self.drift_watch, self.worker)
 
     def run(self) -> None:
@@ -113,7 +117,9 @@ class Daemon:
         """Starts one thing. What measures has the machine to itself: nothing begins to compute beside it."""
         if not self.worker.measures and (self.reader.step() or self.observer.step() or self._look_closer()):
             return True
-        alone = all(lane.child is None for lane in (self.reader, self.observer, self.auditor, self.drift_watch))
+        alone = not any(children_of(lane) for lane in self.lanes if lane is not self.worker)
+        if alone and not (self.reader.busy or self.worker.leaving or self.worker.measures) and self.sweeper.step():
+            return True
         return self.decide() or self.worker.step(alone=alone)
 
     def _look_closer(self) -> bool:
@@ -127,9 +133,11 @@ class Daemon:
 
     def recover(self) -> None:
         """Finds what changed while no daemon ran, and goes on with what was unfinished."""
-        intake.close_interrupted(self.journal)
+        self.reader.recover()
         intake.leave_folders(self.journal, but=self.config.folders)
         self.worker.recover()
+        self.drop_spoiled()
+        self.sweeper.recover()
         self.read_constraints()
         self.reader.scan()
         self.observer.want()
@@ -158,6 +166,8 @@ class Daemon:
                 self.auditor.want()  # a first champion is what labels can be audited by
             case SettingsEdited():
                 self.serving.renew(event)
+            case ChoreEnded():
+                self.sweeper.ended(event)
             case ArtifactLost():
                 self.because.append(f"what {event.target} serves is lost")
             case SourceFailed():
@@ -186,6 +196,8 @@ class Daemon:
                 self.answer_people()
                 self.get_over()
                 self.because.append("the trouble may be over")
+            case "gc":
+                self.sweeper.want("the timer")
             case "look again":
                 self.because.append("the wait is over")
             case "retry":
@@ -197,11 +209,14 @@ class Daemon:
             if lane:
                 lane.hear(event.line)
         elif not self.worker.left(event.token) and lane:
-            lane.bury(event.status, event.last_words)
+            if isinstance(lane, Reader):
+                lane.bury(event.token, event.status, event.last_words)
+            else:
+                lane.bury(event.status, event.last_words)
 
     def lane_of(self, token: str) -> Lane | None:
         """The lane whose child speaks; None: a child of the past."""
-        return next((lane for lane in self.lanes if lane.child and lane.child.token == token), None)
+        return next((lane for lane in self.lanes if token in {child.token for child in children_of(lane)}), None)
 
     def brought(self, what: str) -> None:
         """A drop was read: the champion is asked about it, then it is decided on."""
@@ -221,6 +236,7 @@ class Daemon:
             return False  # more of the same is being copied
         if self.worker.recover():
             return True
+        self.sweeper.look_at_bound()
         because = "; ".join([*self.drops, *self.because])
         self.drops.clear()
         self.because.clear()
@@ -254,19 +270,36 @@ class Daemon:
     def answer_people(self) -> None:
         """Takes what people asked for on the command line."""
         for taken in people.take(self.journal, self.serving):
+            if taken.kind == "gc":  # it changes nothing that is decided on
+                self.sweeper.want(taken.said)
+                continue
             if taken.kind == "rollback":  # what runs was begun against the champion that goes
                 self.worker.interrupt(taken.target, taken.said)
-            self.because.append(taken.said)
+            if taken.kind == "undo":
+                self.reader.scan()
+            self.because.append(taken.said.partition("\n")[0])
+        self.drop_spoiled()
+
+    def drop_spoiled(self) -> None:
+        """A cycle on images that were forgotten goes no further, also where a daemon was killed before it was told."""
+        if target := self.worker.spoiled():
+            self.worker.interrupt(target, "images that it stands on were forgotten")
 
     def end_children(self) -> None:
         """Every child is asked to end, and ended if it does not."""
-        children = [lane.child for lane in self.lanes]
-        alive: list[Child] = [child for child in (*children, *self.worker.leaving.values()) if child]
+        alive = [*(child for lane in self.lanes for child in children_of(lane)), *self.worker.leaving.values()]
         for child in alive:
             child.stop(grace_seconds=STOP_SECONDS - 2)
         for child in alive:
             if not child.wait(STOP_SECONDS):
                 child.kill()
+
+
+def children_of(lane: Lane) -> list[Child]:
+    """The processes at work in a lane."""
+    if isinstance(lane, Reader):
+        return lane.children
+    return [lane.child] if lane.child else []
 
 
 def run(config: Config) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import getpass
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, select
 
-from daemon import conflicts, flags, schema, snapshot, targets
+from daemon import conflicts, enough, flags, forget, schema, targets
 from daemon.config import Config
 from daemon.errors import DaemonNotRunning, NotFound, RelearnError, UsageError
 from daemon.journal import AnyRow, add, claim, get, now, open_journal
@@ -67,27 +66,61 @@ def take(journal: Engine, serving: Serving) -> Iterator[Taken]:
 
 
 def _tell(request: AnyRow, answer: str) -> str:
-    if request.kind in ("conflicts", "flags", "release"):
+    if request.kind not in ("retrain", "rollback"):
         return f"{request.by}: {answer}"
     what = "training" if request.kind == "retrain" else request.kind
     return f"{request.by} asked for a {what} of {request.arguments['target']}"
 
 
 def _do(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
-    if request.kind == "release":
-        return "done", flags.release(connection, request.arguments["drop"], request.by)
-    if request.kind == "conflicts":
-        return "done", conflicts.settle(connection, **request.arguments, by=request.by)
-    if request.kind == "flags":
-        chosen = flags.Chosen(**request.arguments["chosen"])
-        how, to = request.arguments["how"], request.arguments["to"]
-        return "done", flags.answer(connection, how, chosen, to, request.by)
+    act = _ACTS.get(request.kind, _do_for_target)
+    return act(connection, serving, request)
+
+
+def _collect(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
+    return "working", "the state folder is looked through"
+
+
+def _forget(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
+    what, images = request.arguments["what"], request.arguments.get("images")
+    return "working", forget.forget(connection, serving.config, what, request.by, request.id, images)
+
+
+def _undo(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
+    return "done", forget.undo(connection, request.arguments["image"], request.by)
+
+
+def _release(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
+    return "done", flags.release(connection, request.arguments["drop"], request.by)
+
+
+def _settle_conflicts(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
+    return "done", conflicts.settle(connection, **request.arguments, by=request.by)
+
+
+def _answer_flags(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
+    chosen = flags.Chosen(**request.arguments["chosen"])
+    how, to = request.arguments["how"], request.arguments["to"]
+    return "done", flags.answer(connection, how, chosen, to, request.by)
+
+
+_ACTS: dict[str, Callable[[Connection, Serving, AnyRow], tuple[str, str]]] = {
+    "conflicts": _settle_conflicts,
+    "flags": _answer_flags,
+    "forget": _forget,
+    "gc": _collect,
+    "release": _release,
+    "undo": _undo,
+}
+
+
+def _do_for_target(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
     target = request.arguments["target"]
     requirement = targets.requirements(connection).get(target)
     if requirement is None:
         raise NotFound(f"there is no target {target!r} with a valid constraint file")
     if request.kind == "retrain":
-        _check_enough(connection, serving.config, target)
+        enough.check(connection, serving.config, target)
         return "owed", f"{target} is trained next"
     named = request.arguments.get("artifact")
     artifact = _find_artifact(connection, named) if named else previous(connection, target)
@@ -116,26 +149,13 @@ def _find_artifact(connection: Connection, name: str) -> str:
     raise NotFound(f"the journal has no artifact {name!r}; `relearn models` lists them")
 
 
-def _check_enough(connection: Connection, config: Config, target: str) -> None:
-    """Raises UsageError where a training could not even begin: two classes at least, with images to train on."""
-    champion, policies = targets.champion(connection, target), config.settings.policies
-    least = policies.new_class.samples if champion else policies.volume.first_samples_per_class
-    rows, _ = snapshot.usable(connection)
-    counts = Counter(row.name for row in rows)
-    classes = snapshot.choose_classes(counts, champion.classes if champion else (), least)
-    train = {row.name for row in rows if row.role == "train" and row.name in classes}
-    if len(train) < 2:
-        have = ", ".join(f"{name} {number:,}" for name, number in sorted(counts.items())) or "no labelled image"
-        raise UsageError(f"a training takes two classes with {least} images each; there is {have}")
-
-
 def owed(connection: Connection, target: str) -> str | None:
     """Who asked for a training of this target that no cycle has brought to an end yet.
 
     A row, so that a daemon that is killed in between still owes it, and a cycle that an edit interrupts too.
     """
     open_ = _owed(connection, target)
-    return ", ".join(sorted({f"{row.by} asked for it" for row in open_})) or None
+    return ", ".join(sorted({row.arguments.get("because") or f"{row.by} asked for it" for row in open_})) or None
 
 
 def settle(connection: Connection, target: str, before: float) -> None:
@@ -193,9 +213,10 @@ def ask_and_wait(config: Config, kind: str, seconds: float = 60.0, **arguments: 
             woken.clear()
             with journal.connect() as connection:
                 row = get(connection, schema.requests, request)
-            if row.state != "asked":
-                return {"request": request, "state": row.state, "answer": row.answer}
+            if row.state not in ("asked", "working"):
+                break
             woken.wait(min(left, LOOK_AGAIN_SECONDS))
     finally:
         observer.stop()
-    return {"request": request, "state": "asked", "answer": "the daemon has not answered yet; it will"}
+    waits = "the daemon has not answered yet; it will"
+    return {"request": request, "state": row.state, "answer": waits if row.state == "asked" else row.answer}

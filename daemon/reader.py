@@ -1,29 +1,56 @@
-"""The lane that reads drops: one at a time, in a child."""
+"""The lane that takes drops in: one at a time, in children.
+
+manifest   what its manifest says, where the folder has one (daemon/manifest.py)
+read       its files, in two children where they are many (daemon/decode.py)
+match      near-duplicates among them and of what was known before (daemon/match.py), which settles their roles
+"""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select, update
 
+from daemon import placing
 from daemon.children import Child
 from daemon.config import Config
-from daemon.events import DropSettled, Event
-from daemon.intake import Drop, compare, write_job
-from daemon.journal import get, now
+from daemon.events import ChildEnded, ChildSpoke, DropSettled, Event
+from daemon.intake import Drop, write_job
+from daemon.journal import now
+from daemon.scan import Difference, compare
 from daemon.schema import drops
 from daemon.sources import Sources
 from daemon.store import StoreUnwritable
+from policies.facts import Role
 
 log = logging.getLogger("relearn")
 TROUBLE_SECONDS = 30.0  # after which a store that could not be written is tried again
 PATIENCE_SECONDS = 600.0  # for one batch of files; a decoder or a file system that hangs longer is given up
+BATCH = 1024  # files that are made durable with one sync
+FEW = 256  # files that are not worth a second child
+PARTS = 2
+SAY_SECONDS = 10.0  # between two words of how far a long drop is
+
+
+@dataclass(slots=True)
+class Part:
+    """The files of a drop that one child reads."""
+
+    number: int
+    unread: list[str]
+    given: list[str] = field(default_factory=list)  # to its child: what the child's numbers mean
+    alone: bool = False  # the first of them has ended a child: it is tried by itself
+    crashes: int = 0
+    child: Child | None = None
+    heard: float = field(default_factory=time.monotonic)  # when the child last said something, or began
 
 
 class Reader:
@@ -44,115 +71,289 @@ class Reader:
         self.tell = tell  # what a drop brought, for the next decision
         self.waiting: deque[DropSettled] = deque()
         self.drop: Drop | None = None
-        self.child: Child | None = None
+        self.parts: list[Part] = []
+        self.child: Child | None = None  # that reads the manifest, or looks for near-duplicates
+        self.unmatched = True  # what an earlier daemon left, or wrote before there was an index
         self.crashes = 0
-        self.heard = 0.0  # when the child last said something, or began
+        self._began = self._said = self._heard = 0.0
+        shares = config.settings.roles
+        self._shares: dict[Role, float] = {"train": shares.train, "tune": shares.tune, "judge": shares.judge}
 
     @property
     def busy(self) -> bool:
-        return self.drop is not None or bool(self.waiting)
+        return self.drop is not None or bool(self.waiting) or self.child is not None
+
+    @property
+    def children(self) -> list[Child]:
+        return [child for child in (self.child, *(part.child for part in self.parts)) if child]
 
     def scan(self) -> None:
         """Looks at everything in the watched folders, whatever notification said."""
         self.waiting.extend(DropSettled(folder, None) for folder in self.config.folders)
+
+    def recover(self) -> None:
+        """After a crash: drops that were being read count as they are; the start's scan finds what is missing."""
+        with self.journal.begin() as connection:
+            left = update(drops).where(drops.c.state == "reading").values(state="matching", ended=now())
+            connection.execute(left)
+        self.unmatched = True
+        shutil.rmtree(self.config.state / "drops", ignore_errors=True)
 
     def step(self) -> bool:
         """Begins the next drop, or goes on with one whose child could not be started (a full disk).
 
         False: there is none, or one is being read.
         """
-        if self.drop is not None and self.child is None:
-            self._go_on()
-            return True
-        if self.drop is not None or not self.waiting:
+        if self.child is not None:
             return False
-        settled = self.waiting.popleft()
+        if self.drop is not None:
+            return self._go_on()
+        if self.waiting:
+            self._begin(self.waiting.popleft())
+            return True
+        if self.unmatched and self._is_anything_unmatched():
+            self._match(all_of_it=True)
+            return True
+        self.unmatched = False
+        return False
+
+    # --- what the children say ---------------------------------------------------------------------------------------
+
+    def hear(self, line: dict[str, Any]) -> None:
+        self._heard = time.monotonic()
+        match line["stage"], line["event"]:
+            case "intake", _:
+                self._take(line["token"], line["files"])
+            case "manifest", "rows":
+                assert self.drop is not None
+                self.drop.hear_rows(line["rows"])
+            case "manifest", _:
+                assert self.drop is not None
+                self.drop.hear_manifest(line)
+            case "match", _:
+                with self.journal.begin() as connection:
+                    placing.remember(connection, line["pairs"])
+
+    def bury(self, token: str, status: int, last_words: str) -> None:
+        if self.child is not None and self.child.token == token:
+            self.child = None
+            self._bury_single(token, status, last_words)
+            return
+        assert self.drop is not None
+        part = next(part for part in self.parts if part.child and part.child.token == token)
+        part.child = None
+        if StoreUnwritable.__name__ in last_words:  # no file's fault
+            self._give_up(last_words)
+        elif status != 0:
+            log.warning("a reader of drop %d died (status %d): %s", self.drop.id, status, last_words[-500:])
+            self._look_for_the_culprit(part, status, last_words)
+        else:
+            part.alone = False
+
+    def _bury_single(self, token: str, status: int, last_words: str) -> None:
+        if status == 0:
+            self.crashes = 0
+            if token.startswith("match"):
+                self._place()
+            return
+        self.crashes += 1
+        log.error("%s ended with status %d: %s", token, status, last_words[-500:])
+        if token.startswith("match"):
+            self.unmatched = True  # no role is given before it is known what is near to what
+            self._leave()
+            self.sources.fire_at(now() + TROUBLE_SECONDS, "after trouble")
+
+    def _take(self, token: str, files: list[dict[str, Any]]) -> None:
+        assert self.drop is not None
+        part = next(part for part in self.parts if part.child and part.child.token == token)
+        part.crashes, part.heard = 0, time.monotonic()
+        part.unread = part.unread[len(files) :]
+        self.drop.record(files)
+        if (moment := time.monotonic()) >= self._said + SAY_SECONDS:
+            self._said = moment
+            log.info("drop %d: %s", self.drop.id, self._progress(moment))
+
+    def _progress(self, moment: float) -> str:
+        assert self.drop is not None
+        total, left = len(self.drop.files), sum(len(part.unread) for part in self.parts)
+        speed = max(total - left, 1) / max(moment - self._began, 1e-3)
+        return f"{total - left:,} of {total:,} files read, {speed:,.0f}/s, about {left / speed:,.0f} s left"
+
+    # --- from phase to phase -----------------------------------------------------------------------------------------
+
+    def _begin(self, settled: DropSettled) -> None:
+        folder = settled.folder
         try:
             with self.journal.connect() as connection:
                 difference = compare(
-                    connection, settled.folder, settled.paths, self.config.settings.watch.settle_seconds
+                    connection,
+                    self.config.watched(folder),
+                    settled.paths,
+                    self.config.settings.watch.settle_seconds,
+                    self.sources.writing(folder),
                 )
         except FileNotFoundError as error:
             log.warning("%s", error)
-            return True
-        self._look_again(settled.folder, difference.fresh)
-        if difference.read or difference.gone or difference.unnamable:
-            self.drop = Drop(self.config, self.journal, settled.folder, difference)
-            self.drop.refuse(
-                difference.unnamable,
-                "its name is not UTF-8 text on one line: rename it",
-            )
-            self._go_on()
+            return
+        self._look_again(folder, difference.fresh)
+        if difference:
+            self._open_drop(folder, difference)
+
+    def _open_drop(self, folder: Path, difference: Difference) -> None:
+        self.drop = Drop(self.config, self.journal, folder, difference)
+        self._began = self._said = self._heard = time.monotonic()
+        self.drop.refuse(difference.unnamable, "its name is not UTF-8 text on one line: rename it")
+        files = self.drop.files
+        number = PARTS if len(files) > FEW else 1
+        self.parts = [Part(part, files[part::number]) for part in range(number)]
+        if self.drop.watched.manifest and (files or difference.manifest):
+            self._read_manifest()
+
+    def _go_on(self) -> bool:
+        """Starts what of the drop waits to be started. False: its children are at work."""
+        assert self.drop is not None
+        waiting = [part for part in self.parts if part.child is None and part.unread]
+        for part in waiting:
+            self._read(part)
+        if waiting or any(part.child for part in self.parts):
+            return bool(waiting)
+        row = self.drop.finish("matching")
+        self._look_again(self.drop.folder, self.drop.again)
+        if row.added:
+            self._match()
+        else:
+            self._place()
         return True
 
-    def hear(self, line: dict[str, Any]) -> None:
+    def _read_manifest(self) -> None:
         assert self.drop is not None
-        self.crashes, self.heard = 0, time.monotonic()
-        self.drop.take(line["files"])
-        done = self.drop.total - len(self.drop.unread)
-        log.debug("drop %d: %d of %d files read", self.drop.id, done, self.drop.total)
+        paths = None if self.drop.manifest else self.drop.files
+        about = {"folder": str(self.drop.folder), "manifest": self.drop.watched.manifest, "paths": paths}
+        self.child = self._start(f"manifest{self.drop.id}.{self.crashes}", "daemon.manifest", about)
 
-    def bury(self, status: int, last_words: str) -> None:
+    def _read(self, part: Part) -> None:
         assert self.drop is not None
-        self.child = None
-        if status != 0:
-            self.crashes += 1
-            log.warning("the reader of drop %d died (status %d): %s", self.drop.id, status, last_words[-500:])
-            if StoreUnwritable.__name__ in last_words:  # no file's fault
-                self._give_up(last_words)
-                return
-            starved = status == -signal.SIGKILL or MemoryError.__name__ in last_words
-            self.drop.crashed(last_words, starved)
-        self._go_on()
+        part.given = part.unread[:1] if part.alone else part.unread
+        token = f"drop{self.drop.id}.{part.number}.{len(part.unread)}.{part.crashes}"
+        about = {
+            "store": str(self.config.state / "store"),
+            "keep": self.config.settings.store.keep,
+            "part": part.number,
+            "at": str(self._file(f"{part.number}.at")),
+            "pictures": str(self._file(f"{part.number}.pictures")),
+            "folder": str(self.drop.folder),
+            "files": part.given,
+            "max_pixels": self.config.settings.watch.max_megapixels * 1e6,
+            "batch": BATCH,
+        }
+        part.child = self._start(token, "daemon.decode", about)
+        part.heard = time.monotonic()
 
-    def _go_on(self) -> None:
-        assert self.drop is not None
-        if not self.drop.unread:
-            self._finish()
+    def _match(self, *, all_of_it: bool = False) -> None:
+        number = self.drop.id if self.drop else 0
+        about = {
+            "journal": str(self.config.state / "journal.db"),
+            "index": str(self.config.state / "duplicates"),
+            "store": str(self.config.state / "store"),
+            "pictures": [str(self._file(f"{part.number}.pictures")) for part in self.parts],
+            "all": all_of_it,
+        }
+        self.child = self._start(f"match{number}.{self.crashes}.{now():.0f}", "daemon.match", about)
+
+    def _place(self) -> None:
+        """Gives the samples of all drops that were matched their roles: they are ready."""
+        with self.journal.begin() as connection:
+            for number in connection.execute(select(drops.c.id).where(drops.c.state == "matching")).scalars().all():
+                placing.place(connection, number, self._shares)
+            connection.execute(update(drops).where(drops.c.state == "matching").values(state="ready"))
+        self.unmatched = False
+        self._leave()
+
+    def _leave(self) -> None:
+        """The drop, if any, is done with."""
+        drop, self.drop, self.parts = self.drop, None, []
+        if drop is None:
             return
-        token = f"drop{self.drop.id}.{len(self.drop.unread)}.{self.crashes}"
-        job = self.config.state / "drops" / f"{self.drop.id}.json"
-        write_job(job, self.drop.job(token))
-        self.child = Child(token, "daemon.decode", [str(job)], self.put)
-        self.heard = time.monotonic()
-        self.sources.fire_at(now() + PATIENCE_SECONDS, "reading")
-
-    def stop_overdue(self) -> None:
-        """Stops a child that has said nothing for too long: a file that hangs it is found as one that crashes it."""
-        if self.child is None:
-            return
-        silent = time.monotonic() - self.heard
-        if silent >= PATIENCE_SECONDS:
-            log.warning("the reader has said nothing for %.0f s: it is stopped", PATIENCE_SECONDS)
-            self.child.stop(grace_seconds=5.0)
-        else:
-            self.sources.fire_at(now() + PATIENCE_SECONDS - silent, "reading")
-
-    def _give_up(self, last_words: str) -> None:
-        assert self.drop is not None
-        log.error(
-            "drop %d: %d files are not read, the store cannot be written (%s); it is tried again in %g s",
-            self.drop.id,
-            len(self.drop.unread),
-            "".join(last_words.strip().splitlines()[-1:]),
-            TROUBLE_SECONDS,
-        )
-        self.sources.fire_at(now() + TROUBLE_SECONDS, "after trouble")
-        self._finish()
-
-    def _finish(self) -> None:
-        drop, self.drop = self.drop, None
-        assert drop is not None
-        drop.finish()
-        self._look_again(drop.folder, drop.again)
-        (self.config.state / "drops" / f"{drop.id}.json").unlink(missing_ok=True)
+        for file in (self.config.state / "drops").glob(f"{drop.id}.*"):
+            file.unlink(missing_ok=True)
         with self.journal.connect() as connection:
-            row = get(connection, drops, drop.id)
+            row = connection.execute(select(drops).where(drops.c.id == drop.id)).one()
         said = f"drop {drop.id}: {row.added} images, {row.gone} gone, {row.rejected} rejected"
         log.info(said)
         if row.added or row.gone:
             self.tell(said)
 
+    def _start(self, token: str, module: str, about: dict[str, Any]) -> Child:
+        file = write_job(self._file(f"{module}.{token}.json"), {"token": token, **about})
+        child = Child(token, module, [str(file)], self.put)
+        self._heard = time.monotonic()
+        self.sources.fire_at(now() + PATIENCE_SECONDS, "reading")
+        return child
+
+    def _file(self, name: str) -> Path:
+        return self.config.state / "drops" / f"{self.drop.id if self.drop else 0}.{name}"
+
+    def _is_anything_unmatched(self) -> bool:
+        """Drops that were read and not matched, or samples without any index."""
+        with self.journal.connect() as connection:
+            waiting = connection.execute(select(drops.c.id).where(drops.c.state == "matching").limit(1)).first()
+            known = connection.execute(select(drops.c.id).limit(1)).first()
+        return waiting is not None or (known is not None and not (self.config.state / "duplicates").exists())
+
+    # --- trouble -----------------------------------------------------------------------------------------------------
+
+    def _look_for_the_culprit(self, part: Part, status: int, last_words: str) -> None:
+        """The file at which a child ended is tried alone, and refused where that ends a child again."""
+        assert self.drop is not None
+        part.crashes += 1
+        if part.alone:
+            self.drop.refuse(part.unread[:1], _why(status, last_words), again=status == -signal.SIGKILL)
+            part.unread, part.alone = part.unread[1:], False
+            return
+        at = self._file(f"{part.number}.at")
+        number = int(at.read_bytes() or 0) if at.exists() else 0
+        read = len(part.given) - len(part.unread)  # of those that the child was given
+        culprit = part.given[max(number, read)]
+        part.unread = [culprit, *(path for path in part.unread if path != culprit)]
+        part.alone = True
+
+    def stop_overdue(self) -> None:
+        """Stops a child that has said nothing for too long: a file that hangs it is found as one that crashes it."""
+        if not self.children:
+            return
+        silent = time.monotonic() - self._heard
+        if silent >= PATIENCE_SECONDS:
+            log.warning("the reader has said nothing for %.0f s: it is stopped", PATIENCE_SECONDS)
+            for child in self.children:
+                child.stop(grace_seconds=5.0)
+        else:
+            self.sources.fire_at(now() + PATIENCE_SECONDS - silent, "reading")
+
+    def _give_up(self, last_words: str) -> None:
+        """The store takes nothing: what has been read counts, the rest is tried again."""
+        assert self.drop is not None
+        unread = sum(len(part.unread) for part in self.parts)
+        log.error(
+            "drop %d: %d files are not read, the store cannot be written (%s); it is tried again in %g s",
+            self.drop.id,
+            unread,
+            "".join(last_words.strip().splitlines()[-1:]),
+            TROUBLE_SECONDS,
+        )
+        for part in self.parts:
+            part.unread = []
+            if part.child:
+                part.child.stop(grace_seconds=5.0)
+        self.sources.fire_at(now() + TROUBLE_SECONDS, "after trouble")
+
     def _look_again(self, folder: Path, paths: list[str]) -> None:
         if paths:
             self.sources.touch(folder, *(folder / path for path in paths))
+
+
+def _why(status: int, last_words: str) -> str:
+    """What is said of a file that ends the process that reads it."""
+    if status == -signal.SIGALRM:
+        return "takes too long to decode"
+    words = next(reversed(last_words.strip().splitlines()), "killed")
+    return f"crashed the process that read it: {words}"

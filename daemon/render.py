@@ -300,7 +300,7 @@ def checked(view: View) -> RenderableType:
 
 
 def answer(view: View) -> RenderableType:
-    return Text(view["answer"] or view["state"], "green" if view["state"] in ("done", "owed") else "red")
+    return Text(view["answer"] or view["state"], "green" if view["state"] in ("done", "owed", "working") else "red")
 
 
 def _row(table: Table, *cells: str | Text, style: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 
@@ -13,16 +14,23 @@ from policies.facts import ROLES, Role
 Counts = dict[str, Counter[Role]]  # class -> role -> samples
 
 
-def furthest_behind(counts: Mapping[Role, int], shares: Mapping[Role, float], sha256: bytes) -> Role:
-    """The role furthest behind its share, were one more sample to come; the hash breaks ties.
+def furthest_behind(
+    counts: Mapping[str, Mapping[Role, int]], shares: Mapping[Role, float], coming: Mapping[str, int], key: str
+) -> Role:
+    """The role furthest behind its share in the classes of a group, were it to come; a hash of its key breaks ties.
 
-    Unlike a role drawn by the hash alone, this leaves no small class without a judge by bad luck.
+    counts: by class and role; coming: the group's samples by class. Unlike a role drawn by the hash alone, this leaves
+    no small class without a judge by bad luck.
     """
-    total = sum(counts.values()) + 1
-    behind = {role: round(shares[role] * total - counts.get(role, 0), 9) for role in ROLES}
-    most = max(behind.values())
-    tied = [role for role in ROLES if behind[role] == most]
-    return tied[int.from_bytes(sha256[:8], "big") % len(tied)]
+    behind = {role: 0.0 for role in ROLES}
+    for name, number in coming.items():
+        given = counts.get(name, {})
+        total = sum(given.values()) + number
+        for role in ROLES:
+            behind[role] += shares[role] * total - given.get(role, 0)
+    most = max(round(value, 9) for value in behind.values())
+    tied = [role for role in ROLES if round(behind[role], 9) == most]
+    return tied[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(tied)]
 
 
 def count_roles(connection: Connection) -> Counts:

@@ -36,9 +36,11 @@ drops = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("folder", String, nullable=False),
-    Column("state", String, nullable=False),  # reading, ready, held (in no snapshot until a person releases it)
+    # reading, matching (near-duplicates are looked for), ready, held (in no snapshot until a person releases it)
+    Column("state", String, nullable=False),
     Column("started", Float, nullable=False),
     Column("ended", Float),
+    Column("files", Integer, nullable=False, server_default="0"),  # to be read
     Column("added", Integer, nullable=False, default=0),  # occurrences
     Column("gone", Integer, nullable=False, default=0),
     Column("rejected", Integer, nullable=False, default=0),
@@ -50,7 +52,7 @@ groups = Table(  # samples that share a role, because they show the same thing
     "groups",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("key", String, nullable=False, unique=True),
+    Column("key", String, nullable=False, unique=True),  # "key:" and the user's, or the first sample's hash
     Column("role", String, nullable=False),  # train, tune, judge: for ever
     Column("given", Float, nullable=False),
 )
@@ -64,8 +66,18 @@ samples = Table(
     Column("width", Integer, nullable=False),
     Column("height", Integer, nullable=False),
     Column("mode", String, nullable=False),  # Pillow's
-    Column("group_id", ForeignKey("groups.id")),  # given with the first label
+    Column("frames", Integer, nullable=False, server_default="1"),  # of what is animated or has pages: the first counts
+    Column("group_id", ForeignKey("groups.id"), index=True),  # given with the first label; null: none can be
     Column("first_seen", Float, nullable=False),
+    Column("forgotten", Float),  # since when its bytes are gone for good
+)
+
+near_duplicates = Table(  # pairs of samples that show the same picture
+    "near_duplicates",
+    metadata,
+    Column("sample_id", ForeignKey("samples.id"), primary_key=True),  # the later one
+    Column("twin_id", ForeignKey("samples.id"), primary_key=True),
+    Column("at", Float, nullable=False),
 )
 
 occurrences = Table(
@@ -75,7 +87,8 @@ occurrences = Table(
     Column("folder", String, nullable=False),
     Column("path", String, nullable=False),  # below the folder
     Column("sample_id", ForeignKey("samples.id"), nullable=False),
-    Column("class", String, key="class_name"),  # that the path says; null: unlabelled
+    Column("class", String, key="class_name"),  # that the path or the manifest says; null: unlabelled
+    Column("group", String, key="group_key"),  # that the path or the manifest says
     Column("size", Integer, nullable=False),
     Column("mtime_ns", Integer, nullable=False),
     Column("drop_id", ForeignKey("drops.id"), nullable=False),
@@ -98,6 +111,21 @@ rejections = Table(  # files that cannot be used, each with its reason; read aga
     Column("at", Float, nullable=False),
     Column("gone", Float),
     Index("ix_rejections_folder_path", "folder", "path"),
+)
+
+manifests = Table(  # files that say the labels of a watched folder, as they were last read
+    "manifests",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("folder", String, nullable=False),
+    Column("path", String, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("mtime_ns", Integer, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("waiting", Integer, nullable=False),  # rows whose image is not there yet
+    Column("refused", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+    UniqueConstraint("folder", "path"),
 )
 
 labels = Table(  # append-only
@@ -380,6 +408,46 @@ requests = Table(  # what people ask of a running daemon from the command line
     Column("arguments", JSON, nullable=False),
     Column("by", String, nullable=False),
     Column("at", Float, nullable=False),
-    Column("state", String, nullable=False, index=True),  # asked, owed (a training to be decided on), done, refused
+    # asked, working (it takes a while), owed (a training to be decided on), done, refused
+    Column("state", String, nullable=False, index=True),
     Column("answer", String),
+)
+
+# --- what stays on the disk ------------------------------------------------------------------------------------
+
+pins = Table(  # what people want kept, whatever else says
+    "pins",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String, nullable=False),  # model, artifact, snapshot, cycle
+    Column("name", String, nullable=False),
+    Column("by", String, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("ended", Float),
+    Column("ended_by", String),
+)
+
+erasures = Table(  # each time that an image was forgotten
+    "erasures",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sample_id", ForeignKey("samples.id"), nullable=False, index=True),
+    Column("request_id", ForeignKey("requests.id")),
+    Column("by", String, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("erased", Float),  # when the last of its bytes was gone; null: they are being removed
+    Column("undone", Float),  # since when it may be read again
+    Column("undone_by", String),
+)
+
+sweeps = Table(  # each look through the state folder, and what it removed
+    "sweeps",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("because", String, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("bytes", Integer, nullable=False),  # of the state folder, before
+    Column("freed", Integer, nullable=False),
+    Column("removed", JSON, nullable=False),  # kind, path, number, bytes, reason
+    Column("ended", Float),
 )

@@ -123,7 +123,7 @@ class Serving:
         log.info("%s: %s", row.target, event.reason)
         self.tend()
 
-    def withdraw(self, cycle: int) -> None:
+    def withdraw(self, cycle: int, reason: str = "the constraints changed") -> None:
         """Takes back the promotions of a cycle that no client can have met; what was begun is undone.
 
         One that Triton may be loading goes on: to call clients back from it would fail requests on their way.
@@ -133,7 +133,7 @@ class Serving:
             connection.execute(
                 update(promotions)
                 .where(promotions.c.cycle_id == cycle, promotions.c.state == "switching", early)
-                .values(state="undoing", error="withdrawn: the constraints changed")
+                .values(state="undoing", error=f"withdrawn: {reason}")
             )
         self.tend()
 

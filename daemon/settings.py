@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from daemon import search_space
@@ -80,13 +91,89 @@ class Paths(Section):
     state: Place = Path("state")
 
 
+class WatchedFolder(Section):
+    """An entry of watch.folders: a path alone, or a table that says more."""
+
+    path: Place
+    labels: Literal["folders", "manifest", "none"] = "folders"
+    manifest: str = ""
+    group: str = ""
+    done_marker: str | None = None  # None: as watch.done_marker says; so with polling
+    polling: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_a_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str | Path) else value
+
+    @field_validator("manifest")
+    @classmethod
+    def _check_manifest(cls, name: str) -> str:
+        if name and (Path(name).is_absolute() or ".." in Path(name).parts or not name.endswith((".csv", ".jsonl"))):
+            raise ValueError('must be a .csv or .jsonl file below the watched folder, as "labels.csv"')
+        return name
+
+    @field_validator("group")
+    @classmethod
+    def _check_group(cls, pattern: str) -> str:
+        try:
+            named = re.compile(pattern).groupindex
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+        if pattern and "group" not in named:
+            raise ValueError('must name the part that tells the group, as "(?P<group>part-\\d+)"')
+        return pattern
+
+    @field_validator("done_marker")
+    @classmethod
+    def _check_marker(cls, name: str | None) -> str | None:
+        return None if name is None else check_marker(name)
+
+    @model_serializer(mode="wrap")
+    def _write_briefly(self, write: SerializerFunctionWrapHandler) -> Any:
+        """As it may be written in config.toml: what is as by default is left out."""
+        said = {key: value for key, value in write(self).items() if key == "path" or value not in ("", None)}
+        if self.labels == "folders":
+            del said["labels"]
+        return said if len(said) > 1 else said["path"]
+
+    @model_validator(mode="after")
+    def _agree(self) -> WatchedFolder:
+        if (self.labels == "manifest") != bool(self.manifest):
+            raise ValueError('labels = "manifest" and manifest = "FILE.csv" go together')
+        return self
+
+
+def check_marker(name: str) -> str:
+    """The name of a done-marker. Raises ValueError where it is none."""
+    if "/" in name or "\0" in name or name in (".", ".."):
+        raise ValueError('must be the name of a file, as "_READY", without a folder')
+    return name
+
+
 class Watch(Section):
-    folders: tuple[Place, ...] = Field(default=(Path("images"),), min_length=1)
+    folders: tuple[WatchedFolder, ...] = Field(default=(WatchedFolder(path=Path("images")),), min_length=1)
     settle_seconds: Positive = 2.0
+    done_marker: Annotated[str, AfterValidator(check_marker)] = ""
     rescan_minutes: Positive = 30.0
     polling: bool = False
     polling_seconds: Positive = 5.0
     max_megapixels: Positive = 100.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_list(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            raise ValueError("is one table, [watch]; write each folder's own as [[watch.folders]]")
+        return value
+
+
+class Store(Section):
+    keep: Literal["copy", "reference"] = "copy"
+    max_gb: Annotated[float, Number, Field(ge=0, le=MOST)] = 0.0
+    keep_days: Annotated[float, Number, Field(ge=0, le=MOST)] = 30.0
+    gc_hours: Positive = 24.0
+    keep_versions: Count = 3
 
 
 class Roles(Section):
@@ -228,6 +315,7 @@ class Settings(BaseSettings):
     version: Literal[1] = 1
     paths: Paths = Paths()
     watch: Watch = Watch()
+    store: Store = Store()
     roles: Roles = Roles()
     input: Input = Input()
     model: Model = Model()

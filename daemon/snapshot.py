@@ -72,6 +72,7 @@ def _read_labels(connection: Connection) -> tuple[list[Labelled], int]:
         .select_from(said)
         .join(samples, samples.c.id == said.c.sample_id)
         .join(groups, groups.c.id == samples.c.group_id)
+        .where(samples.c.forgotten.is_(None))
         .distinct()
         .order_by(samples.c.sha256)
     ).all()

@@ -5,9 +5,8 @@ Notification is a hint: it says where to look, and when it is quiet. What is the
 
 from __future__ import annotations
 
+import errno
 import logging
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from queue import SimpleQueue
 from apscheduler.schedulers.background import BackgroundScheduler
 from watchdog.events import (
     EVENT_TYPE_CLOSED_NO_WRITE,
-    EVENT_TYPE_DELETED,
     EVENT_TYPE_OPENED,
     FileSystemEvent,
     FileSystemEventHandler,
@@ -36,90 +34,22 @@ from daemon.events import (
     SourceFailed,
     TimerFired,
 )
+from daemon.settling import Settling, Touch
+from daemon.watch_limit import find_watch_limit
 
 Put = Callable[[Event], None]
 EDIT_SETTLE_SECONDS = 0.05  # editors write a file in two or three steps
-LONGEST_SECONDS = 30.0  # a burst of changes that lasts longer is told in parts
 LOOK_SECONDS = 0.5  # between two looks whether a watched folder is still the one that is watched
 MANY = 20_000  # so many paths are no longer a hint: the whole folder is scanned
 
 
-class Settling:
-    """Gathers the paths of a burst of changes, and tells them once nothing has changed for a while.
-
-    Of a stream that never pauses, those are told from time to time that have not changed themselves for that while.
-    """
-
-    def __init__(
-        self, seconds: float, tell: Callable[[frozenset[Path]], None], longest: float = LONGEST_SECONDS
-    ) -> None:
-        self.seconds = seconds
-        self.longest = max(longest, seconds)
-        self.tell = tell
-        self._paths: dict[Path, float] = {}  # when each changed last
-        self._first = self._last = 0.0  # change that was not told yet
-        self._changed = threading.Condition()
-        self._stopped = False
-        self._thread = threading.Thread(target=self._wait, name="settling", daemon=True)
-
-    def touch(self, *paths: Path) -> None:
-        with self._changed:
-            self._last = time.monotonic()
-            if not self._paths:
-                self._first = self._last
-            self._paths.update(dict.fromkeys(paths, self._last))
-            self._changed.notify()
-
-    @property
-    def pending(self) -> bool:
-        """Whether something changed that was not told yet."""
-        return bool(self._paths)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopped = True
-            self._changed.notify()
-        self._thread.join()
-
-    def _wait(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopped or bool(self._paths))
-                while not self._stopped and (left := self._due() - time.monotonic()) > 0:
-                    self._changed.wait(left)
-                if self._stopped:
-                    return
-                paths = self._take_quiet(time.monotonic())
-            if paths:
-                self.tell(paths)
-
-    def _due(self) -> float:
-        return min(self._last + self.seconds, self._first + self.longest)
-
-    def _take_quiet(self, moment: float) -> frozenset[Path]:
-        quiet = frozenset(path for path, last in self._paths.items() if last + self.seconds <= moment)
-        for path in quiet:
-            del self._paths[path]
-        self._first = moment
-        return quiet
-
-
-class _Touch(FileSystemEventHandler):
-    def __init__(self, touch: Callable[..., None], folder: Path | None = None) -> None:
-        self.touch = touch
-        self.folder = str(folder)
-        self.ended = False  # the folder itself went, and with it the watch
+class _Wake(FileSystemEventHandler):
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.wake = wake
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        if event.event_type == EVENT_TYPE_DELETED and event.src_path == self.folder:
-            self.ended = True
-        if event.event_type in (EVENT_TYPE_OPENED, EVENT_TYPE_CLOSED_NO_WRITE):
-            return  # reading is no change, and we read ourselves
-        paths = [event.src_path, event.dest_path] if event.dest_path else [event.src_path]
-        self.touch(*(Path(path if isinstance(path, str) else path.decode()) for path in paths))
+        if event.event_type not in (EVENT_TYPE_OPENED, EVENT_TYPE_CLOSED_NO_WRITE):
+            self.wake()
 
 
 class _Overflow(logging.Handler):
@@ -139,8 +69,9 @@ class _Watched:
     """A folder, what hears of it, and which folder it was when that began: another may take its place."""
 
     folder: Path
-    handler: _Touch
+    handler: Touch
     recursive: bool
+    polling: bool
     observer: BaseObserver
     inode: int
 
@@ -160,13 +91,12 @@ class Sources:
     def start(self) -> None:
         watch = self.config.settings.watch
         for folder in self.config.folders:
-            self._watch(folder, watch.settle_seconds, self._settled(folder), recursive=True)
-        self._watch(
-            self.config.constraints,
-            EDIT_SETTLE_SECONDS,
-            lambda _paths: self.put(ConstraintsTouched()),
-            recursive=False,
-        )
+            about = self.config.watched(folder)
+            settling = Settling(watch.settle_seconds, self._settled(folder))
+            self._watch(Touch(settling, folder, about.done_marker), folder, polling=about.polling, recursive=True)
+        settling = Settling(EDIT_SETTLE_SECONDS, lambda _paths: self.put(ConstraintsTouched()))
+        constraints = self.config.constraints
+        self._watch(Touch(settling, constraints), constraints, polling=watch.polling, recursive=False)
         self._watch_wake()
         minutes = watch.rescan_minutes
         self.scheduler.add_job(self._fire, "interval", ["rescan"], minutes=minutes)
@@ -190,6 +120,10 @@ class Sources:
         """Whether something in the watched folders has changed a moment ago: more may be on its way."""
         return any(settling.pending for settling in self._settlings[: len(self.config.folders)])
 
+    def writing(self, folder: Path) -> frozenset[Path]:
+        """The files of a watched folder that are being written: they are told of when they are closed."""
+        return self._settlings[self.config.folders.index(folder)].writing
+
     def fire_at(self, moment: float, name: str) -> None:
         """A timer of this name at that moment (seconds since the epoch), in place of an earlier one of it."""
         when = datetime.fromtimestamp(moment, UTC)
@@ -208,13 +142,11 @@ class Sources:
 
         return tell
 
-    def _watch(self, folder: Path, seconds: float, tell: Callable[[frozenset[Path]], None], *, recursive: bool) -> None:
-        settling = Settling(seconds, tell)
-        settling.start()
-        self._settlings.append(settling)
-        handler = _Touch(settling.touch, folder)
-        observer = self._observe(folder, handler, recursive=recursive)
-        self._watched.append(_Watched(folder, handler, recursive, observer, folder.stat().st_ino))
+    def _watch(self, handler: Touch, folder: Path, *, polling: bool, recursive: bool) -> None:
+        handler.settling.start()
+        self._settlings.append(handler.settling)
+        observer = self._observe(folder, handler, polling=polling, recursive=recursive)
+        self._watched.append(_Watched(folder, handler, recursive, polling, observer, folder.stat().st_ino))
 
     def _watch_again(self) -> None:
         """A watch ends with its folder, and says nothing of one that takes its place: removed, moved, mounted over."""
@@ -225,37 +157,60 @@ class Sources:
                 continue
             if inode != watched.inode or watched.handler.ended:  # the number may have been given again
                 watched.inode, watched.handler.ended = inode, False
-                watched.observer.stop()
-                watched.observer = self._observe(watched.folder, watched.handler, recursive=watched.recursive)
-                self.put(SourceFailed(f"{watched.folder}: is another folder than before; it is watched from now on"))
-                watched.handler.touch(watched.folder)
+                self._replace(watched, f"{watched.folder}: is another folder than before; it is watched from now on")
+            if watched.handler.grown:
+                watched.handler.grown = False
+                if not watched.polling and (error := find_watch_limit(watched.folder)):
+                    watched.polling = True
+                    self._replace(watched, _polled(watched.folder, error))
+
+    def _replace(self, watched: _Watched, why: str) -> None:
+        watched.observer.stop()
+        self.put(SourceFailed(why))
+        watched.observer = self._observe(
+            watched.folder, watched.handler, polling=watched.polling, recursive=watched.recursive
+        )
+        watched.handler.settling.touch(watched.folder)
 
     def _look_everywhere(self) -> None:
         self.put(SourceFailed("notifications were lost; all folders are looked through"))
         for watched in self._watched:
-            watched.handler.touch(watched.folder)
+            watched.handler.settling.touch(watched.folder)
 
     def _watch_wake(self) -> None:
         inbox = self.config.state / "inbox"
         inbox.mkdir(parents=True, exist_ok=True)
-        self._observe(inbox, _Touch(lambda *_paths: self.put(PersonAsked())), recursive=False, local=True)
+        self._observe(inbox, _Wake(lambda: self.put(PersonAsked())), polling=False, recursive=False)
 
     def _observe(
-        self, folder: Path, handler: FileSystemEventHandler, *, recursive: bool, local: bool = False
+        self, folder: Path, handler: FileSystemEventHandler, *, polling: bool, recursive: bool
     ) -> BaseObserver:
-        watch = self.config.settings.watch
-        polling = watch.polling and not local
-        observer: BaseObserver = PollingObserver(timeout=watch.polling_seconds) if polling else Observer()
+        seconds = self.config.settings.watch.polling_seconds
+        observer: BaseObserver = PollingObserver(timeout=seconds) if polling else Observer()
         try:
             observer.schedule(handler, str(folder), recursive=recursive)
             observer.start()
-        except OSError as error:  # for instance the limit of inotify watches
-            self.put(SourceFailed(f"{folder}: cannot be watched ({error}); it is polled meanwhile"))
-            observer = PollingObserver(timeout=watch.polling_seconds)
+        except OSError as error:
+            self.put(SourceFailed(_polled(folder, error)))
+            observer = PollingObserver(timeout=seconds)
             observer.schedule(handler, str(folder), recursive=recursive)
             observer.start()
         self._observers.append(observer)
         return observer
+
+
+def _polled(folder: Path, error: OSError) -> str:
+    """What is said of a folder that the kernel does not watch, with what mends it."""
+    limit = {errno.ENOSPC: "watches", errno.EMFILE: "instances"}.get(error.errno or 0)
+    if limit is None:
+        return f"{folder}: cannot be watched ({error}); it is polled meanwhile"
+    name = f"fs.inotify.max_user_{limit}"
+    file = Path("/proc/sys", *name.split("."))
+    more = 2 * int(file.read_text()) if file.exists() else 524_288
+    return (
+        f"{folder}: the limit of inotify {limit} is reached; it is polled meanwhile. "
+        f"Raise it (`sudo sysctl {name}={more}`, and in /etc/sysctl.d to keep it) and start the daemon again"
+    )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 A copy is a reflink where the file system has it, otherwise real bytes; never a hard link, through which an edit in
 place would change it. What is the user's is opened for reading alone.
+With store.keep = "reference" it holds links to the user's files in place of copies; who reads them checks the hash.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
+FEW_BYTES = 16 << 20  # so many are kept in memory between hashing and decoding
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -32,21 +34,34 @@ class StoreUnwritable(Exception):
     """The store takes nothing (a full disk, lost rights); nothing is wrong with the file that is to be copied."""
 
 
-def copy_in(original: BinaryIO, temporary: Path) -> tuple[str, int]:
-    """Copies an open file and returns the SHA-256 (hex) and the size of what was copied: the copy is what was hashed.
+def copy_in(original: BinaryIO, temporary: Path) -> tuple[str, int, bytes | None]:
+    """Copies an open file; returns SHA-256 (hex) and size of what was copied, and its bytes where they are few.
 
-    Not durable until `settle` has synced it and given it its name. Raises SourceUnreadable, StoreUnwritable.
+    The copy is read back: what is hashed, and what is decoded later, is what the store holds. It is not durable until
+    `settle` has synced it and given it its name. Raises SourceUnreadable, StoreUnwritable.
     """
-    with _writing(), temporary.open("w+b") as copy:
+    with _writing(), temporary.open("w+b", buffering=0) as copy:
         try:
             fcntl.ioctl(copy.fileno(), _FICLONE, original.fileno())
         except OSError:
             while chunk := _read(original):
                 copy.write(chunk)
-            copy.flush()
         copy.seek(0)
+        if os.fstat(copy.fileno()).st_size <= FEW_BYTES:
+            content = copy.read() or b""
+            return hashlib.sha256(content).hexdigest(), len(content), content
         digest = hashlib.file_digest(copy, "sha256").hexdigest()
-        return digest, copy.tell()
+        return digest, copy.tell(), None
+
+
+def look_at(original: BinaryIO) -> tuple[str, int, bytes | None]:
+    """As `copy_in`, and copies nothing: for a store that keeps references. Raises SourceUnreadable."""
+    digest, size, kept = hashlib.sha256(), 0, b""
+    while chunk := _read(original):
+        digest.update(chunk)
+        size += len(chunk)
+        kept = kept + chunk if size <= FEW_BYTES else b""
+    return digest.hexdigest(), size, kept if size <= FEW_BYTES else None
 
 
 def _read(original: BinaryIO) -> bytes:
@@ -65,21 +80,52 @@ def _writing() -> Iterator[None]:
 
 
 def settle(store: Path, copies: dict[Path, str]) -> None:
-    """Makes a batch of copies durable with one sync, then gives each its name. Raises StoreUnwritable."""
+    """Gives each of a batch of copies its name, and makes all durable with one sync. Raises StoreUnwritable.
+
+    A name that was not there may come before its bytes are durable: nobody knows of it until this returns. Of one that
+    was there a good copy stays as it is.
+    """
     if not copies:
         return
     with _writing():
-        _sync_file_system(store)
         for temporary, sha256 in copies.items():
             final = place(store, sha256)
-            final.parent.mkdir(exist_ok=True)
-            temporary.replace(final)  # also of a copy that is there: it may be damaged
-        _sync_file_system(store)
+            if not os.path.lexists(final):
+                _move(temporary, final)
+            elif holds(final, sha256):
+                temporary.unlink()
+            else:
+                _sync(temporary)
+                _move(temporary, final)
+        sync_file_system(store)
 
 
-def make_room(store: Path) -> Path:
-    """The folder for copies on their way in, emptied of what a reader that was killed left. Raises StoreUnwritable."""
-    incoming = store / "incoming"
+def refer(store: Path, originals: dict[Path, str]) -> None:
+    """In place of copies: a link to each original. Raises StoreUnwritable."""
+    with _writing():
+        for original, sha256 in originals.items():
+            final = place(store, sha256)
+            if os.path.lexists(final) and holds(final, sha256):
+                continue
+            link = store / "incoming" / f"{sha256}.link"
+            link.unlink(missing_ok=True)
+            link.symlink_to(original)
+            _move(link, final)
+        sync_file_system(store)
+
+
+def holds(file: Path, sha256: str) -> bool:
+    """Whether a file is there, or what it links to, and still has these bytes."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == sha256
+    except OSError:
+        return False
+
+
+def make_room(store: Path, part: int = 0) -> Path:
+    """A folder for copies on their way in, emptied of what a reader that was killed left. Raises StoreUnwritable."""
+    incoming = store / "incoming" / str(part)
     with _writing():
         incoming.mkdir(parents=True, exist_ok=True)
         for left in incoming.iterdir():
@@ -87,7 +133,22 @@ def make_room(store: Path) -> Path:
     return incoming
 
 
-def _sync_file_system(folder: Path) -> None:
+def _move(temporary: Path, final: Path) -> None:
+    try:
+        os.rename(temporary, final)
+    except FileNotFoundError:
+        final.parent.mkdir(exist_ok=True)
+        temporary.replace(final)
+
+
+def _sync(file: Path) -> None:
+    if not file.is_symlink():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def sync_file_system(folder: Path) -> None:
+    """Everything written to this file system is durable when it returns (syncfs(2)). Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         if _libc.syncfs(descriptor) != 0:

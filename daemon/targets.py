@@ -285,11 +285,11 @@ class JudgeSet:
 
 
 def judge_set(connection: Connection, rows: Mapping[bytes, tuple[str, str]]) -> JudgeSet:
-    """The judge set of a snapshot, given its rows (daemon/snapshot.py `read`)."""
+    """The judge set of a snapshot, given its rows (daemon/snapshot.py `read`), without what was forgotten since."""
     samples, groups = schema.samples, schema.groups
     found = connection.execute(
         select(samples.c.id, samples.c.sha256)
         .join(groups, groups.c.id == samples.c.group_id)
-        .where(groups.c.role == "judge")
+        .where(groups.c.role == "judge", samples.c.forgotten.is_(None))
     )
     return JudgeSet({id_: rows[sha][0] for id_, sha in found if sha in rows and rows[sha][1] == "judge"})

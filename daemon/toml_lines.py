@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 _HEADER = re.compile(r"^\s*\[\[?\s*([^\]]+?)\s*\]\]?")
 _KEY = re.compile(r"""^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
 
 
-def line_of(text: str, key: str) -> int | None:
-    """The line (from 1) at which a dotted key, or the table of that name, is written; None: it is not."""
-    table = ""
+def line_of(text: str, key: str, entry: int = 0) -> int | None:
+    """The line (from 1) at which a dotted key, or the table of that name, is written; None: it is not.
+
+    entry: which of several tables [[of.one.name]] is meant, from 0.
+    """
+    table, tables = "", Counter[str]()
     for number, line in enumerate(text.splitlines(), start=1):
         if header := _HEADER.match(line):
             table = _plain(header[1])
-            if table == key:
+            if line.lstrip().startswith("[["):
+                tables[table] += 1
+            passed = table in tables and tables[table] <= entry
+            if table == key and not passed:
                 return number
+            table = "" if passed else table
         elif assignment := _KEY.match(line):
             name = _plain(assignment[1])
             if (f"{table}.{name}" if table else name) == key:
@@ -23,10 +31,10 @@ def line_of(text: str, key: str) -> int | None:
     return None
 
 
-def nearest_line(text: str, key: str) -> int:
+def nearest_line(text: str, key: str, entry: int = 0) -> int:
     """As `line_of`; where the key is not written (a missing one, an inline table) the line of what would hold it."""
     while key:
-        if line := line_of(text, key):
+        if line := line_of(text, key, entry):
             return line
         key = key.rpartition(".")[0]
     return 1

@@ -28,8 +28,12 @@ def ask(
     judge: JudgeSet,
     devices: Devices,
     settings: PromotionSettings,
+    forgotten: tuple[int, int] = (0, 0),
 ) -> Verdict:
-    """The verdict on a challenger that was proven on this judge set, as a row with all that it was judged on."""
+    """The verdict on a challenger that was proven on this judge set, as a row with all that it was judged on.
+
+    forgotten: images that were, from which the champion alone learnt, and the challenger alone.
+    """
     target = requirement.target
     champion = _rival(connection, requirement, champion_of(connection, target), judge, devices)
     anchor = _rival(connection, requirement, anchor_of(connection, requirement, devices), judge, devices)
@@ -42,6 +46,7 @@ def ask(
         "anchor": _tallies(connection, judge, challenger, anchor) if anchor and against_anchor else None,
         "champion_feasible": champion_feasible,
         "askings": _askings(connection, target, settings.period_days),
+        "forgotten": forgotten,
     }
     verdict = judge_candidate(**facts, settings=settings)  # type: ignore[arg-type]
     add(

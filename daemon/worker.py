@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Engine, select
 
-from daemon import schema
+from daemon import forget, schema
 from daemon.children import Child
 from daemon.config import Config
 from daemon.cycle import Cycle
@@ -147,11 +147,18 @@ class Worker:
         asked = requirements.get(self.cycle.target)
         return None if asked == self.cycle.ground.requirement else self.cycle.target
 
+    def spoiled(self) -> str | None:
+        """The target of the running cycle, where an image of its snapshot was forgotten since it began."""
+        if self.cycle is None:
+            return None
+        with self.journal.connect() as connection:
+            return self.cycle.target if forget.forgotten_of(connection, self.cycle.rows) else None
+
     def interrupt(self, target: str, reason: str) -> None:
         """Ends the running cycle of this target, if it is the one that runs."""
         if self.cycle is None or self.cycle.target != target:
             return
-        self.serving.withdraw(self.cycle.id)
+        self.serving.withdraw(self.cycle.id, reason)
         self.cycle.interrupt(reason)
         if child := self.cycle.child:
             self.leaving[child.token] = child

@@ -1,4 +1,4 @@
-"""What a challenger brings that the champion lacks: a class, or more of what [prefer] names."""
+"""What a challenger brings that the champion lacks: a class, more of what [prefer] names, or no forgotten image."""
 
 from __future__ import annotations
 
@@ -69,13 +69,16 @@ class Gains:
     classes: tuple[NewClass, ...] = ()
     preferred: str = ""
     given_up: str = ""
+    forgotten: int = 0  # images that were forgotten: the champion learnt from them, the challenger did not
 
     def __bool__(self) -> bool:
-        return bool(self.classes or self.preferred)
+        return bool(self.classes or self.preferred or self.forgotten)
 
     def __str__(self) -> str:
         learned = f"{_plural(self.classes)} {', '.join(map(str, self.classes))}" if self.classes else ""
-        return " and ".join(part for part in (learned, self.preferred) if part)
+        images = "image" if self.forgotten == 1 else "images"
+        free = f"a training without {self.forgotten:,} {images} that you had forgotten" if self.forgotten else ""
+        return " and ".join(part for part in (learned, self.preferred, free) if part)
 
 
 def _plural(classes: Sequence[NewClass]) -> str:

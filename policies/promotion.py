@@ -12,6 +12,7 @@ lacks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -36,12 +37,14 @@ def judge(
     champion_feasible: bool,
     askings: int,
     settings: PromotionSettings,
+    forgotten: tuple[int, int] = (0, 0),
 ) -> Verdict:
     """The verdict on a challenger that is measured, and proven on the judge set as it is now.
 
     `tallies`: paired answers by class, of the classes that champion and challenger both know. `anchor`: the
     same against the last champion promoted as better; None where that is the champion itself or there was
-    none. `askings`: how many challengers were compared with a champion on judge in this period before.
+    none. `askings`: how many challengers were compared with a champion on judge in this period before. `forgotten`:
+    images that a person had forgotten, from which the champion alone learnt, and the challenger alone.
     """
     whole = compare(tallies, askings, settings)
     tests = compare_classes(tallies, settings.class_margin, whole.alpha) if champion else ()
@@ -63,9 +66,9 @@ def judge(
         return say(*_dropped(dropped, challenger, champion, requirement.target))
     if not champion_feasible:
         return say("promote", f"it meets every constraint, the champion does not. {_cost(whole, tests)}", better=True)
-    gains = weigh(requirement, challenger, champion, whole.tally, newcomers)
+    gains = replace(weigh(requirement, challenger, champion, whole.tally, newcomers), forgotten=forgotten[0])
     old = None if anchor is None else compare(anchor, askings, settings)
-    refusal = _class_refusal(tests, newcomers) or _refusal(whole, old, gains)
+    refusal = _tainted(forgotten[1]) or _class_refusal(tests, newcomers) or _refusal(whole, old, gains)
     if refusal:
         return say("keep", f"{refusal}.{_blind(tests, newcomers)}")
     better = whole.better and (old is None or old.better)
@@ -93,6 +96,11 @@ def _dropped(
         f"judge by. Where clients need it no longer, `relearn rollback {target} --to {challenger.artifact}` serves "
         "the challenger; where they do, bring its images back"
     )
+
+
+def _tainted(images: int) -> str:
+    """What a person had forgotten does not come back in front of the clients."""
+    return f"the challenger learnt from {images:,} images that were forgotten, the champion did not" if images else ""
 
 
 def _class_refusal(tests: Sequence[ClassTest], newcomers: Sequence[NewClass]) -> str:

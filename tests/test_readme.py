@@ -55,7 +55,7 @@ def test_the_commands_run_as_shown(tmp_path: Path) -> None:
     commands = [line.split(" #")[0].strip() for block in blocks("sh") for line in block.splitlines() if line.strip()]
     short = [command for command in commands if not command.startswith(LONG_RUNNING)]
     assert len(short) >= 8
-    journal_needed = ("status", "decisions", "cycles", "models", "rejected")
+    journal_needed = ("status", "decisions", "cycles", "models", "rejected", "gc")
     for command in short:
         words = shlex.split(command.replace("line1", str(tmp_path / "line1")))
         variables = dict(word.split("=", 1) for word in words if re.match(r"^[A-Z_]+=", word))

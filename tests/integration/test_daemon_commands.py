@@ -328,3 +328,41 @@ def test_images_and_names_of_all_kinds_do_not_stop_it(workspace: Workspace, png:
         "is no regular file (a device, pipe or socket is never opened)",
     }
     assert workspace.stop() == 0
+
+
+def test_an_image_is_forgotten_and_may_be_read_again(workspace: Workspace, png: Png) -> None:
+    file = png(workspace.images / "cat" / "1.png", 1)
+    png(workspace.images / "dog" / "2.png", 2)
+    workspace.start()
+    workspace.wait(lambda: count(workspace, "occurrences") == 2)
+    copies = workspace.folder / "state" / "store"
+    shown = workspace("forget", "cat/1.png")  # nobody answers the question
+    assert (shown.returncode, "1 image: each copy" in shown.stdout) == (1, True)
+    assert workspace.view("forget", "images/cat/1.png", "--yes")["state"] == "done"
+    assert (len([path for path in copies.rglob("*") if path.is_file()]), file.exists()) == (1, True)
+    (refused,) = workspace.view("rejected")
+    assert "relearn forget --undo" in refused["reason"]
+    sha = refused["reason"].partition("--undo ")[2][:12]
+    assert workspace.view("forget", "--undo", sha)["state"] == "done"
+    workspace.wait(lambda: len([path for path in copies.rglob("*") if path.is_file()]) == 2)
+    wrong = workspace("forget", "class:cow", "--yes")
+    assert (wrong.returncode, "no image has 'class:cow'" in wrong.stderr) == (2, True)
+
+
+def test_what_nothing_needs_is_shown_and_removed_on_request(workspace: Workspace) -> None:
+    workspace.start()
+    run = workspace.folder / "state" / "runs" / "abc"
+    run.mkdir(parents=True)
+    (run / "last.ckpt").write_bytes(bytes(5000))
+    for path in (run / "last.ckpt", run):
+        os.utime(path, (1e9, 1e9))
+    (line,) = workspace.view("gc", "--dry-run")["removed"]
+    assert (line["kind"], line["path"]) == ("run", str(run))
+    assert run.exists()
+    assert workspace.view("gc")["sweep"]["removed"] == [line]
+    assert not run.exists()
+    unknown = workspace("pin", "nothing")
+    assert (unknown.returncode, "is called 'nothing'" in unknown.stderr) == (2, True)
+    workspace.stop()
+    assert workspace.view("gc", "--dry-run")["removed"] == []
+    assert workspace("gc").returncode == 1

@@ -292,7 +292,7 @@ def test_an_interruption_takes_the_promotion_back(lane: Lane) -> None:
     lane.work()
     lane.worker.interrupt("edge", "constraints of edge changed")
     promotion = lane.world.row(schema.promotions)
-    assert (promotion.state, promotion.error) == ("undoing", "withdrawn: the constraints changed")
+    assert (promotion.state, promotion.error) == ("undoing", "withdrawn: constraints of edge changed")
 
 
 def test_an_interruption_leaves_what_is_served(lane: Lane) -> None:

@@ -49,6 +49,7 @@ def ask(
     feasible: bool = True,
     askings: int = 0,
     settings: PromotionSettings = SETTINGS,
+    forgotten: tuple[int, int] = (0, 0),
     **limits: Any,
 ) -> Verdict:
     return judge(
@@ -60,6 +61,7 @@ def ask(
         champion_feasible=feasible,
         askings=askings,
         settings=settings,
+        forgotten=forgotten,
     )
 
 
@@ -304,6 +306,20 @@ def test_two_models_never_replace_each_other_in_turn() -> None:
         forth = ask(halves(samples, lost, won), challenger=one, champion=other, prefer=prefer)
         back = ask(halves(samples, won, lost), challenger=other, champion=one, prefer=prefer)
         assert not (forth.answer == "promote" and back.answer == "promote"), (lost, won, mine, theirs, prefer)
+
+
+def test_a_training_without_forgotten_images_is_something_to_bring_and_never_taken_back() -> None:
+    same = halves(2_000, 10, 10)
+    assert ask(same).answer == "keep"
+    forth = ask(same, forgotten=(3, 0))
+    assert (forth.answer, "it brings a training without 3 images that you had forgotten" in forth.reason) == (
+        "promote",
+        True,
+    )
+    back = ask(halves(2_000, 10, 200), challenger=model("old", latency=1.0), forgotten=(0, 3))
+    assert (back.answer, "learnt from 3 images that were forgotten" in back.reason) == ("keep", True)
+    assert ask(halves(2_000, 200, 10), forgotten=(3, 0)).answer == "keep"  # worse is worse
+    assert ask(same, feasible=False, forgotten=(0, 3)).answer == "promote"
 
 
 # ------------------------------------------------------------------------------------------------ simulations

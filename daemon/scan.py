@@ -1,0 +1,170 @@
+"""What a watched folder holds, compared with what the journal knows of it: the scan is the truth.
+
+Both sides come in the order of their paths and are merged, so that a scan of a million files takes no more memory
+than the largest folder. Nothing is opened here: a file is what its size and its times say.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import Connection, select, union_all
+
+from daemon.schema import manifests, occurrences, rejections
+from daemon.walk import File, Stat, Walk
+from daemon.watched import Watched
+
+UNREADABLE: Stat = (-1, -1)  # of a file that may not be read: a change of its mode changes neither size nor mtime
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CHUNK = 500  # paths in one query
+
+
+@dataclass(slots=True)
+class Difference:
+    """What a folder holds, compared with what the journal knows of it. Paths are below the folder."""
+
+    read: list[str] = field(default_factory=list)  # new, or changed
+    gone: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)  # changed a moment ago: to be looked at again
+    unnamable: list[str] = field(default_factory=list)  # new, and their names are not text
+    manifest: bool = False  # it is new, or changed
+    links: bool = False  # some lead to folders: notification tells nothing of what lies behind them
+
+    def __bool__(self) -> bool:
+        return bool(self.read or self.gone or self.unnamable or self.manifest)
+
+
+def compare(
+    connection: Connection,
+    watched: Watched,
+    paths: Iterable[Path] | None,
+    settle_seconds: float,
+    writing: Collection[Path] = (),
+) -> Difference:
+    """Compares the folder (or just these paths in it) with the journal.
+
+    writing: files that are being written at this moment: they are told of when they are closed.
+    A folder that is missing or entirely empty while files of it are known is taken to be away (unmounted), not
+    emptied: raises FileNotFoundError. What is below a folder that cannot be listed stays as it is known.
+    """
+    look = _Look(watched, writing, None if paths is not None else time.time() - settle_seconds)
+    starts = [watched.folder] if paths is None else look.walk.choose(paths)
+    for start, known in _known(connection, watched.folder, starts):
+        look.at(start, known)
+    difference = look.difference
+    hidden = tuple(f"{text(path)}/" if path else "" for path in look.walk.away)
+    escaped = {text(path) for path in difference.unnamable}
+    known_already = escaped.intersection(difference.gone)  # escaped it has another place in the order
+    difference.gone = [path for path in difference.gone if not f"{path}/".startswith(hidden) and path not in escaped]
+    difference.unnamable = [path for path in difference.unnamable if text(path) not in known_already]
+    difference.manifest = _is_manifest_changed(connection, watched, look.writing)
+    return difference
+
+
+def text(path: str) -> str:
+    """The path as the journal can hold it: bytes that are not UTF-8, and control characters, are written as \\xNN.
+
+    A line break in a class's name would be two lines of Triton's labels.
+    """
+    decoded = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", decoded)
+
+
+class _Look:
+    """One comparison: merges what is there with what is known, path by path."""
+
+    def __init__(self, watched: Watched, writing: Collection[Path], settled_before: float | None) -> None:
+        self.watched = watched
+        self.folder = str(watched.folder)
+        self.writing = {str(path) for path in writing}
+        self.settled_before = settled_before  # None: what is looked at is known to have settled
+        self.difference = Difference()
+        self.walk = Walk(watched.folder)
+
+    def at(self, start: Path, known: Iterator[tuple[str, Stat]]) -> None:
+        there = self._named(self.walk.files(start))
+        file, record = next(there, None), next(known, None)
+        if start == self.watched.folder and record and not (file or self.difference.unnamable):
+            raise FileNotFoundError(f"{start}: is empty or away; what is known of its files stays as it is")
+        while file or record:
+            if file and record and file.path == record[0]:
+                self._meet(file, record[1])
+                file, record = next(there, None), next(known, None)
+            elif record is None or (file and file.path < record[0]):
+                assert file is not None
+                self._meet(file, None)
+                file = next(there, None)
+            else:
+                self.difference.gone.append(record[0])
+                record = next(known, None)
+
+    def _meet(self, file: File, known: Stat | None) -> None:
+        full = f"{self.folder}/{file.path}"
+        if known == file.stat or (known == UNREADABLE and not os.access(full, os.R_OK)) or full in self.writing:
+            return
+        fresh = self.settled_before is not None and file.changed > self.settled_before
+        (self.difference.fresh if fresh else self.difference.read).append(file.path)
+
+    def _named(self, files: Iterator[File]) -> Iterator[File]:
+        """Those whose names are text; the others are put aside, since their order is not the journal's."""
+        for file in files:
+            if file.path == text(file.path):
+                if self.watched.is_image(file.path):
+                    yield file
+                continue
+            self.difference.unnamable.append(file.path)
+
+
+def _known(
+    connection: Connection, folder: Path, starts: list[Path]
+) -> Iterator[tuple[Path, Iterator[tuple[str, Stat]]]]:
+    """What is known at each start and below it, in the order of the paths."""
+    files = [start for start in starts if start.is_file()]
+    for first in range(0, len(files), _CHUNK):
+        names = {start: text(str(start.relative_to(folder))) for start in files[first : first + _CHUNK]}
+        known = dict(_records(connection, folder, among=names.values()))
+        for start, name in names.items():
+            yield start, iter([(name, known[name])] if name in known else [])
+    alone = set(files)
+    for start in starts:
+        if start == folder:
+            yield start, _records(connection, folder)
+        elif start not in alone:
+            yield start, _records(connection, folder, below=text(str(start.relative_to(folder))))
+
+
+def _records(
+    connection: Connection, folder: Path, *, among: Collection[str] | None = None, below: str | None = None
+) -> Iterator[tuple[str, Stat]]:
+    parts = []
+    for table in (occurrences, rejections):
+        part = select(table.c.path, table.c.size, table.c.mtime_ns)
+        part = part.where(table.c.folder == str(folder), table.c.gone.is_(None))
+        if among is not None:
+            part = part.where(table.c.path.in_(among))
+        if below is not None:  # "0" follows "/"
+            part = part.where((table.c.path == below) | (table.c.path > f"{below}/") & (table.c.path < f"{below}0"))
+        parts.append(part)
+    query = union_all(*parts).order_by("path").execution_options(yield_per=1000)
+    for path, size, mtime in connection.execute(query):
+        yield path, (size, mtime)
+
+
+def _is_manifest_changed(connection: Connection, watched: Watched, writing: Collection[str]) -> bool:
+    if not watched.manifest or str(watched.folder / watched.manifest) in writing:
+        return False
+    table = manifests
+    query = select(table.c.size, table.c.mtime_ns).where(
+        table.c.folder == str(watched.folder), table.c.path == watched.manifest
+    )
+    known = connection.execute(query).first()
+    try:
+        found = (watched.folder / watched.manifest).stat()
+    except OSError:
+        return False  # one that is away says nothing: what it said stands
+    return known is None or tuple(known) != (found.st_size, found.st_mtime_ns)

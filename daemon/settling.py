@@ -1,0 +1,156 @@
+"""When what changes in a watched folder has come to rest: bursts are told once, files that are being written later."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from watchdog.events import (
+    EVENT_TYPE_CLOSED,
+    EVENT_TYPE_CLOSED_NO_WRITE,
+    EVENT_TYPE_CREATED,
+    EVENT_TYPE_DELETED,
+    EVENT_TYPE_MODIFIED,
+    EVENT_TYPE_MOVED,
+    EVENT_TYPE_OPENED,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+
+LONGEST_SECONDS = 120.0  # a burst of changes that lasts longer is told in parts
+WRITING_SECONDS = 600.0  # a file that was left open, and not written to for longer, is read as it is
+
+
+class Settling:
+    """Gathers the paths of a burst of changes, and tells them once nothing has changed for a while.
+
+    What is being written waits until it is closed, however long the writer pauses. Of a stream that never pauses,
+    those are told from time to time that have not changed themselves for that while.
+    """
+
+    def __init__(
+        self, seconds: float, tell: Callable[[frozenset[Path]], None], longest: float = LONGEST_SECONDS
+    ) -> None:
+        self.seconds = seconds
+        self.longest = max(longest, seconds)
+        self.tell = tell
+        self._paths: dict[Path, float] = {}  # when each changed last
+        self._open: dict[Path, float] = {}  # those that are being written
+        self._first = self._last = 0.0  # change that was not told yet
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._wait, name="settling", daemon=True)
+
+    def touch(self, *paths: Path, writing: bool = False) -> None:
+        """These have changed; writing: and whoever writes them has not closed them yet."""
+        with self._changed:
+            self._last = time.monotonic()
+            if not self._paths:
+                self._first = self._last
+            for path in paths:
+                self._paths[path] = self._last
+                if writing:
+                    self._open[path] = self._last
+                else:
+                    self._open.pop(path, None)
+            self._changed.notify()
+
+    def complete(self, folder: Path) -> None:
+        """A done-marker has come: what lies in its folder is told at once."""
+        with self._changed:
+            for path in [path for path in self._paths if path.is_relative_to(folder)]:
+                del self._paths[path]
+                self._open.pop(path, None)
+        self.tell(frozenset((folder,)))
+
+    @property
+    def pending(self) -> bool:
+        """Whether something changed that was not told yet."""
+        return bool(self._paths)
+
+    @property
+    def writing(self) -> frozenset[Path]:
+        """What is open for writing at this moment."""
+        with self._changed:
+            return frozenset(self._open)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _wait(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or bool(self._paths))
+                while not self._stopped and self._paths and (left := self._due() - time.monotonic()) > 0:
+                    self._changed.wait(left)
+                if self._stopped:
+                    return
+                paths = self._take_quiet(time.monotonic())
+            if paths:
+                self.tell(paths)
+
+    def _due(self) -> float:
+        closed = max(self._open.values(), default=-WRITING_SECONDS) + WRITING_SECONDS
+        return min(max(self._last + self.seconds, closed), self._first + self.longest)
+
+    def _take_quiet(self, moment: float) -> frozenset[Path]:
+        quiet = frozenset(
+            path
+            for path, last in self._paths.items()
+            if last + (WRITING_SECONDS if path in self._open else self.seconds) <= moment
+        )
+        for path in quiet:
+            del self._paths[path]
+            self._open.pop(path, None)
+        self._first = moment
+        return quiet
+
+
+class Touch(FileSystemEventHandler):
+    """Hears of one watched folder, and says what changed in it."""
+
+    def __init__(self, settling: Settling, folder: Path, done_marker: str = "") -> None:
+        self.settling = settling
+        self.folder = str(folder)
+        self.done_marker = done_marker
+        self.ended = False  # the folder itself went, and with it the watch
+        self.grown = False  # it holds a folder more, which takes a watch more
+        self._opened: set[str] = set()
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        kind, source, target = event.event_type, os.fsdecode(event.src_path), os.fsdecode(event.dest_path)
+        if kind == EVENT_TYPE_OPENED:
+            self._opened.add(source)
+        if kind in (EVENT_TYPE_CLOSED, EVENT_TYPE_CLOSED_NO_WRITE, EVENT_TYPE_DELETED, EVENT_TYPE_MOVED):
+            self._opened.discard(source)
+        if kind in (EVENT_TYPE_OPENED, EVENT_TYPE_CLOSED_NO_WRITE):
+            return  # reading is no change, and we read ourselves
+        if event.is_directory:
+            self.ended |= kind == EVENT_TYPE_DELETED and source == self.folder
+            self.grown |= kind in (EVENT_TYPE_CREATED, EVENT_TYPE_MOVED)
+            if kind == EVENT_TYPE_MODIFIED and not _has_new_rights(source):
+                return  # its files have told themselves what came or went
+        changed = target or source
+        if self.done_marker and Path(changed).name == self.done_marker and kind != EVENT_TYPE_DELETED:
+            self.settling.complete(Path(changed).parent)
+            return
+        writing = kind == EVENT_TYPE_MODIFIED and source in self._opened
+        self.settling.touch(*(Path(path) for path in (source, target) if path), writing=writing)
+
+
+def _has_new_rights(folder: str) -> bool:
+    """Whether the last change to a folder was one of itself: what comes or goes in it sets both of its times."""
+    try:
+        found = Path(folder).stat()
+    except OSError:
+        return True
+    return found.st_ctime_ns != found.st_mtime_ns
