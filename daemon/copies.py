@@ -25,9 +25,10 @@ FRAME_RADIUS, FRAME_KEPT = 0.1, 8  # in a scene, where crops are undone before t
 # A copy leaves at most FLOOR of the variance unexplained, and more where the image is small: there JPEG's artifacts and
 # lost sharpness are not averaged away in the thumbnail. NOISE is at the thumbnail's own size.
 FLOOR, NOISE = 0.0008, 0.006
+# Below this many pixels a side an image holds too little to tell strangers (two handwritten threes of 8 x 8) from
+# copies by more than near equality.
+SMALL, STRICT = 20.0, 0.002
 CHUNK = 512  # images at once: what they need stays in the cache
-
-
 HALF = np.float32(0.5)
 
 
@@ -146,7 +147,8 @@ class Search:
 
 def allowed(one: Floats, other: Floats) -> Floats:
     """What copies of images of these sizes √(width · height) in pixels may leave unexplained."""
-    return np.asarray(FLOOR + NOISE * SIDE**2 / np.maximum(one * other, 1), np.float32)
+    area = np.maximum(one * other, 1)
+    return np.where(area < SMALL**2, np.float32(STRICT), np.float32(FLOOR) + np.float32(NOISE * SIDE**2) / area)
 
 
 def _thumbnails(descriptors: NDArray[np.uint8]) -> Floats:

@@ -18,7 +18,7 @@ from daemon.neighbours import Ints
 
 Read = Callable[[Ints], Floats]  # row numbers to thumbnails (rows, 32, 32)
 
-CROWD = 24  # near neighbours from which on an image may belong to a scene: groups of true copies are smaller
+CROWD = 12  # near neighbours from which on an image may belong to a scene: groups of true copies are smaller
 ATTEMPTS = 24  # scenes looked for at once; what is left over is compared as other images are
 PROBES = 8
 SAMPLE = 192  # images that a scene's mean is of
