@@ -82,9 +82,16 @@ class Reading:
             store.refer(self.store, self.copies)
         else:
             store.settle(self.store, self.copies)
-        with self.pictures.open("ab") as stream:  # lost or torn they are made again
-            stream.write(b"".join(self.described))
         self.copies.clear()
+        self._leave_pictures()
+
+    def _leave_pictures(self) -> None:
+        """What cannot be left is made again from the store."""
+        try:
+            with self.pictures.open("ab") as stream:
+                stream.write(b"".join(self.described))
+        except OSError:
+            self.pictures.unlink(missing_ok=True)  # a record that is torn would spoil those after it
         self.described.clear()
 
     def _decode(self, content: bytes | None, file: Path) -> tuple[dict[str, Any], bytes]:

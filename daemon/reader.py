@@ -75,6 +75,7 @@ class Reader:
         self.child: Child | None = None  # that reads the manifest, or looks for near-duplicates
         self.unmatched = True  # what an earlier daemon left, or wrote before there was an index
         self.outdated = False  # the index holds pictures of images that were forgotten
+        self.linked: set[Path] = set()  # folders with links that notification does not see through
         self.crashes = 0
         self._began = self._said = self._heard = 0.0
         shares = config.settings.roles
@@ -146,7 +147,7 @@ class Reader:
         part.child = None
         if StoreUnwritable.__name__ in last_words:  # no file's fault
             self._give_up(last_words)
-        elif status != 0:
+        elif status != 0 and part.unread:
             log.warning("a reader of drop %d died (status %d): %s", self.drop.id, status, last_words[-500:])
             self._look_for_the_culprit(part, status, last_words)
         else:
@@ -184,20 +185,24 @@ class Reader:
     # --- from phase to phase -----------------------------------------------------------------------------------------
 
     def _begin(self, settled: DropSettled) -> None:
-        folder = settled.folder
+        folder, started = settled.folder, time.monotonic()
         try:
             with self.journal.connect() as connection:
                 difference = compare(
                     connection,
                     self.config.watched(folder),
-                    settled.paths,
+                    None if folder in self.linked else settled.paths,
                     self.config.settings.watch.settle_seconds,
                     self.sources.writing(folder),
                 )
         except FileNotFoundError as error:
             log.warning("%s", error)
             return
+        if settled.paths is None:
+            log.info("%s: looked through in %.1f s", folder, time.monotonic() - started)
         self._look_again(folder, difference.fresh)
+        if difference.links:
+            self.linked.add(folder)
         if difference:
             self._open_drop(folder, difference)
 
@@ -335,6 +340,8 @@ class Reader:
         """The store takes nothing: what has been read counts, the rest is tried again."""
         assert self.drop is not None
         unread = sum(len(part.unread) for part in self.parts)
+        if not unread:
+            return  # the other child has said so already
         log.error(
             "drop %d: %d files are not read, the store cannot be written (%s); it is tried again in %g s",
             self.drop.id,
@@ -344,8 +351,6 @@ class Reader:
         )
         for part in self.parts:
             part.unread = []
-            if part.child:
-                part.child.stop(grace_seconds=5.0)
         self.sources.fire_at(now() + TROUBLE_SECONDS, "after trouble")
 
     def _look_again(self, folder: Path, paths: list[str]) -> None:

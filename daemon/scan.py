@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from daemon.schema import manifests, occurrences, rejections
 from daemon.walk import File, Stat, Walk
 from daemon.watched import Watched
 
+Records = Generator[tuple[str, Stat], None, None]  # what the journal knows: paths and what they were
 UNREADABLE: Stat = (-1, -1)  # of a file that may not be read: a change of its mode changes neither size nor mtime
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CHUNK = 500  # paths in one query
@@ -55,8 +57,10 @@ def compare(
     look = _Look(watched, writing, None if paths is not None else time.time() - settle_seconds)
     starts = [watched.folder] if paths is None else look.walk.choose(paths)
     for start, known in _known(connection, watched.folder, starts):
-        look.at(start, known)
+        with closing(known):  # what is left unread would hold the journal at this moment, for whom it meets next
+            look.at(start, known)
     difference = look.difference
+    difference.links = look.walk.links
     hidden = tuple(f"{text(path)}/" if path else "" for path in look.walk.away)
     escaped = {text(path) for path in difference.unnamable}
     known_already = escaped.intersection(difference.gone)  # escaped it has another place in the order
@@ -120,16 +124,14 @@ class _Look:
             self.difference.unnamable.append(file.path)
 
 
-def _known(
-    connection: Connection, folder: Path, starts: list[Path]
-) -> Iterator[tuple[Path, Iterator[tuple[str, Stat]]]]:
+def _known(connection: Connection, folder: Path, starts: list[Path]) -> Iterator[tuple[Path, Records]]:
     """What is known at each start and below it, in the order of the paths."""
-    files = [start for start in starts if start.is_file()]
+    files = [start for start in starts if os.path.isfile(start)]  # noqa: PTH113  (it raises for no odd name)
     for first in range(0, len(files), _CHUNK):
         names = {start: text(str(start.relative_to(folder))) for start in files[first : first + _CHUNK]}
         known = dict(_records(connection, folder, among=names.values()))
         for start, name in names.items():
-            yield start, iter([(name, known[name])] if name in known else [])
+            yield start, ((name, known[name]) for _ in range(name in known))
     alone = set(files)
     for start in starts:
         if start == folder:
@@ -140,7 +142,7 @@ def _known(
 
 def _records(
     connection: Connection, folder: Path, *, among: Collection[str] | None = None, below: str | None = None
-) -> Iterator[tuple[str, Stat]]:
+) -> Records:
     parts = []
     for table in (occurrences, rejections):
         part = select(table.c.path, table.c.size, table.c.mtime_ns)
@@ -151,8 +153,9 @@ def _records(
             part = part.where((table.c.path == below) | (table.c.path > f"{below}/") & (table.c.path < f"{below}0"))
         parts.append(part)
     query = union_all(*parts).order_by("path").execution_options(yield_per=1000)
-    for path, size, mtime in connection.execute(query):
-        yield path, (size, mtime)
+    with connection.execute(query) as rows:
+        for path, size, mtime in rows:
+            yield path, (size, mtime)
 
 
 def _is_manifest_changed(connection: Connection, watched: Watched, writing: Collection[str]) -> bool:

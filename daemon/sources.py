@@ -83,7 +83,7 @@ class Sources:
         self.config = config
         self.put: Put = queue.put
         self.scheduler = BackgroundScheduler(timezone=UTC, job_defaults={"misfire_grace_time": None})
-        self._settlings: list[Settling] = []
+        self._settlings: dict[Path, Settling] = {}
         self._observers: list[BaseObserver] = []
         self._watched: list[_Watched] = []
         self._overflow = _Overflow(self._look_everywhere)
@@ -112,17 +112,18 @@ class Sources:
         self.scheduler.shutdown(wait=False)
         for observer in self._observers:
             observer.stop()
-        for settling in self._settlings:
+        for settling in self._settlings.values():
             settling.stop()
 
     @property
     def unsettled(self) -> bool:
         """Whether something in the watched folders has changed a moment ago: more may be on its way."""
-        return any(settling.pending for settling in self._settlings[: len(self.config.folders)])
+        return any(settling.pending for at, settling in self._settlings.items() if at != self.config.constraints)
 
     def writing(self, folder: Path) -> frozenset[Path]:
         """The files of a watched folder that are being written: they are told of when they are closed."""
-        return self._settlings[self.config.folders.index(folder)].writing
+        settling = self._settlings.get(folder)
+        return settling.writing if settling else frozenset()
 
     def fire_at(self, moment: float, name: str) -> None:
         """A timer of this name at that moment (seconds since the epoch), in place of an earlier one of it."""
@@ -131,7 +132,7 @@ class Sources:
 
     def touch(self, folder: Path, *paths: Path) -> None:
         """Asks for another look at paths that were too fresh to be read."""
-        self._settlings[self.config.folders.index(folder)].touch(*paths)
+        self._settlings[folder].touch(*paths)
 
     def _fire(self, name: str) -> None:
         self.put(TimerFired(name))
@@ -144,7 +145,7 @@ class Sources:
 
     def _watch(self, handler: Touch, folder: Path, *, polling: bool, recursive: bool) -> None:
         handler.settling.start()
-        self._settlings.append(handler.settling)
+        self._settlings[folder] = handler.settling
         observer = self._observe(folder, handler, polling=polling, recursive=recursive)
         self._watched.append(_Watched(folder, handler, recursive, polling, observer, folder.stat().st_ino))
 

@@ -41,15 +41,16 @@ def copy_in(original: BinaryIO, temporary: Path) -> tuple[str, int, bytes | None
     The copy is read back: what is hashed, and what is decoded later, is what the store holds. It is not durable until
     `settle` has synced it and given it its name. Raises SourceUnreadable, StoreUnwritable.
     """
-    with _writing(), temporary.open("w+b", buffering=0) as copy:
+    with _writing(), temporary.open("w+b") as copy:
         try:
             fcntl.ioctl(copy.fileno(), _FICLONE, original.fileno())
         except OSError:
             while chunk := _read(original):
                 copy.write(chunk)
+            copy.flush()
         copy.seek(0)
         if os.fstat(copy.fileno()).st_size <= FEW_BYTES:
-            content = copy.read() or b""
+            content = copy.read()
             return hashlib.sha256(content).hexdigest(), len(content), content
         digest = hashlib.file_digest(copy, "sha256").hexdigest()
         return digest, copy.tell(), None

@@ -28,7 +28,7 @@ ReadIn = Callable[..., Drop | None]
 
 @pytest.fixture
 def config(workspace: Path) -> Config:
-    (workspace / "state").mkdir()
+    (workspace / "state" / "duplicates").mkdir(parents=True)  # as a daemon of before has left it
     return load(workspace, ["watch.settle_seconds=0.01", "triton.url=127.0.0.1:9"])
 
 

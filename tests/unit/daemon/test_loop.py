@@ -46,7 +46,7 @@ Png = Callable[..., Path]
 
 @pytest.fixture
 def config(workspace: Path) -> Config:
-    (workspace / "state").mkdir()
+    (workspace / "state" / "duplicates").mkdir(parents=True)
     overrides = ["watch.settle_seconds=0.01", "triton.url=127.0.0.1:9", "policies.cooldown.minutes=0"]
     return load(workspace, overrides)
 
@@ -70,7 +70,7 @@ def end(daemon: Daemon) -> None:
     daemon.sources.scheduler.remove_all_jobs()  # one that falls due while it stops would be missed
     daemon.sources.scheduler.shutdown(wait=False)
     for child in (
-        daemon.reader.child,
+        *daemon.reader.children,
         daemon.worker.child,
         daemon.observer.child,
         daemon.auditor.child,
@@ -113,7 +113,7 @@ def test_a_cycle_that_could_not_begin_is_gone_on_with(
 def work(daemon: Daemon, until: Callable[[], object] = lambda: False) -> None:
     """As the loop does it, until nothing is under way or a condition holds."""
     daemon.work()
-    while not until() and (daemon.worker.busy or any(lane.child for lane in daemon.lanes)):
+    while not until() and (daemon.worker.busy or any(map(loop.children_of, daemon.lanes))):
         if daemon.worker.cycle and not daemon.worker.child:
             return  # it waits for Triton, or for a retry
         daemon.handle(daemon.queue.get(timeout=60))
@@ -393,11 +393,11 @@ def test_a_copy_that_goes_on_is_waited_for_but_not_for_ever(
 def test_a_start_on_a_full_disk_is_tried_again(
     daemon: Daemon, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(_journal: object) -> None:
+    def full(_journal: object, **_named: object) -> None:
         raise OperationalError("", None, Exception("database or disk is full"))
 
     with monkeypatch.context() as broken:
-        broken.setattr(loop.intake, "close_interrupted", full)
+        broken.setattr(loop.intake, "leave_folders", full)
         with pytest.raises(OperationalError) as caught:
             daemon.handle(TimerFired("start"))
         daemon.bear(caught.value)
@@ -421,10 +421,10 @@ def test_what_measures_has_the_machine_to_itself(
     work(daemon, lambda: stand_in.order and stand_in.order[-1][-1] == "measure")
     daemon.handle(DropSettled(config.folders[0], frozenset({png(config.folders[0] / "cat" / "1.png")})))
     daemon.work()
-    assert (daemon.reader.child, daemon.reader.busy) == (None, True)
+    assert (daemon.reader.children, daemon.reader.busy) == ([], True)
     assert daemon.worker.child is not None
     daemon.worker.child.kill()
-    work(daemon, lambda: daemon.reader.child)
+    work(daemon, lambda: daemon.reader.children)
     assert daemon.worker.child is None
 
 
@@ -439,8 +439,9 @@ def test_what_is_to_be_measured_waits_for_the_reader_and_no_drop_overtakes_it(
         daemon.handle(daemon.queue.get(timeout=60))
     images = config.folders[0]
     daemon.reader.waiting.append(DropSettled(images, frozenset({png(images / "cat" / "1.png")})))
-    assert daemon.reader.step()
-    reading = daemon.reader.child
+    while not daemon.reader.children:
+        assert daemon.reader.step()
+    reading = daemon.reader.children[0]
     daemon.reader.waiting.append(DropSettled(images, frozenset({png(images / "cat" / "2.png")})))
     daemon.work()
     assert (daemon.worker.measures, daemon.worker.child) == (True, None)
@@ -537,7 +538,7 @@ def test_a_start_finds_what_changed_while_nobody_looked(daemon: Daemon, config: 
     daemon.recover()
     assert daemon.worker.cycle is not None
     assert daemon.worker.cycle.id == running
-    assert {row.state for row in world.rows(schema.drops)} == {"ready"}
+    assert {row.state for row in world.rows(schema.drops)} == {"matching"}  # near-duplicates are looked for first
     assert [row.target for row in world.rows(schema.constraint_files)] == ["edge"]
     assert [settled.paths for settled in daemon.reader.waiting] == [None]
     assert daemon.because == ["the daemon started"]

@@ -56,4 +56,4 @@ def test_the_same_sample_gets_the_same_role() -> None:
 
 def test_what_left_is_made_up_for() -> None:
     """After a judge sample's file was deleted, the next sample of the class takes its place."""
-    assert furthest_behind(Counter(train=80, tune=10, judge=5), SHARES, sha("x")) == "judge"
+    assert behind(Counter(train=80, tune=10, judge=5), SHARES, "x") == "judge"

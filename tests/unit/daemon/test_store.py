@@ -23,7 +23,7 @@ def keep(tmp_path: Path) -> Path:
 def bring(keep: Path, source: Path, name: str = "0") -> str:
     temporary = keep / "incoming" / name
     with source.open("rb") as original:
-        sha256, size = copy_in(original, temporary)
+        sha256, size, _ = copy_in(original, temporary)
     assert size == source.stat().st_size
     settle(keep, {temporary: sha256})
     return sha256
@@ -59,7 +59,7 @@ def test_twins_in_one_batch_are_kept_once(keep: Path, tmp_path: Path) -> None:
     for name in ("0", "1"):
         temporary = keep / "incoming" / name
         with (tmp_path / "a.png").open("rb") as original:
-            copies[temporary], _ = copy_in(original, temporary)
+            copies[temporary], _, _ = copy_in(original, temporary)
     settle(keep, copies)
     assert len([path for path in keep.rglob("*") if path.is_file()]) == 1
 
