@@ -11,6 +11,7 @@ before it is said. What near-duplicates are found by (daemon/descriptor.py) is a
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -43,46 +44,66 @@ class Reading:
         self.home = os.path.realpath(self.folder)
         self.store = Path(job["store"])
         self.refer = job["keep"] == "reference"
-        self.incoming = store.make_room(self.store, job["part"])
+        self.part = job["part"]
+        store.make_room(self.store)
         self.max_pixels = job["max_pixels"]
         self.pictures = Path(job["pictures"])
-        self.copies: dict[Path, str] = {}
+        self.large: dict[Path, str] = {}  # copies that have no name yet
+        self.originals: dict[Path, str] = {}  # that are referred to
         self.described: list[bytes] = []
 
     def read(self, path: str) -> dict[str, Any]:
-        temporary = self.incoming / str(len(self.copies))
         found: os.stat_result | None = None
         try:
-            with open_within(self.folder / path, self.home) as original:
+            with open_within(f"{self.folder}/{path}", self.home) as original:
                 found = os.fstat(original.fileno())
-                sha256, size, content = store.look_at(original) if self.refer else store.copy_in(original, temporary)
+                content = store.read_few(original)
+                told = self._take_large(original) if content is None else self._take(content)
                 after = os.fstat(original.fileno())
-            if (found.st_size, found.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                temporary.unlink(missing_ok=True)
-                return {"path": path, "again": True}  # it is still being written
-            looks, picture = self._decode(content, self.folder / path if self.refer else temporary)
         except (FileNotFoundError, NotADirectoryError):
             return {"path": path, "gone": True}
         except Unusable as error:
-            temporary.unlink(missing_ok=True)
             return _rejected(path, error.found or found, str(error))
         except OSError as error:
             return _rejected(path, None, f"cannot be read: {error.strerror}")
         except store.SourceUnreadable as error:
             return _rejected(path, None, str(error))
-        self.copies[self.folder / path if self.refer else temporary] = sha256
+        if (found.st_size, found.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            return {"path": path, "again": True}  # it is still being written
+        if self.refer:
+            self.originals[self.folder / path] = told["sha256"]
+        return {"path": path, "size": found.st_size, "mtime_ns": found.st_mtime_ns, **told}
+
+    def _take(self, content: bytes) -> dict[str, Any]:
+        """Of most files: all of it is in memory, and nothing of what cannot be used comes into the store."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        looks, picture = self._decode(io.BytesIO(content))
+        if not self.refer:
+            store.keep(self.store, content, sha256)
         self.described.append(bytes.fromhex(sha256) + picture)
-        return {
-            "path": path, "size": found.st_size, "mtime_ns": found.st_mtime_ns, "sha256": sha256, "bytes": size, **looks
-        }  # fmt: skip
+        return {"sha256": sha256, "bytes": len(content), **looks}
+
+    def _take_large(self, original: BinaryIO) -> dict[str, Any]:
+        temporary = store.incoming(self.store, self.part << 32 | len(self.large))  # of no other child
+        try:
+            sha256, size = store.copy_large(original, temporary)
+            looks, picture = self._decode(temporary)
+        except Unusable:
+            temporary.unlink(missing_ok=True)
+            raise
+        if self.refer:
+            temporary.unlink()
+        else:
+            self.large[temporary] = sha256
+        self.described.append(bytes.fromhex(sha256) + picture)
+        return {"sha256": sha256, "bytes": size, **looks}
 
     def settle(self) -> None:
         """What was read since the last time is durable, then. Raises StoreUnwritable."""
-        if self.refer:
-            store.refer(self.store, self.copies)
-        else:
-            store.settle(self.store, self.copies)
-        self.copies.clear()
+        store.refer(self.store, self.originals)
+        store.settle(self.store, self.large)
+        self.originals.clear()
+        self.large.clear()
         self._leave_pictures()
 
     def _leave_pictures(self) -> None:
@@ -94,8 +115,7 @@ class Reading:
             self.pictures.unlink(missing_ok=True)  # a record that is torn would spoil those after it
         self.described.clear()
 
-    def _decode(self, content: bytes | None, file: Path) -> tuple[dict[str, Any], bytes]:
-        source = file if content is None else io.BytesIO(content)
+    def _decode(self, source: BinaryIO | Path) -> tuple[dict[str, Any], bytes]:
         signal.setitimer(signal.ITIMER_REAL, SECONDS)  # ends this process: no decoder listens to anything else
         try:
             with warnings.catch_warnings():
@@ -129,7 +149,7 @@ class Unusable(Exception):
         self.found = found
 
 
-def open_within(file: Path, home: str) -> BinaryIO:
+def open_within(file: str, home: str) -> BinaryIO:
     """Opens a regular file that lies below `home`, whatever links lead to it; nothing else is ever opened.
 
     O_PATH takes hold of what the path leads to without opening it; what is then opened cannot be another any more.
@@ -138,7 +158,7 @@ def open_within(file: Path, home: str) -> BinaryIO:
     try:
         held = os.open(file, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
-        if file.is_symlink():
+        if os.path.islink(file):  # noqa: PTH114
             raise Unusable("is a link to nothing") from None
         raise
     try:

@@ -182,7 +182,7 @@ def main() -> int:
 
     found = (Path(folder) / name).stat()
     try:
-        with open_within(Path(folder) / name, os.path.realpath(folder)) as stream:
+        with open_within(f"{folder}/{name}", os.path.realpath(folder)) as stream:
             there: Callable[[str], bool] = lambda path: os.path.lexists(f"{folder}/{path}")  # noqa: E731
             reading = read(stream, lines=name.endswith(".jsonl"), is_there=there, wanted=wanted)
     except (ManifestError, Unusable) as error:

@@ -56,7 +56,10 @@ def place(connection: Connection, drop: int, shares: Mapping[Role, float]) -> No
     names = {row.id: row.class_name for row in rows}
     keys = {row.id: row.group_key for row in rows if row.group_key is not None}
     counts = roles.count_roles(connection)
-    clusters = [*_by_key(connection, keys), *_by_likeness(connection, [id_ for id_ in shas if id_ not in keys], shas)]
+    clusters = [
+        *_by_key(connection, keys),
+        *_by_likeness(connection, drop, [id_ for id_ in shas if id_ not in keys], shas),
+    ]
     known = _roles_of(connection, {group for cluster in clusters for group in cluster.near})
     first = connection.execute(select(func.coalesce(func.max(groups.c.id), 0))).scalar_one() + 1
     new: list[dict[str, object]] = []
@@ -92,9 +95,9 @@ def _by_key(connection: Connection, keys: Mapping[int, str]) -> Iterable[_Cluste
     return clusters.values()
 
 
-def _by_likeness(connection: Connection, new: list[int], shas: Mapping[int, bytes]) -> Iterable[_Cluster]:
+def _by_likeness(connection: Connection, drop: int, new: list[int], shas: Mapping[int, bytes]) -> Iterable[_Cluster]:
     """Connected by pairs of near-duplicates, also by way of samples that have no group yet themselves."""
-    twins = _twins(connection, new)
+    twins = _twins(connection, drop, new)
     grouped = _groups_of(connection, twins)
     seen: set[int] = set()
     for sample in new:
@@ -115,25 +118,36 @@ def _by_likeness(connection: Connection, new: list[int], shas: Mapping[int, byte
         yield cluster
 
 
-def _twins(connection: Connection, new: Collection[int]) -> dict[int, set[int]]:
-    """The near-duplicates of these samples, and of those of them that have no group, and so on."""
+def _twins(connection: Connection, drop: int, new: Collection[int]) -> dict[int, set[int]]:
+    """The near-duplicates of a drop's new samples, and of those of them that have no group, and so on."""
+    table, here = near_duplicates, occurrences.c.drop_id == drop
+    own, other = table.c.sample_id, table.c.twin_id
+    pairs = connection.execute(
+        select(own, other).join(occurrences, occurrences.c.sample_id == own).where(here)
+        .union(select(own, other).join(occurrences, occurrences.c.sample_id == other).where(here))
+    ).tuples().all()  # fmt: skip
     found: dict[int, set[int]] = {}
-    ask = list(new)
-    table = near_duplicates
-    while ask:
-        found |= {id_: set() for id_ in ask}
-        for start in range(0, len(ask), IN_ONE):
-            chunk = ask[start : start + IN_ONE]
-            pairs = select(table.c.sample_id, table.c.twin_id).where(
-                or_(table.c.sample_id.in_(chunk), table.c.twin_id.in_(chunk))
-            )
-            for one, other in connection.execute(pairs):
-                for at, twin in ((one, other), (other, one)):
-                    if at in found:
-                        found[at].add(twin)
-        reached = {twin for id_ in ask for twin in found[id_] if twin not in found}
-        ask = sorted(reached - _groups_of(connection, reached).keys())
+    wanted = set(new)
+    while wanted:
+        for pair in pairs:
+            for at, twin in (pair, pair[::-1]):
+                if at in wanted:
+                    found.setdefault(at, set()).add(twin)
+        seen = wanted | found.keys()
+        reached = {twin for at in wanted for twin in found.get(at, ())} - seen
+        wanted = reached - _groups_of(connection, reached).keys()
+        pairs = [pair for chunk in _chunks(wanted) for pair in _pairs_of(connection, chunk)]
     return found
+
+
+def _pairs_of(connection: Connection, chunk: list[int]) -> Iterable[tuple[int, int]]:
+    own, other = near_duplicates.c.sample_id, near_duplicates.c.twin_id
+    return connection.execute(select(own, other).where(or_(own.in_(chunk), other.in_(chunk)))).tuples().all()
+
+
+def _chunks(ids: Collection[int]) -> Iterable[list[int]]:
+    ordered = sorted(ids)
+    return (ordered[start : start + IN_ONE] for start in range(0, len(ordered), IN_ONE))
 
 
 def _groups_of(connection: Connection, ids: Collection[int] | Mapping[int, set[int]]) -> dict[int, int]:
@@ -141,19 +155,17 @@ def _groups_of(connection: Connection, ids: Collection[int] | Mapping[int, set[i
     wanted = set(ids)
     if isinstance(ids, Mapping):
         wanted = wanted.union(*ids.values())
-    ordered = sorted(wanted)
     found: dict[int, int] = {}
-    for start in range(0, len(ordered), IN_ONE):
-        chosen = samples.c.id.in_(ordered[start : start + IN_ONE])
+    for chunk in _chunks(wanted):
+        chosen = samples.c.id.in_(chunk)
         query = select(samples.c.id, samples.c.group_id).where(chosen, samples.c.group_id.is_not(None))
         found |= dict(connection.execute(query).tuples().all())
     return found
 
 
 def _roles_of(connection: Connection, ids: Collection[int]) -> dict[int, Role]:
-    ordered = sorted(ids)
     found: dict[int, Role] = {}
-    for start in range(0, len(ordered), IN_ONE):
-        chosen = groups.c.id.in_(ordered[start : start + IN_ONE])
+    for chunk in _chunks(ids):
+        chosen = groups.c.id.in_(chunk)
         found |= dict(connection.execute(select(groups.c.id, groups.c.role).where(chosen)).tuples())
     return found

@@ -76,7 +76,7 @@ near_duplicates = Table(  # pairs of samples that show the same picture
     "near_duplicates",
     metadata,
     Column("sample_id", ForeignKey("samples.id"), primary_key=True),  # the later one
-    Column("twin_id", ForeignKey("samples.id"), primary_key=True),
+    Column("twin_id", ForeignKey("samples.id"), primary_key=True, index=True),
     Column("at", Float, nullable=False),
 )
 

@@ -8,6 +8,7 @@ With store.keep = "reference" it holds links to the user's files in place of cop
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import hashlib
 import os
@@ -35,40 +36,78 @@ class StoreUnwritable(Exception):
     """The store takes nothing (a full disk, lost rights); nothing is wrong with the file that is to be copied."""
 
 
-def copy_in(original: BinaryIO, temporary: Path) -> tuple[str, int, bytes | None]:
-    """Copies an open file; returns SHA-256 (hex) and size of what was copied, and its bytes where they are few.
+def read_few(original: BinaryIO) -> bytes | None:
+    """The bytes of an open file; None where they are too many to be held in memory. Raises SourceUnreadable."""
+    content = _read(original, FEW_BYTES + 1)
+    if len(content) <= FEW_BYTES:
+        return content
+    original.seek(0)
+    return None
 
-    The copy is read back: what is hashed, and what is decoded later, is what the store holds. It is not durable until
-    `settle` has synced it and given it its name. Raises SourceUnreadable, StoreUnwritable.
+
+def keep(store: Path, content: bytes, sha256: str) -> None:
+    """Writes a copy, and reads it back. It has its name at once: nobody knows of it before `settle` made it durable.
+
+    Raises StoreUnwritable.
+    """
+    with _writing():
+        if not _create(place(store, sha256), content):
+            _mend(store, sha256, content)
+
+
+def copy_large(original: BinaryIO, temporary: Path) -> tuple[str, int]:
+    """Copies an open file, by reflink where the file system has it; SHA-256 (hex) and size of what was copied.
+
+    `settle` gives it its name. Raises SourceUnreadable, StoreUnwritable.
     """
     with _writing(), temporary.open("w+b") as copy:
         try:
             fcntl.ioctl(copy.fileno(), _FICLONE, original.fileno())
         except OSError:
-            while chunk := _read(original):
+            while chunk := _read(original, 1 << 20):
                 copy.write(chunk)
             copy.flush()
         copy.seek(0)
-        if os.fstat(copy.fileno()).st_size <= FEW_BYTES:
-            content = copy.read()
-            return hashlib.sha256(content).hexdigest(), len(content), content
-        digest = hashlib.file_digest(copy, "sha256").hexdigest()
-        return digest, copy.tell(), None
+        return hashlib.file_digest(copy, "sha256").hexdigest(), copy.tell()
 
 
-def look_at(original: BinaryIO) -> tuple[str, int, bytes | None]:
-    """As `copy_in`, and copies nothing: for a store that keeps references. Raises SourceUnreadable."""
-    digest, size, kept = hashlib.sha256(), 0, b""
-    while chunk := _read(original):
-        digest.update(chunk)
-        size += len(chunk)
-        kept = kept + chunk if size <= FEW_BYTES else b""
-    return digest.hexdigest(), size, kept if size <= FEW_BYTES else None
-
-
-def _read(original: BinaryIO) -> bytes:
+def _create(final: Path, content: bytes) -> bool:
+    """Writes a file and reads it back. False: there is one of its name."""
     try:
-        return original.read(1 << 20)
+        descriptor = os.open(final, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        final.parent.mkdir(exist_ok=True)
+        return _create(final, content)
+    try:
+        written = os.write(descriptor, content)
+        while written < len(content):
+            written += os.write(descriptor, content[written:])
+        if os.pread(descriptor, len(content), 0) != content:
+            raise OSError(errno.EIO, "what was written reads as something else", str(final))
+    except OSError:
+        final.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _mend(store: Path, sha256: str, content: bytes) -> None:
+    """Of a copy that is there: a good one stays, one that is damaged is replaced."""
+    final = place(store, sha256)
+    if not holds(final, sha256):
+        aside = store / "incoming" / f"{sha256}.mended"
+        aside.unlink(missing_ok=True)
+        _create(aside, content)
+        _sync(aside)
+        aside.replace(final)
+
+
+def _read(original: BinaryIO, size: int) -> bytes:
+    try:
+        return original.read(size)
     except OSError as error:
         raise SourceUnreadable(f"cannot be read: {error.strerror}") from error
 
@@ -81,29 +120,26 @@ def _writing() -> Iterator[None]:
         raise StoreUnwritable(str(error)) from error
 
 
-def settle(store: Path, copies: dict[Path, str]) -> None:
-    """Gives each of a batch of copies its name, and makes all durable with one sync. Raises StoreUnwritable.
+def settle(store: Path, large: dict[Path, str]) -> None:
+    """Makes a batch of copies durable with one sync, and gives the large ones their names. Raises StoreUnwritable.
 
     A name that was not there may come before its bytes are durable: nobody knows of it until this returns. Of one that
     was there a good copy stays as it is.
     """
-    if not copies:
-        return
     with _writing():
-        for temporary, sha256 in copies.items():
+        for temporary, sha256 in large.items():
             final = place(store, sha256)
-            if not os.path.lexists(final):
-                _move(temporary, final)
-            elif holds(final, sha256):
-                temporary.unlink()
-            else:
+            if os.path.lexists(final):
+                if holds(final, sha256):
+                    temporary.unlink()
+                    continue
                 _sync(temporary)
-                _move(temporary, final)
+            _move(temporary, final)
         sync_file_system(store)
 
 
 def refer(store: Path, originals: dict[Path, str]) -> None:
-    """In place of copies: a link to each original. Raises StoreUnwritable."""
+    """In place of copies: a link to each original. `settle` makes them durable. Raises StoreUnwritable."""
     with _writing():
         for original, sha256 in originals.items():
             final = place(store, sha256)
@@ -113,7 +149,6 @@ def refer(store: Path, originals: dict[Path, str]) -> None:
             link.unlink(missing_ok=True)
             link.symlink_to(original)
             _move(link, final)
-        sync_file_system(store)
 
 
 def holds(file: Path, sha256: str) -> bool:
@@ -125,14 +160,15 @@ def holds(file: Path, sha256: str) -> bool:
         return False
 
 
-def make_room(store: Path, part: int = 0) -> Path:
-    """A folder for copies on their way in, emptied of what a reader that was killed left. Raises StoreUnwritable."""
-    incoming = store / "incoming" / str(part)
+def incoming(store: Path, number: int) -> Path:
+    """Where a large copy lies before it has its name."""
+    return store / "incoming" / str(number)
+
+
+def make_room(store: Path) -> None:
+    """The folder for copies on their way in. Raises StoreUnwritable."""
     with _writing():
-        incoming.mkdir(parents=True, exist_ok=True)
-        for left in incoming.iterdir():
-            left.unlink()
-    return incoming
+        (store / "incoming").mkdir(parents=True, exist_ok=True)
 
 
 def clear_incoming(store: Path) -> None:

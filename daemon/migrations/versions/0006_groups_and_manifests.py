@@ -29,6 +29,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["twin_id"], ["samples.id"], name=op.f("fk_near_duplicates_twin_id")),
         sa.PrimaryKeyConstraint("sample_id", "twin_id", name=op.f("pk_near_duplicates")),
     )
+    op.create_index(op.f("ix_near_duplicates_twin_id"), "near_duplicates", ["twin_id"], unique=False)
     op.create_table(
         "manifests",
         sa.Column("id", sa.Integer(), nullable=False),

@@ -12,7 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from PIL import Image
@@ -168,12 +168,11 @@ def test_what_may_pass_is_tried_again_by_the_next_scan(
 ) -> None:
     """As of a network file system that was away for a moment."""
 
-    def fail(original: object, temporary: Path) -> None:
-        temporary.touch()
+    def fail(original: object) -> None:
         raise SourceUnreadable("cannot be read: Stale file handle")
 
     png(folder / "a" / "x.png")
-    monkeypatch.setattr("daemon.store.copy_in", fail)
+    monkeypatch.setattr("daemon.store.read_few", fail)
     said = told(job("a/x.png"))["a/x.png"]
     assert said == {"path": "a/x.png", "size": -1, "mtime_ns": -1, "reason": "cannot be read: Stale file handle"}
 
@@ -227,17 +226,16 @@ def test_what_is_still_being_written_is_looked_at_again(
     from daemon import store
 
     file = png(folder / "a" / "x.png")
-    copy_in = store.copy_in
+    read_few = store.read_few
 
-    def copy_while_written(source: Path, temporary: Path) -> tuple[str, int]:
-        done = copy_in(source, temporary)
+    def read_while_written(original: BinaryIO) -> bytes | None:
+        content = read_few(original)
         with file.open("ab") as stream:  # the writer goes on meanwhile
             stream.write(b"more")
-        return done
+        return content
 
-    monkeypatch.setattr(store, "copy_in", copy_while_written)
+    monkeypatch.setattr(store, "read_few", read_while_written)
     assert told(job("a/x.png")) == {"a/x.png": {"path": "a/x.png", "again": True}}
-    assert stored(tmp_path) == set()
 
 
 def test_the_limit_of_megapixels_is_the_settings(
@@ -246,14 +244,6 @@ def test_the_limit_of_megapixels_is_the_settings(
     png(folder / "a" / "x.png", size=(200, 100))
     assert "more than watch.max_megapixels = 0.01" in told(job("a/x.png", megapixels=0.01))["a/x.png"]["reason"]
     assert "sha256" in told(job("a/x.png", megapixels=0.02))["a/x.png"]
-
-
-def test_leavings_of_a_killed_child_are_cleared(job: Callable[..., Any], tmp_path: Path) -> None:
-    left = tmp_path / "store" / "incoming" / "0" / "7"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"half a copy")
-    assert told(job()) == {}
-    assert not left.exists()
 
 
 def test_the_child_says_a_batch_at_a_time_what_it_read(

@@ -21,7 +21,7 @@ from daemon import schema
 from daemon.config import Config
 from daemon.events import ChildEnded, ChildSpoke, DropSettled, Event
 from daemon.journal import AnyRow
-from daemon.reader import BATCH, Reader
+from daemon.reader import FEW, Reader
 from daemon.sources import Sources, running
 
 Png = Callable[..., Path]
@@ -157,17 +157,18 @@ def test_a_store_that_cannot_be_written_is_no_files_fault(lane: Lane, images: Pa
 
 def test_of_a_drop_that_is_given_up_what_came_in_is_told(lane: Lane, images: Path, png: Png) -> None:
     """Room for small files and not for a large one, which is no fault of its own."""
-    for index in range(BATCH + 1):
+    for index in range(2 * FEW):
         png(images / "cat" / f"{index:03}.png", index)
     png(images / "dog" / "large.png", 1000, (64, 64))
     lane.limits = {resource.RLIMIT_FSIZE: (5000, 5000)}
     lane.work()
-    assert lane.told == [f"drop 1: {BATCH // 2 + 1} images, 0 gone, 0 rejected"]  # of the child that met no large one
+    (told,) = lane.told
+    assert told == f"drop 1: {FEW} images, 0 gone, 0 rejected"  # of the child that met no large one
     assert lane.rows(schema.rejections) == []
     assert lane.reader.sources.scheduler.get_job("after trouble") is not None
     lane.limits = {}
     lane.work()
-    assert len(lane.rows(schema.occurrences)) == BATCH + 2
+    assert len(lane.rows(schema.occurrences)) == 2 * FEW + 1
 
 
 def test_a_child_that_could_not_be_started_is_started_later(

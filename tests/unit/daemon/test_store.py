@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from daemon import store
-from daemon.store import SourceUnreadable, StoreUnwritable, copy_in, place, settle
+from daemon.store import SourceUnreadable, StoreUnwritable, place, settle
 
 
 @pytest.fixture
@@ -20,12 +20,28 @@ def keep(tmp_path: Path) -> Path:
     return folder
 
 
-def bring(keep: Path, source: Path, name: str = "0") -> str:
-    temporary = keep / "incoming" / name
-    with source.open("rb") as original:
-        sha256, size, _ = copy_in(original, temporary)
-    assert size == source.stat().st_size
-    settle(keep, {temporary: sha256})
+@pytest.fixture(autouse=True, params=["small", "large"])
+def _many_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that are held in memory, and those that are too large for it."""
+    if request.param == "large":
+        monkeypatch.setattr(store, "FEW_BYTES", 0)
+
+
+def bring(keep: Path, *sources: Path) -> str:
+    """As the reading child takes files in, in one batch; the hash of the last."""
+    large, sha256 = {}, ""
+    for number, source in enumerate(sources):
+        with source.open("rb") as original:
+            content = store.read_few(original)
+            if content is None:
+                temporary = store.incoming(keep, number)
+                sha256, size = store.copy_large(original, temporary)
+                large[temporary] = sha256
+            else:
+                sha256, size = hashlib.sha256(content).hexdigest(), len(content)
+                store.keep(keep, content, sha256)
+        assert size == source.stat().st_size
+    settle(keep, large)
     return sha256
 
 
@@ -45,22 +61,17 @@ def test_the_same_content_is_kept_once(keep: Path, tmp_path: Path) -> None:
     for index in range(3):
         source = tmp_path / f"{index}.png"
         source.write_bytes(b"the same")
-        shas.add(bring(keep, source, str(index)))
+        shas.add(bring(keep, source))
     (sha256,) = shas
     place(keep, sha256).write_bytes(b"damaged")
-    bring(keep, tmp_path / "0.png", "again")
+    bring(keep, tmp_path / "0.png")
     assert place(keep, sha256).read_bytes() == b"the same"
     assert len([path for path in keep.rglob("*") if path.is_file()]) == 1
 
 
 def test_twins_in_one_batch_are_kept_once(keep: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"the same")
-    copies = {}
-    for name in ("0", "1"):
-        temporary = keep / "incoming" / name
-        with (tmp_path / "a.png").open("rb") as original:
-            copies[temporary], _, _ = copy_in(original, temporary)
-    settle(keep, copies)
+    bring(keep, tmp_path / "a.png", tmp_path / "a.png")
     assert len([path for path in keep.rglob("*") if path.is_file()]) == 1
 
 
@@ -107,6 +118,20 @@ def test_a_reflink_is_used_where_the_file_system_has_it(keep: Path, tmp_path: Pa
     assert place(keep, bring(keep, source)).read_bytes() == source.read_bytes()
 
 
+def test_a_store_of_references_holds_links_to_what_is_there(keep: Path, tmp_path: Path) -> None:
+    one, other = tmp_path / "one.png", tmp_path / "other.png"
+    one.write_bytes(b"content")
+    other.write_bytes(b"content")
+    sha256 = hashlib.sha256(b"content").hexdigest()
+    store.refer(keep, {one: sha256})
+    assert place(keep, sha256).readlink() == one
+    store.refer(keep, {other: sha256})
+    assert place(keep, sha256).readlink() == one  # it still holds what it should
+    one.write_bytes(b"CONTENT")
+    store.refer(keep, {other: sha256})
+    assert place(keep, sha256).readlink() == other
+
+
 def test_nothing_to_settle_is_no_error(keep: Path) -> None:
     settle(keep, {})
     assert list((keep / "incoming").iterdir()) == []
@@ -117,12 +142,16 @@ def test_a_source_that_cannot_be_read_is_told_apart_from_a_full_store(keep: Path
         Path("/proc/self/mem").open("rb") as original,  # its first page is mapped nowhere
         pytest.raises(SourceUnreadable, match="cannot be read: Input/output error"),
     ):
-        copy_in(original, keep / "incoming" / "0")
+        if store.read_few(original) is None:
+            store.copy_large(original, store.incoming(keep, 0))
 
 
 def test_a_store_that_takes_nothing_is_no_fault_of_the_file(keep: Path, tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(b"content")
+    (tmp_path / "away").touch()
     with (tmp_path / "image.png").open("rb") as original, pytest.raises(StoreUnwritable, match="away"):
-        copy_in(original, keep / "away" / "0")
+        store.copy_large(original, keep / "away" / "0")
+    with pytest.raises(StoreUnwritable, match="away"):
+        store.keep(tmp_path / "away", b"content", "00" * 32)
     with pytest.raises(StoreUnwritable, match="away"):
         settle(keep, {keep / "away" / "0": "00" * 32})
