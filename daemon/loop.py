@@ -168,7 +168,7 @@ class Daemon:
                 self.serving.renew(event)
             case ChoreEnded():
                 self.sweeper.ended(event)
-                self.reader.outdated |= event.chore == "erase"
+                self.reader.outdated |= event.chore == "erase" and event.error is None
             case ArtifactLost():
                 self.because.append(f"what {event.target} serves is lost")
             case SourceFailed():

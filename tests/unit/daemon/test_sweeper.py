@@ -23,7 +23,7 @@ StandIn = Any
 
 @pytest.fixture
 def config(workspace: Path) -> Config:
-    (workspace / "state").mkdir()
+    (workspace / "state" / "duplicates").mkdir(parents=True)
     overrides = ["watch.settle_seconds=0.01", "triton.url=127.0.0.1:9", "policies.cooldown.minutes=0"]
     return load(workspace, overrides)
 
