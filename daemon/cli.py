@@ -14,6 +14,7 @@ from rich.logging import RichHandler
 from sqlalchemy.exc import OperationalError
 
 from daemon import cli_conflicts as conflicts
+from daemon import cli_data as data
 from daemon import cli_flags as flags
 from daemon import cli_storage as storage
 from daemon import config as configuration
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(flags.app, name="flags")
 app.add_typer(conflicts.app, name="conflicts")
-for command in (storage.gc, storage.pin, storage.unpin, storage.forget):
+for command in (data.data, storage.gc, storage.pin, storage.unpin, storage.forget):
     app.command()(command)
 errors = Console(stderr=True)
 

@@ -167,5 +167,5 @@ def _roles_of(connection: Connection, ids: Collection[int]) -> dict[int, Role]:
     found: dict[int, Role] = {}
     for chunk in _chunks(ids):
         chosen = groups.c.id.in_(chunk)
-        found |= dict(connection.execute(select(groups.c.id, groups.c.role).where(chosen)).tuples())
+        found |= dict(connection.execute(select(groups.c.id, groups.c.role).where(chosen)).tuples().all())
     return found
