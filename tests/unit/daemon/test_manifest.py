@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from daemon.config import Config, load
 from daemon.events import ChildEnded, ChildSpoke
 from daemon.manifest import LONGEST_LINE, SAID, ManifestError, Reading, read
 from daemon.reader import Reader
-from daemon.sources import Sources, running
+from daemon.scan import compare
+from daemon.sources import Sources
 
 Png = Callable[..., Path]
 
@@ -126,9 +128,10 @@ def config(workspace: Path) -> Config:
 class Lane:
     """A reader with its children."""
 
-    def __init__(self, config: Config, journal: Engine, sources: Sources) -> None:
-        self.queue = sources.queue
+    def __init__(self, config: Config, journal: Engine) -> None:
+        self.queue: SimpleQueue[Any] = SimpleQueue()
         self.journal = journal
+        sources = Sources(config, self.queue)  # that hear of nothing: the test says when to look
         self.reader = Reader(config, journal, self.queue.put, sources, lambda _said: None)
 
     def work(self) -> None:
@@ -159,20 +162,13 @@ class Lane:
 
 
 @pytest.fixture
-def lane(config: Config, journal: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lane]:
-    from queue import SimpleQueue
-
-    monkeypatch.setattr("daemon.reader.compare", settled(monkeypatch))
-    queue: SimpleQueue[Any] = SimpleQueue()
-    with running(Sources(config, queue)) as sources:
-        sources.queue = queue  # type: ignore[attr-defined]
-        yield Lane(config, journal, sources)
+def lane(config: Config, journal: Engine, monkeypatch: pytest.MonkeyPatch) -> Lane:
+    monkeypatch.setattr("daemon.reader.compare", settled())
+    return Lane(config, journal)
 
 
-def settled(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def settled() -> Callable[..., Any]:
     """The comparison, to which nothing is too fresh."""
-    from daemon.scan import compare
-
     return lambda connection, watched, paths, _seconds, writing: compare(connection, watched, paths, -60, writing)
 
 
