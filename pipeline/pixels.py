@@ -8,6 +8,7 @@ with the samples of its rows. A snapshot adds one shard with the samples that no
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import threading
 import time
 import zipfile
@@ -191,8 +192,12 @@ def decode_all(
     """
 
     def read(sha: str) -> NDArray[np.uint8]:
+        file = store / sha[:2] / sha
         try:
-            return decode((store / sha[:2] / sha).read_bytes(), size, resize)
+            data = file.read_bytes()
+            if file.is_symlink() and hashlib.sha256(data).hexdigest() != sha:  # the store keeps references
+                raise StageError(f"{file.readlink()} has other content now; the next scan takes that in")
+            return decode(data, size, resize)
         except (OSError, StageError) as error:
             raise StageError(
                 f"the sample {sha} in the store {store} cannot be used: {error}; take the file that has this SHA-256 "

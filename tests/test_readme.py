@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from daemon.config import load
 from daemon.constraint_file import parse
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -55,7 +56,7 @@ def test_the_commands_run_as_shown(tmp_path: Path) -> None:
     commands = [line.split(" #")[0].strip() for block in blocks("sh") for line in block.splitlines() if line.strip()]
     short = [command for command in commands if not command.startswith(LONG_RUNNING)]
     assert len(short) >= 8
-    journal_needed = ("status", "decisions", "cycles", "models", "rejected", "gc")
+    journal_needed = ("status", "decisions", "cycles", "models", "rejected", "gc", "data")
     for command in short:
         words = shlex.split(command.replace("line1", str(tmp_path / "line1")))
         variables = dict(word.split("=", 1) for word in words if re.match(r"^[A-Z_]+=", word))
@@ -78,9 +79,17 @@ def test_every_command_named_exists() -> None:
 
 
 def test_the_constraint_file_shown_is_valid() -> None:
-    (text,) = blocks("toml")
+    text, _ = blocks("toml")
     requirement = parse(text, Path("constraints/edge.toml"))
     assert (requirement.latency_p95_ms, requirement.recall_min) == (50.0, {"scratch": 0.98})
+
+
+def test_the_watched_folders_shown_are_valid(tmp_path: Path) -> None:
+    _, text = blocks("toml")
+    (tmp_path / "config.toml").write_text(f"version = 1\n{text}", encoding="utf-8")
+    images, line3 = load(tmp_path).folders
+    assert (images.name, line3.name) == ("images", "line3")
+    assert load(tmp_path).watched(line3).group_of("part-17/left.png") == "part-17"
 
 
 def test_the_client_shown_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

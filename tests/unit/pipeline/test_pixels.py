@@ -139,6 +139,20 @@ def test_a_snapshot_of_known_samples_decodes_nothing(run: Run, rows: Any, store:
     assert len(list(folder.glob("*.npy"))) == 1
 
 
+def test_what_a_reference_leads_to_is_hashed_again(run: Run, rows: Any, store: Path, tmp_path: Path) -> None:
+    content = rows(3)
+    originals = []
+    for sha, _, _ in content:  # as a store that keeps references has them
+        original = (store / sha[:2] / sha).rename(tmp_path / f"{sha}.png")
+        (store / sha[:2] / sha).symlink_to(original)
+        originals.append(original)
+    assert run(content)["decoded"] == 3
+    other = rows(1, seed=50)[0][0]
+    originals[1].write_bytes((store / other[:2] / other).read_bytes())
+    with pytest.raises(StageError, match="has other content now"):
+        run(content, "two", resize="crop")
+
+
 def test_another_size_or_method_is_decoded_apart(run: Run, rows: Any, tmp_path: Path) -> None:
     content = rows(3)
     run(content)
