@@ -31,6 +31,7 @@ from daemon import store
 from daemon.children import die_with_parent
 from daemon.descriptor import describe
 
+USUAL = ("RGB", "L", "P", "RGBA", "1", "LA", "CMYK")  # modes of which it is known that training can convert them
 SECONDS = 60  # that decoding one file may take
 MEMORY_BYTES = 512 << 20  # that this process may take, beside what the largest image needs:
 BYTES_PER_PIXEL = 16  # a decoded image, and its conversion
@@ -118,9 +119,7 @@ class Reading:
     def _decode(self, source: BinaryIO | Path) -> tuple[dict[str, Any], bytes]:
         signal.setitimer(signal.ITIMER_REAL, SECONDS)  # ends this process: no decoder listens to anything else
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return decode(source, self.max_pixels)
+            return decode(source, self.max_pixels)
         except OSError as error:  # the copy cannot be read back
             raise store.StoreUnwritable(str(error)) from error
         finally:
@@ -190,7 +189,8 @@ def decode(source: Path | BinaryIO, max_pixels: float) -> tuple[dict[str, Any], 
                     f"has {width * height / 1e6:.0f} megapixels, more than watch.max_megapixels = {max_pixels / 1e6:g}"
                 )
             image.load()
-            image.crop((0, 0, 1, 1)).convert("RGB")  # what training could not convert is refused here
+            if image.mode not in USUAL:
+                image.crop((0, 0, 1, 1)).convert("RGB")  # what training could not convert is refused here
             looks = {"width": width, "height": height, "mode": image.mode, "frames": _count_frames(image)}
             return looks, describe(_upright(image))
     except UnidentifiedImageError:
@@ -230,6 +230,7 @@ def main() -> int:
     die_with_parent()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     Image.MAX_IMAGE_PIXELS = None  # the job's own limit is checked before anything is decoded
+    warnings.simplefilter("ignore")  # of odd files there are many
     limit = MEMORY_BYTES + BYTES_PER_PIXEL * int(job["max_pixels"])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for files in read_files(job):

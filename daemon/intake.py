@@ -34,6 +34,7 @@ class Drop:
         self.watched = config.watched(folder)
         self.store = config.state / "store"
         self.files = difference.read
+        self._known = difference.known
         self.manifest = difference.manifest
         self.again: list[str] = []
         self.said: dict[str, Said] = {}  # by path, of what is to be read
@@ -55,7 +56,7 @@ class Drop:
             refused = self._refuse_forgotten(connection, files)
             bad = [file for file in files if "reason" in file]
             good = sorted((file for file in files if "sha256" in file), key=lambda file: str(file["sha256"]))
-            self._end(connection, [file["path"] for file in files])
+            self._end(connection, [file["path"] for file in files if file["path"] in self._known])
             if good:
                 self._accept(connection, good)
             if bad:

@@ -122,10 +122,11 @@ def _twins(connection: Connection, drop: int, new: Collection[int]) -> dict[int,
     """The near-duplicates of a drop's new samples, and of those of them that have no group, and so on."""
     table, here = near_duplicates, occurrences.c.drop_id == drop
     own, other = table.c.sample_id, table.c.twin_id
-    pairs = connection.execute(
+    of_drop = (
         select(own, other).join(occurrences, occurrences.c.sample_id == own).where(here)
         .union(select(own, other).join(occurrences, occurrences.c.sample_id == other).where(here))
-    ).tuples().all()  # fmt: skip
+    )  # fmt: skip
+    pairs = [(one, twin) for one, twin in connection.execute(of_drop)]
     found: dict[int, set[int]] = {}
     wanted = set(new)
     while wanted:
@@ -140,9 +141,10 @@ def _twins(connection: Connection, drop: int, new: Collection[int]) -> dict[int,
     return found
 
 
-def _pairs_of(connection: Connection, chunk: list[int]) -> Iterable[tuple[int, int]]:
+def _pairs_of(connection: Connection, chunk: list[int]) -> list[tuple[int, int]]:
     own, other = near_duplicates.c.sample_id, near_duplicates.c.twin_id
-    return connection.execute(select(own, other).where(or_(own.in_(chunk), other.in_(chunk)))).tuples().all()
+    chosen = select(own, other).where(or_(own.in_(chunk), other.in_(chunk)))
+    return [(one, twin) for one, twin in connection.execute(chosen)]
 
 
 def _chunks(ids: Collection[int]) -> Iterable[list[int]]:
@@ -159,7 +161,7 @@ def _groups_of(connection: Connection, ids: Collection[int] | Mapping[int, set[i
     for chunk in _chunks(wanted):
         chosen = samples.c.id.in_(chunk)
         query = select(samples.c.id, samples.c.group_id).where(chosen, samples.c.group_id.is_not(None))
-        found |= dict(connection.execute(query).tuples().all())
+        found |= dict(map(tuple, connection.execute(query)))
     return found
 
 
@@ -167,5 +169,5 @@ def _roles_of(connection: Connection, ids: Collection[int]) -> dict[int, Role]:
     found: dict[int, Role] = {}
     for chunk in _chunks(ids):
         chosen = groups.c.id.in_(chunk)
-        found |= dict(connection.execute(select(groups.c.id, groups.c.role).where(chosen)).tuples().all())
+        found |= dict(map(tuple, connection.execute(select(groups.c.id, groups.c.role).where(chosen))))
     return found

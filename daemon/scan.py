@@ -32,6 +32,7 @@ class Difference:
 
     read: list[str] = field(default_factory=list)  # new, or changed
     gone: list[str] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)  # of those to be read: changed since they were read before
     fresh: list[str] = field(default_factory=list)  # changed a moment ago: to be looked at again
     unnamable: list[str] = field(default_factory=list)  # new, and their names are not text
     manifest: bool = False  # it is new, or changed
@@ -111,6 +112,8 @@ class _Look:
         full = f"{self.folder}/{file.path}"
         if known == file.stat or (known == UNREADABLE and not os.access(full, os.R_OK)) or full in self.writing:
             return
+        if known is not None:
+            self.difference.known.add(file.path)
         fresh = self.settled_before is not None and file.changed > self.settled_before
         (self.difference.fresh if fresh else self.difference.read).append(file.path)
 

@@ -148,6 +148,7 @@ def test_what_training_could_not_convert_is_refused(
         raise ValueError(f"conversion from La to {mode} not supported")
 
     png(folder / "a" / "x.png")
+    monkeypatch.setattr("daemon.decode.USUAL", ())
     monkeypatch.setattr(Image.Image, "convert", refuse)
     assert told(job("a/x.png"))["a/x.png"]["reason"] == "cannot be decoded: conversion from La to RGB not supported"
 
