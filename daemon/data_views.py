@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from daemon import labels, schema
+from daemon.journal import now
 from policies.drift import judge_drift
 from policies.facts import DriftCheck, from_dict
 from policies.settings import DriftSettings
@@ -48,6 +49,20 @@ def data(connection: Connection) -> View:
         "flagged": connection.execute(flagged).scalar(),
         "rejected": connection.execute(select(func.count()).where(schema.rejections.c.gone.is_(None))).scalar(),
     }
+
+
+def reading(connection: Connection) -> View | None:
+    """The drop that is being taken in, with how far it is; None: none is. Speed in files/s, time left in seconds."""
+    table = schema.drops
+    row = connection.execute(
+        select(table).where(table.c.state.in_(("reading", "matching"))).order_by(table.c.id.desc())
+    ).first()
+    if row is None:
+        return None
+    done = row.added + row.rejected
+    speed = done / max(now() - row.started, 1e-3)
+    left = max(row.files - done, 0) / speed if speed else None
+    return {"drop": row.id, "state": row.state, "files": row.files, "done": done, "speed": speed, "seconds_left": left}
 
 
 def drift(connection: Connection, settings: DriftSettings) -> list[View]:

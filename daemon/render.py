@@ -43,6 +43,8 @@ def status(view: View) -> RenderableType:
     parts += [_target(target, view["triton"]) for target in view["targets"]] or [
         Text("no constraint file was read yet")
     ]
+    if view["reading"]:
+        parts.append(_reading(view["reading"]))
     parts.append(working(view["working"]))
     parts.append(_data(view["data"]))
     parts += map(_drift, view["drift"])
@@ -91,6 +93,16 @@ def _candidate(view: View) -> str:
         f"{view['architecture']} ({view['artifact'][:8]}), {len(view['classes'])} classes, "
         f"judge {percent(view['judge_accuracy'])}{speed}, {view['artifact_mb']:.2f} MB on disk"
     )
+
+
+def _reading(view: View) -> Text:
+    said = f"drop {view['drop']}: "
+    if view["state"] == "matching":
+        return Text(f"{said}near-duplicates of its images are looked for", "bold cyan")
+    said += f"{view['done']:,} of {view['files']:,} files read"
+    if view["done"]:
+        said += f", {view['speed']:,.0f}/s, about {view['seconds_left']:,.0f} s left"
+    return Text(said, "bold cyan")
 
 
 def working(view: View | None) -> RenderableType:

@@ -36,6 +36,7 @@ def status(connection: Connection, config: Config) -> View:
         "targets": (found := [target(connection, config, name) for name in _target_names(connection)]),
         "triton": _ask_triton(config.settings.triton.url, found),
         "working": working(connection),
+        "reading": data_views.reading(connection),
         "data": data_views.data(connection),
         "drift": data_views.drift(connection, config.settings.policies.drift),
         "last_decision": next(iter(decisions(connection, 1)), None),

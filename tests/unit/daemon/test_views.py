@@ -15,7 +15,7 @@ from daemon import data_views, render, schema, views
 from daemon.config import Config
 from daemon.constraint_file import take_in
 from daemon.errors import NotFound
-from daemon.journal import add
+from daemon.journal import add, change, now
 from daemon.lock import locked
 from policies.facts import to_dict
 
@@ -70,10 +70,32 @@ def test_status_of_an_empty_workspace(config: Config, journal: Engine) -> None:
         "targets": [],
         "triton": {"url": config.settings.triton.url, "answers": False, "ready": {}},
         "working": None,
+        "reading": None,
         "data": {"classes": {}, "unlabelled": 0, "in_conflict": 0, "held": 0, "flagged": 0, "rejected": 0},
         "drift": [],
         "last_decision": None,
     }
+
+
+def drawn(view: Any) -> str:
+    out = StringIO()
+    Console(file=out, width=200).print(render.status(view))
+    return out.getvalue()
+
+
+def test_a_long_drop_is_told_with_its_speed(config: Config, journal: Engine) -> None:
+    with journal.begin() as connection:
+        about = {"folder": "images", "files": 1000, "added": 240, "rejected": 10}
+        drop = add(connection, schema.drops, state="reading", started=now() - 5, **about)
+        view = views.status(connection, config)
+        assert view["reading"]["done"] == 250
+        assert view["reading"]["speed"] == pytest.approx(50, rel=0.1)
+        assert view["reading"]["seconds_left"] == pytest.approx(15, rel=0.1)
+        assert "drop 1: 250 of 1,000 files read, 50/s, about 15 s left" in drawn(view)
+        change(connection, schema.drops, drop, state="matching")
+        assert "near-duplicates of its images are looked for" in drawn(views.status(connection, config))
+        change(connection, schema.drops, drop, state="ready")
+        assert views.status(connection, config)["reading"] is None
 
 
 def test_status_says_whether_a_daemon_runs(config: Config, journal: Engine) -> None:
