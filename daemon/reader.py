@@ -76,6 +76,7 @@ class Reader:
         self.unmatched = True  # what an earlier daemon left, or wrote before there was an index
         self.outdated = False  # the index holds pictures of images that were forgotten
         self.linked: set[Path] = set()  # folders with links that notification does not see through
+        self.rests_until = 0.0  # after near-duplicates could not be looked for
         self.crashes = 0
         self._began = self._said = self._heard = 0.0
         shares = config.settings.roles
@@ -113,6 +114,8 @@ class Reader:
         if self.waiting:
             self._begin(self.waiting.popleft())
             return True
+        if now() < self.rests_until:
+            return False
         if self.outdated or (self.unmatched and self._is_anything_unmatched()):
             self.outdated = False
             self._match(all_of_it=self.unmatched)
@@ -164,7 +167,8 @@ class Reader:
         if token.startswith("match"):
             self.unmatched = True  # no role is given before it is known what is near to what
             self._leave()
-            self.sources.fire_at(now() + TROUBLE_SECONDS, "after trouble")
+            self.rests_until = now() + TROUBLE_SECONDS
+            self.sources.fire_at(self.rests_until, "after trouble")
 
     def _take(self, token: str, files: list[dict[str, Any]]) -> None:
         assert self.drop is not None
@@ -268,27 +272,25 @@ class Reader:
         self.child = self._start(f"match{number}.{self.crashes}.{now():.0f}", "daemon.match", about)
 
     def _place(self) -> None:
-        """Gives the samples of all drops that were matched their roles: they are ready."""
+        """Gives the samples of all drops that were matched their roles: they are ready, and decided on next."""
         with self.journal.begin() as connection:
-            for number in connection.execute(select(drops.c.id).where(drops.c.state == "matching")).scalars().all():
-                placing.place(connection, number, self._shares)
+            matched = connection.execute(select(drops).where(drops.c.state == "matching").order_by(drops.c.id)).all()
+            for row in matched:
+                placing.place(connection, row.id, self._shares)
             connection.execute(update(drops).where(drops.c.state == "matching").values(state="ready"))
         self.unmatched = False
         self._leave()
+        for row in matched:
+            said = f"drop {row.id}: {row.added} images, {row.gone} gone, {row.rejected} rejected"
+            log.info(said)
+            if row.added or row.gone:
+                self.tell(said)
 
     def _leave(self) -> None:
         """The drop, if any, is done with."""
-        drop, self.drop, self.parts = self.drop, None, []
-        if drop is None:
-            return
-        for file in (self.config.state / "drops").glob(f"{drop.id}.*"):
+        for file in (self.config.state / "drops").glob(f"{self.drop.id}.*") if self.drop else ():
             file.unlink(missing_ok=True)
-        with self.journal.connect() as connection:
-            row = connection.execute(select(drops).where(drops.c.id == drop.id)).one()
-        said = f"drop {drop.id}: {row.added} images, {row.gone} gone, {row.rejected} rejected"
-        log.info(said)
-        if row.added or row.gone:
-            self.tell(said)
+        self.drop, self.parts = None, []
 
     def _start(self, token: str, module: str, about: dict[str, Any]) -> Child:
         file = write_job(self._file(f"{module}.{token}.json"), {"token": token, **about})

@@ -15,7 +15,8 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, select
+from PIL import Image
+from sqlalchemy import Engine, select, update
 
 from daemon import schema
 from daemon.config import Config
@@ -242,3 +243,46 @@ def test_a_reader_that_hangs_is_stopped(lane: Lane, images: Path, png: Png, monk
     assert hanging.wait(0)
     for child in lane.reader.children:
         child.kill()
+
+
+def test_near_duplicates_are_looked_for_again_where_that_was_cut_off(lane: Lane, images: Path, png: Png) -> None:
+    """Until then the drop is in no snapshot, and nothing is decided on it; what is found again is found whole."""
+    for index in range(3):
+        png(images / "cat" / f"{index}.png", index, (64, 64))
+    with Image.open(images / "cat" / "0.png") as image:
+        image.resize((48, 48)).save(images / "cat" / "copy.png")
+    lane.let_settle()
+    lane.reader.scan()
+    while lane.reader.child is None:  # that looks for near-duplicates
+        if not lane.reader.step():
+            lane.handle(lane.queue.get(timeout=30))
+    lane.reader.child.kill()
+    while lane.reader.child is not None:
+        lane.handle(lane.queue.get(timeout=30))
+    assert lane.told == []
+    assert not lane.reader.step()  # it rests
+    later = Lane(lane.config, lane.journal, lane.reader.sources, lane.queue)
+    later.reader.recover()
+    later.work()
+    assert later.told == ["drop 1: 4 images, 0 gone, 0 rejected"]
+    with lane.journal.connect() as connection:
+        assert len(connection.execute(select(schema.near_duplicates)).all()) == 1
+        assert len(connection.execute(select(schema.groups)).all()) == 3
+
+
+def test_pairs_that_were_found_and_not_heard_of_are_found_again(lane: Lane, images: Path, png: Png) -> None:
+    png(images / "cat" / "1.png", 1, (64, 64))
+    with Image.open(images / "cat" / "1.png") as image:
+        image.resize((48, 48)).save(images / "cat" / "copy.png")
+    lane.work()
+    with lane.journal.begin() as connection:  # as a daemon leaves it that is killed before it has written them down
+        connection.execute(schema.near_duplicates.delete())
+        connection.execute(update(schema.samples).values(group_id=None))
+        connection.execute(schema.groups.delete())
+        connection.execute(update(schema.drops).values(state="matching"))
+    later = Lane(lane.config, lane.journal, lane.reader.sources, lane.queue)
+    later.reader.recover()
+    later.work()
+    with lane.journal.connect() as connection:
+        assert len(connection.execute(select(schema.near_duplicates)).all()) == 1
+        assert len(connection.execute(select(schema.groups)).all()) == 1
