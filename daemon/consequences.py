@@ -8,9 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from daemon import enough, roots, schema, snapshot, targets
+from daemon import enough, schema, snapshot, targets
 from daemon.config import Config
 from daemon.errors import UsageError
+from daemon.journal import chunks
 from policies.facts import Role
 
 View = dict[str, Any]
@@ -41,8 +42,7 @@ def _images(connection: Connection, ids: Collection[int]) -> View:
     samples, occurrences = schema.samples, schema.occurrences
     shas, size, files = [], 0, 0
     listed = sorted(ids)
-    for start in range(0, len(listed), roots.CHUNK):
-        some = listed[start : start + roots.CHUNK]
+    for some in chunks(listed):
         for sha, number in connection.execute(
             select(samples.c.sha256, samples.c.bytes).where(samples.c.id.in_(some)).order_by(samples.c.id)
         ):

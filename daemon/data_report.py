@@ -9,22 +9,24 @@ from sqlalchemy import Connection, func, select
 
 from daemon import data_views, schema
 from daemon.config import Config
+from policies.falls import FALSE_ALARM
 from policies.statistics import smallest_fall
 
 View = dict[str, Any]
 DROPS = 10  # that are shown
 POWER = 0.8  # with which a fall is to be seen, where a class counts as large enough to be judged
+EXCHANGE = 0.05  # of its samples that a good challenger wins back, while it loses others
 
 
 def report(connection: Connection, config: Config) -> View:
     """Everything that `relearn data` shows, as plain values."""
     data = data_views.data(connection)
-    chance = 1 - config.settings.promotion.confidence
+    chance = FALSE_ALARM / max(len(data["classes"]), 1)  # of each class, where all are looked at (Holm's first step)
     return {
         **data,
         "classes": [
             {"class": name, **{role: counts.get(role, 0) for role in ("train", "tune", "judge")},
-             "smallest_fall": smallest_fall(counts.get("judge", 0), 0.0, chance, POWER)}
+             "smallest_fall": smallest_fall(counts.get("judge", 0), EXCHANGE, chance, POWER)}
             for name, counts in data["classes"].items()
         ],
         "folders": [_folder(connection, config, folder) for folder in config.folders],

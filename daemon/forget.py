@@ -11,10 +11,10 @@ from pathlib import Path
 
 from sqlalchemy import Connection, insert, select, update
 
-from daemon import consequences, enough, named_images, roots, schema, snapshot
+from daemon import consequences, enough, named_images, schema, snapshot
 from daemon.config import Config
 from daemon.errors import NotFound, UsageError
-from daemon.journal import add, change, now
+from daemon.journal import add, change, chunks, now
 
 SIGNS = 12  # of a hash, as it is shown
 # Of a file whose content was forgotten; it is not read again until its content changes, or --undo.
@@ -25,7 +25,7 @@ def is_forgotten(connection: Connection, shas: Iterable[bytes]) -> set[bytes]:
     """Which of these images were forgotten: they are refused, and no copy of them is kept."""
     samples = schema.samples
     found: set[bytes] = set()
-    for some in roots.chunks(shas):
+    for some in chunks(shas):
         which = (samples.c.sha256.in_(some), samples.c.forgotten.is_not(None))
         found |= set(connection.execute(select(samples.c.sha256).where(*which)).scalars())
     return found
@@ -67,8 +67,8 @@ def forget(connection: Connection, config: Config, what: str, by: str, request: 
     if images is not None and len(ids) != images:
         raise UsageError(f"{what} names {len(ids):,} images by now, and not {images:,}: look at it again")
     view = consequences.foresee(connection, config, ids)
-    for start in range(0, len(ids), roots.CHUNK):
-        _forget(connection, ids[start : start + roots.CHUNK], by, request)
+    for some in chunks(ids):
+        _forget(connection, some, by, request)
     for target in view["targets"]:
         if target["retrained"]:
             why = f"{by} had images forgotten that {target['model']} learnt from"
@@ -159,7 +159,7 @@ def unerased(connection: Connection) -> list[bytes]:
 def settle(connection: Connection, shas: Collection[bytes]) -> None:
     """Their bytes are gone; requests all of whose images are done are answered."""
     samples, erasures, requests = schema.samples, schema.erasures, schema.requests
-    for some in roots.chunks(shas):
+    for some in chunks(shas):
         ids = select(samples.c.id).where(samples.c.sha256.in_(some))
         of = (erasures.c.sample_id.in_(ids), erasures.c.erased.is_(None))
         connection.execute(update(erasures).where(*of).values(erased=now()))

@@ -10,17 +10,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, insert, select, update
+from sqlalchemy import Connection, Engine, Table, delete, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from daemon import forget
 from daemon.config import Config
 from daemon.erase import erase_copies
-from daemon.journal import AnyRow, add, change, now
-from daemon.scan import UNREADABLE, Difference, text
+from daemon.journal import AnyRow, add, change, chunks, now
+from daemon.scan import UNREADABLE, Difference
 from daemon.schema import drops, labels, manifests, occurrences, rejections, samples
+from daemon.walk import text
 
-IN_ONE = 500  # values in one query
 File = Mapping[Any, Any]  # what the reading child says of one (daemon/decode.py)
 Said = tuple[str | None, str | None]  # class and group, as a manifest says
 
@@ -142,8 +142,8 @@ class Drop:
     def _end(self, connection: Connection, paths: list[str]) -> None:
         """These paths no longer hold what was seen there."""
         for table in (occurrences, rejections):
-            for start in range(0, len(paths), IN_ONE):
-                connection.execute(self._live(table, paths[start : start + IN_ONE]).values(gone=now()))
+            for some in chunks(paths):
+                connection.execute(self._live(table, some).values(gone=now()))
 
     def _live(self, table: Table, paths: list[str]) -> Any:
         here = (table.c.folder == str(self.folder), table.c.path.in_(paths), table.c.gone.is_(None))
@@ -172,6 +172,13 @@ class Drop:
             new = upsert(manifests).values(row)
             connection.execute(new.on_conflict_do_update(["folder", "path"], set_=row))
 
+    def lose_manifest(self) -> None:
+        """It could not be read: it counts as new to the next scan, or images of this drop would stay without class."""
+        table = manifests
+        with self.journal.begin() as connection:
+            here = (table.c.folder == str(self.folder), table.c.path == self.watched.manifest)
+            connection.execute(delete(table).where(*here))
+
     def _forgotten_rows(self) -> list[str]:
         table = occurrences
         labelled = (table.c.folder == str(self.folder), table.c.gone.is_(None), table.c.class_name.is_not(None))
@@ -181,10 +188,9 @@ class Drop:
 
     def _say(self, said: Mapping[str, Said]) -> None:
         """Occurrences whose class or group is another now end, and begin anew in this drop."""
-        paths = list(said)
         with self.journal.begin() as connection:
-            for start in range(0, len(paths), IN_ONE):
-                self._relabel(connection, said, paths[start : start + IN_ONE])
+            for some in chunks(said):
+                self._relabel(connection, said, some)
 
     def _relabel(self, connection: Connection, said: Mapping[str, Said], paths: list[str]) -> None:
         table, moment = occurrences, now()
@@ -206,8 +212,8 @@ class Drop:
 
 def _find_samples(connection: Connection, shas: list[bytes]) -> dict[bytes, int]:
     found: dict[bytes, int] = {}
-    for start in range(0, len(shas), IN_ONE):
-        chosen = samples.c.sha256.in_(shas[start : start + IN_ONE])
+    for some in chunks(shas):
+        chosen = samples.c.sha256.in_(some)
         found |= {sha: id_ for id_, sha in connection.execute(select(samples.c.id, samples.c.sha256).where(chosen))}
     return found
 

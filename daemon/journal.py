@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Row, Table, create_engine, event, insert, select, update
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -21,6 +22,8 @@ from daemon.errors import NotFound, RelearnError, WrongJournal
 HEAD = "0007"  # the newest migration; a test holds it to the folder
 
 AnyRow = Row[Any]
+Value = TypeVar("Value")
+IN_ONE = 500  # values in one query
 
 
 def open_journal(state: Path, *, migrate: bool = False) -> Engine:
@@ -102,6 +105,12 @@ def now() -> float:
     return time.time()
 
 
+def chunks(values: Iterable[Value]) -> Iterator[list[Value]]:
+    """So many at a time as one query may name."""
+    listed = list(values)
+    return (listed[start : start + IN_ONE] for start in range(0, len(listed), IN_ONE))
+
+
 def add(connection: Connection, table: Table, **values: Any) -> int:
     """Inserts a row and returns its id."""
     key = connection.execute(insert(table).values(**values)).inserted_primary_key
@@ -128,4 +137,4 @@ def get(connection: Connection, table: Table, row: int | str) -> AnyRow:
     return found
 
 
-__all__ = ["HEAD", "AnyRow", "add", "change", "claim", "get", "now", "open_journal", "revision", "schema"]
+__all__ = ["HEAD", "AnyRow", "add", "change", "chunks", "claim", "get", "now", "open_journal", "revision", "schema"]

@@ -15,7 +15,6 @@ import csv
 import json
 import os
 import posixpath
-import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -25,11 +24,11 @@ from typing import Any, BinaryIO
 
 from daemon.children import die_with_parent
 from daemon.decode import Unusable, open_within
+from daemon.walk import text
 
 LONGEST_LINE = 65_536  # bytes
 SAID = 200  # problems that are told one by one
 CHUNK = 2_000  # rows in one line of output
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 Row = tuple[str, str | None, str | None]  # path, label, group
 
 
@@ -164,7 +163,7 @@ def _check(path: str, label: str | None, group: str | None) -> Row:
     if ".." in path.split("/"):
         raise Refused(f"leads out of the watched folder, by {path[:200]}")
     for value in (path, label or "", group or ""):
-        if _CONTROL.search(value):
+        if text(value) != value:
             raise Refused("holds control characters")
     if label and (len(label) > 255 or "/" in label):
         raise Refused("has a label that is no name of a class: at most 255 signs, without /")

@@ -35,7 +35,9 @@ MATCHING = """
     WHERE drops.state = 'matching' AND samples.group_id IS NULL
 """
 FORGOTTEN = "SELECT id FROM samples WHERE forgotten IS NOT NULL"
-NEW = "SELECT id, sha256 FROM samples WHERE forgotten IS NULL AND id > :since ORDER BY id"
+NEW = f"""
+    SELECT id, sha256 FROM samples WHERE forgotten IS NULL AND (id > :since OR id IN ({MATCHING})) ORDER BY id
+"""
 
 
 def main() -> int:

@@ -14,11 +14,9 @@ from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from daemon import roles
-from daemon.journal import now
+from daemon.journal import chunks, now
 from daemon.schema import groups, near_duplicates, occurrences, samples
 from policies.facts import Role
-
-IN_ONE = 400  # values in one query
 
 
 @dataclass(slots=True)
@@ -137,7 +135,7 @@ def _twins(connection: Connection, drop: int, new: Collection[int]) -> dict[int,
         seen = wanted | found.keys()
         reached = {twin for at in wanted for twin in found.get(at, ())} - seen
         wanted = reached - _groups_of(connection, reached).keys()
-        pairs = [pair for chunk in _chunks(wanted) for pair in _pairs_of(connection, chunk)]
+        pairs = [pair for chunk in chunks(wanted) for pair in _pairs_of(connection, chunk)]
     return found
 
 
@@ -147,18 +145,13 @@ def _pairs_of(connection: Connection, chunk: list[int]) -> list[tuple[int, int]]
     return [(one, twin) for one, twin in connection.execute(chosen)]
 
 
-def _chunks(ids: Collection[int]) -> Iterable[list[int]]:
-    ordered = sorted(ids)
-    return (ordered[start : start + IN_ONE] for start in range(0, len(ordered), IN_ONE))
-
-
 def _groups_of(connection: Connection, ids: Collection[int] | Mapping[int, set[int]]) -> dict[int, int]:
     """The group of each of these samples (and of the twins in a mapping) that has one."""
     wanted = set(ids)
     if isinstance(ids, Mapping):
         wanted = wanted.union(*ids.values())
     found: dict[int, int] = {}
-    for chunk in _chunks(wanted):
+    for chunk in chunks(wanted):
         chosen = samples.c.id.in_(chunk)
         query = select(samples.c.id, samples.c.group_id).where(chosen, samples.c.group_id.is_not(None))
         found |= dict(map(tuple, connection.execute(query)))
@@ -167,7 +160,7 @@ def _groups_of(connection: Connection, ids: Collection[int] | Mapping[int, set[i
 
 def _roles_of(connection: Connection, ids: Collection[int]) -> dict[int, Role]:
     found: dict[int, Role] = {}
-    for chunk in _chunks(ids):
+    for chunk in chunks(ids):
         chosen = groups.c.id.in_(chunk)
         found |= dict(map(tuple, connection.execute(select(groups.c.id, groups.c.role).where(chosen))))
     return found

@@ -50,7 +50,6 @@ class Part:
     alone: bool = False  # the first of them has ended a child: it is tried by itself
     crashes: int = 0
     child: Child | None = None
-    heard: float = field(default_factory=time.monotonic)  # when the child last said something, or began
 
 
 class Reader:
@@ -168,12 +167,14 @@ class Reader:
             self.unmatched = True  # no role is given before it is known what is near to what
             self._leave()
             self.rests_until = now() + TROUBLE_SECONDS
-            self.sources.fire_at(self.rests_until, "after trouble")
+        elif self.drop is not None:
+            self.drop.lose_manifest()
+        self.sources.fire_at(now() + TROUBLE_SECONDS, "after trouble")
 
     def _take(self, token: str, files: list[dict[str, Any]]) -> None:
         assert self.drop is not None
         part = next(part for part in self.parts if part.child and part.child.token == token)
-        part.crashes, part.heard = 0, time.monotonic()
+        part.crashes = 0
         part.unread = part.unread[len(files) :]
         self.drop.record(files)
         if (moment := time.monotonic()) >= self._said + SAY_SECONDS:
@@ -258,7 +259,6 @@ class Reader:
             "batch": BATCH,
         }
         part.child = self._start(token, "daemon.decode", about)
-        part.heard = time.monotonic()
 
     def _match(self, *, all_of_it: bool = False) -> None:
         number = self.drop.id if self.drop else 0
@@ -288,7 +288,7 @@ class Reader:
 
     def _leave(self) -> None:
         """The drop, if any, is done with."""
-        for file in (self.config.state / "drops").glob(f"{self.drop.id}.*") if self.drop else ():
+        for file in (self.config.state / "drops").glob(self._file("*").name):
             file.unlink(missing_ok=True)
         self.drop, self.parts = None, []
 
@@ -300,6 +300,7 @@ class Reader:
         return child
 
     def _file(self, name: str) -> Path:
+        """What passes between the reader and its children, as long as the drop is read."""
         return self.config.state / "drops" / f"{self.drop.id if self.drop else 0}.{name}"
 
     def _is_anything_unmatched(self) -> bool:

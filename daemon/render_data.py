@@ -40,7 +40,7 @@ def _classes(rows: list[View]) -> Table:
     table = Table("class", *(Column(name, justify="right") for name in ("train", "tune", "judge")), "can be judged")
     for row in rows:
         fall = row["smallest_fall"]
-        said = "too small: no fall could be shown" if fall is None else f"a fall of {100 * fall:.0f} points or more"
+        said = "too small: no fall could be shown" if fall is None else f"a fall of about {100 * fall:.0f} points"
         table.add_row(Text(row["class"]), *(f"{row[role]:,}" for role in ("train", "tune", "judge")), said)
     return table
 

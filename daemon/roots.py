@@ -13,9 +13,9 @@ from typing import Literal
 from sqlalchemy import Connection, select
 
 from daemon import evidence, schema, targets
+from daemon.journal import chunks
 
 Kind = Literal["model", "artifact", "snapshot", "cycle"]
-CHUNK = 500  # values that one query names
 Why = dict[str, str]
 
 
@@ -154,9 +154,3 @@ def live(connection: Connection, shas: Iterable[bytes]) -> set[bytes]:
             ).scalars()
         )
     return found
-
-
-def chunks(shas: Iterable[bytes]) -> Iterable[list[bytes]]:
-    """So many at a time as one query may name."""
-    listed = list(shas)
-    return (listed[start : start + CHUNK] for start in range(0, len(listed), CHUNK))

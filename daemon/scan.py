@@ -7,7 +7,6 @@ than the largest folder. Nothing is opened here: a file is what its size and its
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import closing
@@ -16,14 +15,13 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select, union_all
 
+from daemon.journal import chunks
 from daemon.schema import manifests, occurrences, rejections
-from daemon.walk import File, Stat, Walk
+from daemon.walk import File, Stat, Walk, text
 from daemon.watched import Watched
 
 Records = Generator[tuple[str, Stat], None, None]  # what the journal knows: paths and what they were
 UNREADABLE: Stat = (-1, -1)  # of a file that may not be read: a change of its mode changes neither size nor mtime
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_CHUNK = 500  # paths in one query
 
 
 @dataclass(slots=True)
@@ -69,15 +67,6 @@ def compare(
     difference.unnamable = [path for path in difference.unnamable if text(path) not in known_already]
     difference.manifest = _is_manifest_changed(connection, watched, look.writing)
     return difference
-
-
-def text(path: str) -> str:
-    """The path as the journal can hold it: bytes that are not UTF-8, and control characters, are written as \\xNN.
-
-    A line break in a class's name would be two lines of Triton's labels.
-    """
-    decoded = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", decoded)
 
 
 class _Look:
@@ -130,8 +119,8 @@ class _Look:
 def _known(connection: Connection, folder: Path, starts: list[Path]) -> Iterator[tuple[Path, Records]]:
     """What is known at each start and below it, in the order of the paths."""
     files = [start for start in starts if os.path.isfile(start)]  # noqa: PTH113  (it raises for no odd name)
-    for first in range(0, len(files), _CHUNK):
-        names = {start: text(str(start.relative_to(folder))) for start in files[first : first + _CHUNK]}
+    for some in chunks(files):
+        names = {start: text(str(start.relative_to(folder))) for start in some}
         known = dict(_records(connection, folder, among=names.values()))
         for start, name in names.items():
             yield start, ((name, known[name]) for _ in range(name in known))

@@ -98,7 +98,7 @@ def _mend(store: Path, sha256: str, content: bytes) -> None:
     """Of a copy that is there: a good one stays, one that is damaged is replaced."""
     final = place(store, sha256)
     if not holds(final, sha256):
-        aside = store / "incoming" / f"{sha256}.mended"
+        aside = store / "incoming" / f"{sha256}.{os.getpid()}"  # another child may be at it, too
         aside.unlink(missing_ok=True)
         _create(aside, content)
         _sync(aside)
@@ -145,7 +145,7 @@ def refer(store: Path, originals: dict[Path, str]) -> None:
             final = place(store, sha256)
             if os.path.lexists(final) and holds(final, sha256):
                 continue
-            link = store / "incoming" / f"{sha256}.link"
+            link = store / "incoming" / f"{sha256}.{os.getpid()}"
             link.unlink(missing_ok=True)
             link.symlink_to(original)
             _move(link, final)

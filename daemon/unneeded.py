@@ -15,6 +15,7 @@ from daemon import roots, schema, snapshot, targets
 from daemon.backbone import find_backbone
 from daemon.config import Config
 from daemon.disk import ASIDE, Found, Kind
+from daemon.journal import chunks
 
 LEFTOVER_SECONDS = 3600.0  # that what a killed process left lies untouched, before it is taken for that
 # Removed in this order where store.max_gb asks: first what is made again, last what is not.
@@ -206,7 +207,7 @@ def _samples(connection: Connection, shas: Iterable[bytes]) -> dict[bytes, tuple
     """When the last file of each image was gone, and whether it was forgotten."""
     samples, occurrences = schema.samples, schema.occurrences
     found: dict[bytes, tuple[float | None, bool]] = {}
-    for some in roots.chunks(shas):
+    for some in chunks(shas):
         rows = connection.execute(
             select(samples.c.sha256, samples.c.forgotten, func.max(occurrences.c.gone))
             .outerjoin(occurrences, occurrences.c.sample_id == samples.c.id)

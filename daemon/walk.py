@@ -7,6 +7,7 @@ folder, and never from behind another link: what cannot be followed is told as a
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Stat = tuple[int, int]  # size, mtime in nanoseconds
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,3 +129,12 @@ class Walk:
                     return found
                 self.away.append(path)
         return None
+
+
+def text(path: str) -> str:
+    """The path as the journal can hold it: bytes that are not UTF-8, and control characters, are written as \\xNN.
+
+    A line break in a class's name would be two lines of Triton's labels.
+    """
+    decoded = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", decoded)

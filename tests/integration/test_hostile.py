@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select
 
 from daemon import reader as module
-from daemon import scan, schema
+from daemon import scan, schema, walk
 from daemon.config import load
 from daemon.events import ChildEnded, ChildSpoke
 from daemon.journal import open_journal
@@ -58,7 +58,7 @@ def test_each_hostile_file_costs_itself_alone(workspace: Path, monkeypatch: pyte
         refused = {row.path: row.reason for row in connection.execute(select(rejections))}
     wrong = {}
     for hostile in CORPUS:
-        path = "hostile/" + scan.text(os.fsdecode(hostile.path))
+        path = "hostile/" + walk.text(os.fsdecode(hostile.path))
         path = f"hostile/{DEEP}" if hostile.path == b"nested" else path
         if hostile.reason is None and path not in known:
             wrong[path] = refused.get(path, "was not looked at")

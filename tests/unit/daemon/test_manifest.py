@@ -229,3 +229,25 @@ def test_the_part_of_the_path_makes_a_group_where_the_manifest_says_none(lane: L
             "key:part-0",
             "key:part-1",
         ]
+
+
+def test_images_of_a_manifest_that_could_not_be_read_get_their_class_with_the_next_scan(
+    lane: Lane, config: Config, png: Png, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest itself is as it was: what it says of the new image is asked for again all the same."""
+    images = config.folders[0]
+    png(images / "1.png", 1)
+    (images / "labels.csv").write_text("path,label\n1.png,cat\n2.png,dog\n")
+    lane.work()
+    png(images / "2.png", 2)
+    start = lane.reader._start
+    with monkeypatch.context() as broken:
+        broken.setattr(
+            lane.reader,
+            "_start",
+            lambda token, module, about: start(token, module, {} if module == "daemon.manifest" else about),
+        )
+        lane.work()
+    assert lane.classes() == {"1.png": "cat", "2.png": None}
+    lane.work()
+    assert lane.classes() == {"1.png": "cat", "2.png": "dog"}

@@ -287,3 +287,17 @@ def test_pairs_that_were_found_and_not_heard_of_are_found_again(lane: Lane, imag
     with lane.journal.connect() as connection:
         assert len(connection.execute(select(schema.near_duplicates)).all()) == 1
         assert len(connection.execute(select(schema.groups)).all()) == 1
+
+
+def test_an_image_that_gets_its_label_later_is_still_known_to_what_comes(lane: Lane, images: Path, png: Png) -> None:
+    png(images / "1.png", 1, (64, 64))
+    png(images / "cat" / "2.png", 2, (64, 64))
+    lane.work()
+    (images / "1.png").rename(images / "cat" / "1.png")
+    lane.work()
+    with Image.open(images / "cat" / "1.png") as image:
+        image.resize((48, 48)).save(images / "cat" / "copy.png")
+    lane.work()
+    with lane.journal.connect() as connection:
+        assert len(connection.execute(select(schema.near_duplicates)).all()) == 1
+        assert len(connection.execute(select(schema.groups)).all()) == 2
