@@ -13,12 +13,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from daemon import decisions, flags, schema, snapshot, targets
+from daemon import decisions, flags, schema, standings, targets
 from daemon.backbone import Backbone, find_backbone
 from daemon.config import Config
 from daemon.errand import Errand
 from daemon.events import Event
 from daemon.journal import change, now
+from daemon.standings import Labelled
 from daemon.stock import model_folder
 from policies.labels import hold_drop
 
@@ -55,12 +56,12 @@ class Auditor(Errand):
             model = (backbone.name if backbone else targets.embedding_model(connection)) if drops else None
             if model is None:
                 return True
-            rows = snapshot.labelled(connection)
+            rows = list(standings.usable(connection, flagged=True))
         self.drops, self.model = drops, model
         self._start(rows, backbone)
         return True
 
-    def _start(self, rows: list[snapshot.Labelled], backbone: Backbone | None) -> None:
+    def _start(self, rows: list[Labelled], backbone: Backbone | None) -> None:
         folder = self.config.state / "audits"
         folder.mkdir(parents=True, exist_ok=True)
         classes = sorted({row.name for row in rows})

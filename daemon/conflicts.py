@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from daemon import labels, schema
+from daemon import labels, schema, standings
 from daemon.errors import NotFound, UsageError
 from daemon.flags import check_class
 from daemon.journal import add, now
@@ -20,6 +20,7 @@ View = dict[str, Any]
 
 def find(connection: Connection) -> list[View]:
     """Each image in conflict, with its classes and files."""
+    standings.refresh(connection)
     said, occurrences, samples = labels.current(), schema.occurrences, schema.samples
     conflicting = labels.conflicting()
     classes: dict[int, set[str]] = {}

@@ -11,14 +11,13 @@ from sqlalchemy import Connection, select
 from daemon import evidence, schema, sketches, targets, tunings, verdicts
 from daemon.ground import Ground
 from daemon.journal import AnyRow
+from daemon.snapshot import Rows
 from daemon.variants import Devices, gpu_of, is_outdated, join
-from policies.facts import Role, Verdict, from_dict
+from policies.facts import Verdict, from_dict
 from policies.next_step import CycleFacts
 from policies.search import Heat, SearchFacts
 from policies.settings import TuningSettings
 from policies.tuning import TuningFacts
-
-Rows = Mapping[bytes, tuple[str, Role]]  # of a snapshot: class and role by the sample's hash
 
 
 def gather(
@@ -35,7 +34,7 @@ def gather(
     requirement = ground.requirement
     champion = targets.champion(connection, cycle.target)
     judge = targets.judge_set(connection, rows)
-    classes = {name for name, _ in rows.values()}
+    classes = set(rows.classes)
     if champion and cycle.trigger != "data":
         classes &= set(champion.classes)
     proven = _proven(connection, cycle.id)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from daemon import labels, schema
+from daemon import schema, standings
 from daemon.journal import now
 from policies.drift import judge_drift
 from policies.facts import DriftCheck, from_dict
@@ -19,22 +19,13 @@ View = dict[str, Any]
 
 def data(connection: Connection) -> View:
     """Samples by class and role, and the files that could not be used."""
-    occurrences, samples, groups = schema.occurrences, schema.samples, schema.groups
-    said, held = labels.current(), labels.held()
-    rows = connection.execute(
-        select(said.c.class_name, groups.c.role, func.count(func.distinct(samples.c.id)))
-        .select_from(said)
-        .join(samples, samples.c.id == said.c.sample_id)
-        .outerjoin(groups, groups.c.id == samples.c.group_id)
-        .where(said.c.sample_id.not_in(labels.conflicting()))
-        .group_by(said.c.class_name, groups.c.role)
-    )
-    classes: dict[str, Counter[str]] = {}
-    for name, role, number in rows:
-        classes.setdefault(name, Counter())[role] += number
-    unlabelled = select(func.count(func.distinct(occurrences.c.sample_id))).where(
-        occurrences.c.gone.is_(None), occurrences.c.class_name.is_(None)
-    )
+    classes: dict[str, Counter[str | None]] = {}
+    states: Counter[str] = Counter()
+    for (state, name, role), number in standings.count(connection).items():
+        states[state] += number
+        if name is not None and state in standings.LABELLED:
+            classes.setdefault(name, Counter())[role] += number
+    occurrences = schema.occurrences
     flags = schema.flags
     flagged = (
         select(func.count(func.distinct(flags.c.id)))
@@ -43,9 +34,9 @@ def data(connection: Connection) -> View:
     )
     return {
         "classes": {name: dict(counts) for name, counts in sorted(classes.items())},
-        "unlabelled": connection.execute(unlabelled).scalar(),
-        "in_conflict": len(connection.execute(labels.conflicting()).all()),
-        "held": connection.execute(select(func.count(func.distinct(held.c.sample_id)))).scalar(),
+        "unlabelled": states["unlabelled"],
+        "in_conflict": states["conflict"],
+        "held": states["held"],
         "flagged": connection.execute(flagged).scalar(),
         "rejected": connection.execute(select(func.count()).where(schema.rejections.c.gone.is_(None))).scalar(),
     }

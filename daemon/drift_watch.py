@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, select
 
-from daemon import forget, labels, schema, snapshot, targets
+from daemon import forget, schema, snapshot, standings, targets
 from daemon.config import Config
 from daemon.errand import Errand
 from daemon.events import Event
 from daemon.journal import add, get, now
+from daemon.standings import Labelled
 from daemon.stock import model_folder
 from policies.facts import DriftCheck, from_dict, to_dict
 
 KINDS = ("labelled", "unlabelled")
+LARGEST = 2048  # images of the reference: more would only cost time
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +75,26 @@ class DriftWatch(Errand):
         return True
 
     def _reference(self, connection: Connection, model: str) -> dict[str, list[Any]]:
-        """The tune samples of the model's own snapshot: images that it has not learnt from."""
+        """Tune samples of the model's own snapshot, images that it has not learnt from: of each class its share."""
         row = get(connection, schema.models, model)
         index = {name: number for number, name in enumerate(row.classes)}
-        _, rows = snapshot.read(self.config.state / "snapshots" / f"{row.snapshot_id}.snapshot")
-        known = {sha: index[name] for sha, (name, role) in rows.items() if role == "tune" and name in index}
-        forgotten = forget.is_forgotten(connection, known)
-        tune = {sha.hex(): label for sha, label in known.items() if sha not in forgotten}
+        counts = get(connection, schema.snapshots, row.snapshot_id).counts
+        tuned = {name: given["tune"] for name, given in counts.items() if name in index}
+        most = max(sum(tuned.values()), 1)
+        left = Counter({name: math.ceil(number * min(LARGEST / most, 1)) for name, number in tuned.items()})
+        chosen: dict[bytes, int] = {}
+        for sha, name in self._rows(row.snapshot_id).of_role("tune"):  # by hash: by chance
+            if left[name] > 0:
+                chosen[sha] = index[name]
+                left[name] -= 1
+                if left.total() == 0:
+                    break
+        forgotten = forget.is_forgotten(connection, chosen)
+        tune = {sha.hex(): label for sha, label in chosen.items() if sha not in forgotten}
         return {"samples": list(tune), "labels": list(tune.values())}
+
+    def _rows(self, snapshot_id: str) -> snapshot.Rows:
+        return snapshot.read(self.config.state / "snapshots" / f"{snapshot_id}.snapshot")[1]
 
     def _window(self, connection: Connection, model: str, kind: str, tuned: list[int]) -> Window:
         """What came since the last check of this kind; of classes that the reference has two images of at least."""
@@ -87,41 +102,18 @@ class DriftWatch(Errand):
         newest = connection.execute(select(checks).where(checks.c.kind == kind).order_by(checks.c.id.desc())).first()
         last, missed = (newest.up_to_drop, set(newest.figures.get("held", ()))) if newest else (0, set())
         row = get(connection, schema.models, model)
-        _, known = snapshot.read(self.config.state / "snapshots" / f"{row.snapshot_id}.snapshot")
-        found = self._labelled(connection) if kind == "labelled" else self._unlabelled(connection)
+        known = self._rows(row.snapshot_id)
         counts = Counter(tuned)
         index = {name: number for number, name in enumerate(row.classes) if counts[number] > 1}
         come = [
-            (drop, sha, name)
-            for drop, sha, name in found
-            if (drop > last or drop in missed) and sha not in known and (name is None or name in index)
+            (drop, said.sha256, said.name)
+            for drop, state, said in standings.of_drops(connection, last, missed)
+            if said.sha256 not in known and _is_of(kind, state, said, index)
         ]
         up_to = max(last, *(drop for drop, _, _ in come)) if come else last
-        given = [index[name] for _, _, name in come if name is not None] if kind == "labelled" else None
+        given = [index[name] for _, _, name in come] if kind == "labelled" else None
         held = _held(connection, up_to) if kind == "labelled" else []
         return Window(kind, up_to, [sha.hex() for _, sha, _ in come], given, held)
-
-    def _labelled(self, connection: Connection) -> list[tuple[int, bytes, str | None]]:
-        """Drop, hash and class of what may be used to train and tune: of judge nothing is looked at."""
-        said, samples = labels.current(), schema.samples
-        rows, _ = snapshot.usable(connection)
-        usable = {row.sample: row for row in rows if row.role != "judge"}
-        drops = connection.execute(
-            select(said.c.sample_id, func.max(said.c.drop_id))
-            .join(samples, samples.c.id == said.c.sample_id)
-            .group_by(said.c.sample_id)
-        )
-        return [(drop, usable[id_].sha256, usable[id_].name) for id_, drop in drops if id_ in usable]
-
-    def _unlabelled(self, connection: Connection) -> list[tuple[int, bytes, str | None]]:
-        occurrences, samples = schema.occurrences, schema.samples
-        rows = connection.execute(
-            select(func.max(occurrences.c.drop_id), samples.c.sha256)
-            .join(samples, samples.c.id == occurrences.c.sample_id)
-            .where(occurrences.c.gone.is_(None), occurrences.c.class_name.is_(None), samples.c.forgotten.is_(None))
-            .group_by(samples.c.sha256)
-        )
-        return [(drop, sha, None) for drop, sha in rows]
 
     def _start(self, reference: dict[str, list[Any]]) -> None:
         folder = self.config.state / "audits"
@@ -148,6 +140,13 @@ class DriftWatch(Errand):
                 about = {"model_id": self.model, "up_to_drop": window.up_to_drop, "at": now()}
                 kept = {**to_dict(check), "held": window.held}
                 add(connection, schema.drift_checks, kind=window.kind, figures=kept, **about)
+
+
+def _is_of(kind: str, state: str, said: Labelled, index: Mapping[str, int]) -> bool:
+    """Of what is labelled, what may be used to train and tune: of judge nothing is looked at."""
+    if kind == "unlabelled":
+        return state == "unlabelled"
+    return state == standings.USABLE and said.role != "judge" and said.name in index
 
 
 def _held(connection: Connection, up_to: int) -> list[int]:

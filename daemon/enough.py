@@ -7,9 +7,10 @@ from collections.abc import Collection
 
 from sqlalchemy import Connection
 
-from daemon import snapshot, targets
+from daemon import snapshot, standings, targets
 from daemon.config import Config
 from daemon.errors import UsageError
+from daemon.journal import chunks
 
 
 def check(connection: Connection, config: Config, target: str, without: Collection[int] = ()) -> None:
@@ -19,10 +20,15 @@ def check(connection: Connection, config: Config, target: str, without: Collecti
     """
     champion, policies = targets.champion(connection, target), config.settings.policies
     least = policies.new_class.samples if champion else policies.volume.first_samples_per_class
-    rows = [row for row in snapshot.usable(connection)[0] if row.sample not in without]
-    counts = Counter(row.name for row in rows)
-    classes = snapshot.choose_classes(counts, champion.classes if champion else (), least)
-    train = {row.name for row in rows if row.role == "train" and row.name in classes}
+    counts = Counter({(name, role): n for (state, name, role), n in standings.count(connection).items()
+                      if state == standings.USABLE})  # fmt: skip
+    for some in chunks(without):
+        counts -= standings.count_usable(connection, some)
+    usable: Counter[str] = Counter()
+    for (name, _), number in counts.items():
+        usable[str(name)] += number
+    classes = snapshot.choose_classes(usable, champion.classes if champion else (), least)
+    train = {name for name in classes if counts[name, "train"]}
     if len(train) < 2:
-        have = ", ".join(f"{name} {number:,}" for name, number in sorted(counts.items())) or "no labelled image"
+        have = ", ".join(f"{name} {number:,}" for name, number in sorted(usable.items())) or "no labelled image"
         raise UsageError(f"a training takes two classes with {least} images each; there is {have}")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from daemon import schema, snapshot, targets
+from daemon import schema, snapshot, standings, targets
 from daemon.config import Config
 from daemon.journal import AnyRow, now
+from daemon.standings import Labelled
 from daemon.variants import Devices
 from policies.evidence import Evidence
-from policies.facts import ClassCount, DriftCheck, Requirement, from_dict
+from policies.facts import ClassCount, DriftCheck, Requirement, Role, from_dict
 
 DAY = 86_400.0
 
@@ -23,15 +26,14 @@ def gather(
     """The evidence for one target, as of now."""
     target = requirement.target
     champion = targets.champion(connection, target)
-    usable, _ = snapshot.usable(connection)
+    counts = standings.by_class(standings.count(connection))
     before = _last_training(connection, config, target)
-    labelled = {row.sha256: row.name for row in usable}
     # A class too small for any snapshot yet is not new data: it would set off trainings that leave it out.
     policies = config.settings.policies
     at_least = policies.new_class.samples if champion else policies.volume.first_samples_per_class
-    counts = Counter(labelled.values())
     held = {name for name, number in counts.items() if number >= at_least} | set(champion.classes if champion else ())
-    new = [row for row in usable if before.get(row.sha256) != row.name and row.name in held]
+    changed, unusable = standings.changed_since(connection, before.standing, before.classes)
+    new = [row for row in changed if row.name in held and before.class_of(row.sha256) != row.name]
     ended, failures, failed_at, words = _history(connection, target)
     judge = _proof(connection, config, champion) if champion else ()
     trained = last_trained(connection, target)
@@ -49,8 +51,8 @@ def gather(
         champion_classes=champion.classes if champion else (),
         counts=dict(counts),
         new_by_class=dict(Counter(row.name for row in new)),
-        gone=sum(1 for sha in before if sha not in labelled),
-        trained_on=len(before),
+        gone=sum(1 for sha in unusable if sha in before.rows),
+        trained_on=len(before.rows),
         new_answers=_new_answers(connection, champion, new) if champion else (),
         judge=judge,
         drift=_drift(connection, trained_at),
@@ -109,14 +111,14 @@ def unobserved(connection: Connection, config: Config, target: str) -> tuple[tar
     if champion is None:
         return None
     before = _last_training(connection, config, target)
-    usable, _ = snapshot.usable(connection)
+    changed, _ = standings.changed_since(connection, before.standing, before.classes)
     table = schema.observations
     seen = set(connection.execute(select(table.c.sample_id).where(table.c.artifact_id == champion.artifact)).scalars())
     known = set(champion.classes)
     return champion, [
         row.sha256
-        for row in usable
-        if row.sha256 not in before and row.role != "judge" and row.name in known and row.sample not in seen
+        for row in changed
+        if row.role != "judge" and row.name in known and row.sample not in seen and row.sha256 not in before.rows
     ]
 
 
@@ -130,13 +132,26 @@ def last_trained(connection: Connection, target: str) -> AnyRow | None:
     return found
 
 
-def _last_training(connection: Connection, config: Config, target: str) -> dict[bytes, str]:
-    """Class by hash in the snapshot of that cycle."""
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """What the last training stood on. Where there was none: nothing."""
+
+    rows: Mapping[bytes, tuple[str, Role]] = field(default_factory=dict)
+    classes: Sequence[str] = ()
+    standing: int = 0  # the last change that it knew of
+
+    def class_of(self, sha: bytes) -> str | None:
+        return self.rows[sha][0] if sha in self.rows else None
+
+
+def _last_training(connection: Connection, config: Config, target: str) -> _Trained:
     cycle = last_trained(connection, target)
     if cycle is None:
-        return {}
-    _, rows = snapshot.read(config.state / "snapshots" / f"{cycle.snapshot_id}.snapshot")
-    return {sha: name for sha, (name, _) in rows.items()}
+        return _Trained()
+    table = schema.snapshots
+    standing = connection.execute(select(table.c.standing).where(table.c.id == cycle.snapshot_id)).scalar_one()
+    classes, rows = snapshot.read(config.state / "snapshots" / f"{cycle.snapshot_id}.snapshot")
+    return _Trained(rows, classes, standing)
 
 
 def _drift(connection: Connection, since: float | None) -> tuple[DriftCheck, ...]:
@@ -204,9 +219,7 @@ def _proof(connection: Connection, config: Config, champion: targets.Champion) -
     return targets.judge_set(connection, rows).counts(connection, champion.artifact, champion.classes)
 
 
-def _new_answers(
-    connection: Connection, champion: targets.Champion, new: list[snapshot.Labelled]
-) -> tuple[ClassCount, ...]:
+def _new_answers(connection: Connection, champion: targets.Champion, new: list[Labelled]) -> tuple[ClassCount, ...]:
     table = schema.observations
     asked = select(table.c.sample_id, table.c.predicted).where(table.c.artifact_id == champion.artifact)
     answered = {row.sample_id: row.predicted for row in connection.execute(asked)}

@@ -9,7 +9,7 @@ from unicodedata import category
 
 from sqlalchemy import Connection, select, update
 
-from daemon import labels, schema
+from daemon import labels, schema, standings
 from daemon.errors import NotFound, UsageError
 from daemon.journal import AnyRow, add, get, now
 from policies.labels import DropAudit, is_sure
@@ -125,7 +125,7 @@ def check_class(connection: Connection, name: str, new: bool) -> None:
     occurrences = schema.occurrences
     live = (occurrences.c.gone.is_(None), occurrences.c.class_name.is_not(None))
     known = set(connection.execute(select(occurrences.c.class_name).where(*live).distinct()).scalars())
-    known |= set(connection.execute(select(labels.current().c.class_name).distinct()).scalars())
+    known |= set(standings.classes(connection))
     if name not in known and not new:
         near = nearest(name, sorted(known)) or ", ".join(sorted(known)[:5])
         raise UsageError(f"--to {name}: no sample is of this class; nearest: {near}. --new-class makes it one")

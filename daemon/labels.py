@@ -6,9 +6,9 @@ touched, renamed, or taken away and put back is none: what was answered of that 
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Select, Subquery, case, exists, func, select
+from sqlalchemy import ColumnElement, Select, Subquery, case, exists, func, literal_column, select
 
-from daemon.schema import drops, labels, occurrences
+from daemon.schema import drops, labels, occurrences, standings
 
 REVIEW = "review"
 
@@ -26,16 +26,20 @@ def held() -> Subquery:
     return _current(occurrences.c.class_name.is_not(None) & (drops.c.state == "held"))
 
 
+def standing(of: Select[int]) -> Subquery:
+    """The same of these samples (ids), held drops and what is unlabelled too: with `held` for each row."""
+    return _current(occurrences.c.sample_id.in_(of))
+
+
 def conflicting() -> Select[int]:
     """The sample_id of each sample that stands in several classes at once."""
-    said = current()
-    return select(said.c.sample_id).group_by(said.c.sample_id).having(func.count(func.distinct(said.c.class_name)) > 1)
+    return select(standings.c.sample_id).where(standings.c.state == "conflict")
 
 
 def _current(which: ColumnElement[bool]) -> Subquery:
     newest = (
         select(labels.c.sample_id, func.max(labels.c.id).label("id"))
-        .where(labels.c.source == REVIEW)
+        .where(labels.c.source == literal_column(f"'{REVIEW}'"))  # written out: a partial index is of these
         .group_by(labels.c.sample_id)
         .subquery()
     )
@@ -56,6 +60,7 @@ def _current(which: ColumnElement[bool]) -> Subquery:
             occurrences.c.drop_id,
             case((reviewed, review.c.class_name), else_=occurrences.c.class_name).label("class_name"),
             case((reviewed, True), else_=False).label("reviewed"),
+            (drops.c.state == "held").label("held"),
         )
         .join(drops, drops.c.id == occurrences.c.drop_id)
         .outerjoin(review, review.c.sample_id == occurrences.c.sample_id)

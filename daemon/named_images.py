@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, func, select, true
 
-from daemon import labels, schema
+from daemon import schema, standings
 from daemon.errors import NotFound, UsageError
 from policies.suggest import nearest
 
@@ -41,7 +41,7 @@ def _nonempty(found: list[int], connection: Connection, what: str) -> list[int]:
     if found:
         return found
     name = what.removeprefix(CLASS)
-    near = nearest(name, _classes(connection))
+    near = nearest(name, standings.classes(connection))
     meant = f"; did you mean {CLASS}{near}?" if near and near != name else ""
     raise NotFound(f"no image has {what!r} for its path, its class, or the first signs of its hash{meant}")
 
@@ -62,20 +62,17 @@ def of_hash(connection: Connection, signs: str) -> list[int]:
 
 def of_class(connection: Connection, name: str) -> list[int]:
     """Images of this class alone: as people last said, held ones too; without a file, as their last label said."""
-    found: dict[int, set[str]] = {}
-    for said in (labels.current(), labels.held()):
-        for sample, of in connection.execute(select(said.c.sample_id, said.c.class_name)):
-            found.setdefault(sample, set()).add(of)
-    table, occurrences = schema.labels, schema.occurrences
-    newest = select(func.max(table.c.id)).group_by(table.c.sample_id)
-    live = select(occurrences.c.sample_id).where(occurrences.c.gone.is_(None))
-    lost = connection.execute(
-        select(table.c.sample_id).where(
-            table.c.id.in_(newest), table.c.class_name == name, table.c.sample_id.not_in(live)
-        )
-    ).scalars()
-    ids = {sample for sample, names in found.items() if names == {name}} | set(lost)
-    return sorted(ids - _forgotten(connection))
+    standings.refresh(connection)
+    table, standing = schema.labels, schema.standings
+    of_class = select(standing.c.sample_id).where(standing.c.state != "forgotten", standing.c.class_name == name)
+    newest = (
+        select(func.max(table.c.id))
+        .join(standing, standing.c.sample_id == table.c.sample_id)
+        .where(standing.c.state == "gone")
+        .group_by(table.c.sample_id)
+    )
+    lost = select(table.c.sample_id).where(table.c.id.in_(newest), table.c.class_name == name)
+    return sorted({*connection.execute(of_class).scalars(), *connection.execute(lost).scalars()})
 
 
 def at_path(connection: Connection, path: str, folders: Sequence[Path]) -> list[int]:
@@ -111,8 +108,3 @@ def _places(path: str, folders: Sequence[Path]) -> list[tuple[str, str]]:
 def _forgotten(connection: Connection) -> set[int]:
     samples = schema.samples
     return set(connection.execute(select(samples.c.id).where(samples.c.forgotten.is_not(None))).scalars())
-
-
-def _classes(connection: Connection) -> list[str]:
-    said = labels.current()
-    return sorted(connection.execute(select(said.c.class_name).distinct()).scalars())

@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -96,6 +97,7 @@ occurrences = Table(
     Column("gone", Float),
     Index("ix_occurrences_folder_path", "folder", "path"),
     Index("ix_occurrences_sample_id", "sample_id"),
+    Index("ix_occurrences_drop_id", "drop_id"),
 )
 
 rejections = Table(  # files that cannot be used, each with its reason; read again when their content changes
@@ -138,6 +140,7 @@ labels = Table(  # append-only
     Column("by", String, nullable=False),
     Column("at", Float, nullable=False),
     Column("drop_id", ForeignKey("drops.id")),
+    Index("ix_labels_reviewed", "sample_id", sqlite_where=text("source = 'review'")),
 )
 
 flags = Table(  # labels that the audit takes for wrong, and what a person answered
@@ -167,6 +170,25 @@ drift_checks = Table(
     Column("at", Float, nullable=False, index=True),
 )
 
+standings = Table(  # where each sample stands now; follows from the tables above (daemon/standings.py)
+    "standings",
+    metadata,
+    Column("sample_id", ForeignKey("samples.id"), primary_key=True),
+    Column("class", String, key="class_name"),  # on which people agree; null: none, or several
+    Column("role", String),
+    # usable, flagged (beyond doubt), ungrouped (near to two roles), conflict, held, unlabelled, gone, forgotten
+    Column("state", String, nullable=False),
+    Column("drop_id", Integer, index=True),  # the last that said so
+    Column("changed", Integer, nullable=False, index=True),  # number of the change that made it so
+    Index("ix_standings_state_class_role", "state", "class_name", "role"),
+)
+
+stale = Table(  # samples whose standing is to be worked out before the transaction ends
+    "stale",
+    metadata,
+    Column("sample_id", Integer, primary_key=True),
+)
+
 snapshots = Table(
     "snapshots",
     metadata,
@@ -175,6 +197,7 @@ snapshots = Table(
     Column("classes", JSON, nullable=False),
     Column("counts", JSON, nullable=False),  # class -> role -> samples
     Column("left_out", JSON, nullable=False),  # reason -> samples
+    Column("standing", Integer, nullable=False, server_default="0"),  # the last change to any that it knows of
     Column("file", String, nullable=False),
 )
 

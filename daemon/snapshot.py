@@ -8,34 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import struct
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 from sqlalchemy.dialects.sqlite import insert
 
-from daemon import labels
+from daemon import standings
 from daemon.journal import now
-from daemon.schema import flags, groups, samples, snapshots
+from daemon.schema import snapshots
+from daemon.standings import Labelled, Standing
 from deploy import durable
 from policies.facts import ROLES, Role
-from policies.labels import is_sure
 
 _ROW = struct.Struct("<32sHB")
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A sample that can be used: it has occurrences, and they agree on its class."""
-
-    sample: int
-    sha256: bytes
-    name: str  # of the class
-    role: Role
+_SHA = 32
+_LEFT_OUT = {  # standing -> why such samples are in no snapshot
+    "flagged": "flagged beyond doubt, and not answered yet",
+    "conflict": "in two classes at once",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,98 +45,120 @@ class Snapshot:
     left_out: dict[str, int]  # reason -> samples
 
 
-def usable(connection: Connection) -> tuple[list[Labelled], int]:
-    """Every sample that may be used, sorted by hash, and how many are in conflict (in two classes at once).
+class Rows(Mapping[bytes, tuple[str, Role]]):
+    """Class and role of each sample by its hash, in the order of the hashes; read from the file when asked for."""
 
-    One whose label is flagged beyond doubt is left out of training until a person has answered, never out of judge.
-    """
-    found, conflicts = _read_labels(connection)
-    open_ = connection.execute(
-        select(flags.c.sample_id, flags.c.score, flags.c.suggested_score).where(flags.c.state == "open")
-    )
-    flagged = {sample for sample, score, suggested in open_ if is_sure(score, suggested)}
-    return [row for row in found if row.role == "judge" or row.sample not in flagged], conflicts
+    def __init__(self, classes: Sequence[str], body: memoryview) -> None:
+        self.classes = tuple(classes)
+        self._body = body
+
+    def __len__(self) -> int:
+        return len(self._body) // _ROW.size
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (sha for sha, _, _ in _ROW.iter_unpack(self._body))
+
+    def __getitem__(self, sha: bytes) -> tuple[str, Role]:
+        at = bisect_left(range(len(self)), sha, key=self._sha)
+        if at == len(self) or self._sha(at) != sha:
+            raise KeyError(sha.hex())
+        _, label, role = _ROW.unpack_from(self._body, at * _ROW.size)
+        return self.classes[label], ROLES[role]
+
+    def items(self) -> ItemsView[bytes, tuple[str, Role]]:
+        return _Items(self)
+
+    def of_role(self, role: Role) -> Iterator[tuple[bytes, str]]:
+        """Hash and class of each sample of this role."""
+        wanted = ROLES.index(role)
+        return ((sha, self.classes[label]) for sha, label, given in _ROW.iter_unpack(self._body) if given == wanted)
+
+    def all(self) -> Iterator[tuple[bytes, tuple[str, Role]]]:
+        return ((sha, (self.classes[label], ROLES[role])) for sha, label, role in _ROW.iter_unpack(self._body))
+
+    def _sha(self, at: int) -> bytes:
+        return bytes(self._body[at * _ROW.size : at * _ROW.size + _SHA])
 
 
-def labelled(connection: Connection) -> list[Labelled]:
-    """The same, with those whose labels are flagged: what an audit looks at."""
-    return _read_labels(connection)[0]
+class _Items(ItemsView[bytes, tuple[str, Role]]):
+    """In one pass over the rows: the inherited view looks each of them up."""
+
+    _mapping: Rows
+
+    def __iter__(self) -> Iterator[tuple[bytes, tuple[str, Role]]]:
+        return self._mapping.all()
 
 
-def _read_labels(connection: Connection) -> tuple[list[Labelled], int]:
-    said = labels.current()
-    rows = connection.execute(
-        select(samples.c.id, samples.c.sha256, groups.c.role, said.c.class_name)
-        .select_from(said)
-        .join(samples, samples.c.id == said.c.sample_id)
-        .join(groups, groups.c.id == samples.c.group_id)
-        .where(samples.c.forgotten.is_(None))
-        .distinct()
-        .order_by(samples.c.sha256)
-    ).all()
-    several = {sample for sample, number in Counter(row[0] for row in rows).items() if number > 1}
-    found = [Labelled(id_, sha, name, role) for id_, sha, role, name in rows if id_ not in several]
-    return found, len(several)
-
-
-def choose_classes(counts: Counter[str], known: Sequence[str], at_least: int) -> tuple[str, ...]:
+def choose_classes(counts: Mapping[str, int], known: Sequence[str], at_least: int) -> tuple[str, ...]:
     """The classes of a snapshot: those the champion knows keep their order, new ones follow by name.
 
     A client that keeps class indices is not surprised by a new class. A class below `at_least` samples that the
     champion does not know is left out.
     """
-    kept = [name for name in known if counts[name]]
+    kept = [name for name in known if counts.get(name)]
     new = sorted(name for name, number in counts.items() if name not in known and number >= at_least)
     return (*kept, *new)
 
 
 def take(connection: Connection, folder: Path, *, known: Sequence[str], at_least: int) -> Snapshot:
     """Takes a snapshot of what is usable now, writes its file and its row. The same content gives the same id."""
-    found, conflicts = usable(connection)
-    per_class = Counter(row.name for row in found)
-    classes = choose_classes(per_class, known, at_least)
-    index = {name: position for position, name in enumerate(classes)}
-    rows = [row for row in found if row.name in index]
-    body = b"".join(_ROW.pack(row.sha256, index[row.name], ROLES.index(row.role)) for row in rows)
-    id_ = hashlib.sha256(json.dumps(classes).encode() + body).hexdigest()[:16]
-    counts: dict[str, dict[str, int]] = {name: dict.fromkeys(ROLES, 0) for name in classes}
-    for row in rows:
-        counts[row.name][row.role] += 1
-    left_out = {f"class {name} has only {n} samples": n for name, n in per_class.items() if name not in index}
-    if flagged := len(labelled(connection)) - len(found):
-        left_out["flagged beyond doubt, and not answered yet"] = flagged
-    if conflicts:
-        left_out["in two classes at once"] = conflicts
-    header = {"format": 1, "id": id_, "classes": classes, "rows": len(rows)}
-    file = folder / f"{id_}.snapshot"
-    if not file.exists():
-        _write(file, json.dumps(header).encode() + b"\n" + body)
-    connection.execute(
-        insert(snapshots)
-        .values(id=id_, created=now(), classes=classes, counts=counts, left_out=left_out, file=file.name)
-        .on_conflict_do_nothing()
-    )
-    return Snapshot(id_, classes, file, counts, left_out)
+    standing = standings.count(connection)
+    usable = standings.by_class(standing)
+    classes = choose_classes(usable, known, at_least)
+    counts = {name: {str(role): standing.get((standings.USABLE, name, role), 0) for role in ROLES} for name in classes}
+    left_out = _left_out(standing, usable, classes)
+    id_ = _write(folder, classes, sum(usable[name] for name in classes), standings.usable(connection))
+    row = insert(snapshots).values(
+        id=id_, created=now(), classes=classes, counts=counts, left_out=left_out, file=f"{id_}.snapshot",
+        standing=standings.latest(connection),
+    )  # fmt: skip
+    # Of the same content as before: what changes is counted from now on.
+    connection.execute(row.on_conflict_do_update(index_elements=["id"], set_={"standing": row.excluded.standing}))
+    return Snapshot(id_, classes, folder / f"{id_}.snapshot", counts, left_out)
 
 
-def read(file: Path) -> tuple[tuple[str, ...], dict[bytes, tuple[str, Role]]]:
-    """The classes of a snapshot, and class and role of each sample by its hash, from the file alone."""
+def _left_out(standing: Standing, usable: Mapping[str, int], classes: Collection[str]) -> dict[str, int]:
+    few = {f"class {name} has only {n} samples": n for name, n in usable.items() if name not in classes}
+    of_state: Counter[str] = Counter()
+    for (state, _, _), number in standing.items():
+        of_state[state] += number
+    return few | {why: of_state[state] for state, why in _LEFT_OUT.items() if of_state[state]}
+
+
+def read(file: Path) -> tuple[tuple[str, ...], Rows]:
+    """The classes of a snapshot and its rows, from the file alone. Raises OSError, ValueError, KeyError."""
     with file.open("rb") as stream:
         header = json.loads(stream.readline())
-        classes = tuple(header["classes"])
-        body = stream.read()
-    return classes, {sha: (classes[label], ROLES[role]) for sha, label, role in _unpack(body)}
+        start, size = stream.tell(), os.fstat(stream.fileno()).st_size
+        whole = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    if size - start != header["rows"] * _ROW.size:
+        raise ValueError(f"{file}: {header['rows']} rows are promised, and {(size - start) / _ROW.size:g} are there")
+    rows = Rows(header["classes"], whole[start:])
+    return rows.classes, rows
 
 
-def _unpack(body: bytes) -> Iterator[tuple[bytes, int, int]]:
-    return _ROW.iter_unpack(body)
-
-
-def _write(file: Path, content: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".writing")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    durable.move(temporary, file)
+def _write(folder: Path, classes: Sequence[str], rows: int, found: Iterable[Labelled]) -> str:
+    """Writes the file of those samples that are of these classes, sorted as they come; returns the snapshot's id."""
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = {name: number for number, name in enumerate(classes)}
+    roles = {role: number for number, role in enumerate(ROLES)}
+    header = {"format": 1, "id": "0" * 16, "classes": list(classes), "rows": rows}
+    digest = hashlib.sha256(json.dumps(list(classes)).encode())
+    aside = folder / f"{os.getpid()}.writing"
+    try:
+        with aside.open("wb") as stream:
+            stream.write(json.dumps(header).encode() + b"\n")
+            packed = (_ROW.pack(row.sha256, labels[row.name], roles[row.role]) for row in found if row.name in labels)
+            while part := b"".join(islice(packed, standings.AT_ONCE)):
+                digest.update(part)
+                stream.write(part)
+            header["id"] = digest.hexdigest()[:16]
+            stream.seek(0)
+            stream.write(json.dumps(header).encode())  # as long as before
+            stream.flush()
+            os.fsync(stream.fileno())
+        durable.move(aside, folder / f"{header['id']}.snapshot")
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    return str(header["id"])

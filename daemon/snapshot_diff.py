@@ -33,7 +33,7 @@ def find(connection: Connection, state: Path, name: str) -> Path:
 def describe(file: Path) -> View:
     """Classes and samples by class and role of a snapshot."""
     classes, rows = snapshot.read(file)
-    counts = Counter(rows.values())
+    counts = Counter(given for _, given in rows.items())
     return {
         "snapshot": file.stem,
         "rows": len(rows),
@@ -43,8 +43,8 @@ def describe(file: Path) -> View:
 
 def compare(before: Path, after: Path) -> View:
     """What `after` has more, less and otherwise than `before`: numbers by class, and each sample by its hash."""
-    old_classes, old = snapshot.read(before)
-    new_classes, new = snapshot.read(after)
+    (old_classes, old_rows), (new_classes, new_rows) = snapshot.read(before), snapshot.read(after)
+    old, new = dict(old_rows.items()), dict(new_rows.items())
     added = {sha: new[sha] for sha in new.keys() - old.keys()}
     removed = {sha: old[sha] for sha in old.keys() - new.keys()}
     both = old.keys() & new.keys()

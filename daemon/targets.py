@@ -9,7 +9,8 @@ from pathlib import Path
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
-from daemon import labels, schema
+from daemon import schema, snapshot, standings
+from daemon.journal import chunks
 from daemon.variants import Devices, is_bound_elsewhere, join, runs_on
 from deploy.artifact import ArtifactError
 from deploy.repository import verify_model
@@ -52,7 +53,7 @@ def unknown_classes(connection: Connection, requirement: Requirement) -> list[st
     """
     if not requirement.recall_min:
         return []
-    known = list(connection.execute(select(labels.current().c.class_name).distinct()).scalars())
+    known = standings.classes(connection)
     found = []
     for name in sorted(set(requirement.recall_min) - set(known)) if known else []:
         near = suggest.nearest(name, known)
@@ -284,12 +285,12 @@ class JudgeSet:
         )
 
 
-def judge_set(connection: Connection, rows: Mapping[bytes, tuple[str, str]]) -> JudgeSet:
-    """The judge set of a snapshot, given its rows (daemon/snapshot.py `read`), without what was forgotten since."""
-    samples, groups = schema.samples, schema.groups
-    found = connection.execute(
-        select(samples.c.id, samples.c.sha256)
-        .join(groups, groups.c.id == samples.c.group_id)
-        .where(groups.c.role == "judge", samples.c.forgotten.is_(None))
-    )
-    return JudgeSet({id_: rows[sha][0] for id_, sha in found if sha in rows and rows[sha][1] == "judge"})
+def judge_set(connection: Connection, rows: snapshot.Rows) -> JudgeSet:
+    """The judge set of a snapshot, given its rows, without what was forgotten since."""
+    truth = dict(rows.of_role("judge"))
+    samples, found = schema.samples, dict[int, str]()
+    for some in chunks(truth):
+        known = (samples.c.sha256.in_(some), samples.c.forgotten.is_(None))
+        ids = connection.execute(select(samples.c.id, samples.c.sha256).where(*known))
+        found |= {id_: truth[sha] for id_, sha in ids}
+    return JudgeSet(found)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, Table, event, insert, select, update
 
-from daemon import children, placing, schema, snapshot
+from daemon import children, placing, schema, snapshot, standings
 from daemon.config import Config, dump, load
 from daemon.decode import read_files
 from daemon.intake import Drop
@@ -224,7 +224,7 @@ class World:
     def truth(self, *roles: str) -> dict[int, str]:
         """The class of each sample of these roles (judge), by its id."""
         with self.journal.connect() as connection:
-            found, _ = snapshot.usable(connection)
+            found = list(standings.usable(connection))
         return {row.sample: row.name for row in found if row.role in (roles or ("judge",))}
 
     def answer(self, table: str, artifact: str, predicted: Mapping[int, str]) -> None:

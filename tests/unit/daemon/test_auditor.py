@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from daemon import data_views, flags, schema, snapshot, views
+from daemon import data_views, flags, schema, standings, views
 from daemon.auditor import Auditor
 from daemon.config import load
 from daemon.errors import NotFound, UsageError
@@ -43,7 +43,7 @@ class Lane:
 
     def usable(self) -> dict[int, str]:
         with self.world.journal.connect() as connection:
-            return {row.sample: row.name for row in snapshot.usable(connection)[0]}
+            return {row.sample: row.name for row in standings.usable(connection)}
 
     def answer(self, how: str, to: str | None = None, **chosen: Any) -> str:
         with self.world.journal.begin() as connection:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select, update
 
-from daemon import schema, snapshot
+from daemon import schema, standings
 from daemon.config import load
 from daemon.cycle import Cycle
 from daemon.events import ChildEnded, ChildSpoke, Event
@@ -794,7 +794,7 @@ def test_a_training_that_gives_a_known_model_under_another_recipe_goes_on(lane: 
 
 def answer_nothing_rightly(lane: Lane) -> None:
     with lane.world.journal.connect() as connection:
-        judged = [row.sha256.hex() for row in snapshot.usable(connection)[0] if row.role == "judge"]
+        judged = [row.sha256.hex() for row in standings.usable(connection) if row.role == "judge"]
     file = lane.stand_in.folder / "wrong.json"
     wrong = {"samples": judged, "predicted": ["newt"] * len(judged), "confidence": [0.9] * len(judged)}
     file.write_text(json.dumps(wrong))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine
 
-from daemon import consequences, erase, forget, named_images, people, schema, snapshot, stock, store, targets
+from daemon import consequences, erase, forget, named_images, people, schema, snapshot, standings, stock, store, targets
 from daemon.config import Config
 from daemon.decisions import _is_whole
 from daemon.errors import NotFound, UsageError
@@ -65,7 +65,7 @@ def lay_golden(world: World) -> None:
 
 def golden(world: World) -> list[bytes]:
     with world.journal.connect() as connection:
-        rows, _ = snapshot.usable(connection)
+        rows = list(standings.usable(connection))
     return [next(row.sha256 for row in rows if row.name == name and row.role == "tune") for name in ("cat", "ducks")]
 
 
@@ -202,9 +202,9 @@ def test_more_images_than_a_person_agreed_to_are_not_forgotten(served: World) ->
 # --- what it does -------------------------------------------------------------------------------------------------
 
 
-def usable(world: World) -> list[snapshot.Labelled]:
+def usable(world: World) -> list[standings.Labelled]:
     with world.journal.connect() as connection:
-        return snapshot.usable(connection)[0]
+        return list(standings.usable(connection))
 
 
 def test_a_forgotten_image_is_used_nowhere_and_its_file_stays(

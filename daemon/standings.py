@@ -1,0 +1,181 @@
+"""Where each sample stands: its class as people last said, its role, and whether it may be used.
+
+All of it follows from other tables, and is kept so that a question about all samples costs no more than its answer.
+Triggers of the journal (migration 0008) note which samples a change touches; before the change is committed, what was
+noted is worked out again (daemon/journal.py). So nobody reads a standing that is older than what it follows from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Select, and_, case, delete, exists, func, or_, select
+from sqlalchemy.dialects.sqlite import insert
+
+from daemon import labels
+from daemon.schema import flags, groups, samples, stale, standings
+from policies.facts import Role
+from policies.labels import SURE, UNLIKELY
+
+USABLE = "usable"
+LABELLED = (USABLE, "flagged", "ungrouped")  # people agree on its class
+AT_ONCE = 10_000  # rows that are read ahead
+
+Standing = Mapping[tuple[str, str | None, Role | None], int]  # (state, class, role) -> samples
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A sample on whose class all its occurrences agree, with a role."""
+
+    sample: int
+    sha256: bytes
+    name: str  # of the class
+    role: Role
+
+
+def refresh(connection: Connection) -> None:
+    """Works out anew where the samples stand that this transaction has touched."""
+    if connection.exec_driver_sql("SELECT 1 FROM stale LIMIT 1").first() is None:
+        return
+    found = _work_out()
+    new = insert(standings).from_select(found.selected_columns.keys(), found)
+    told = ("class_name", "role", "state", "drop_id")
+    other = or_(*(standings.c[name].is_distinct_from(new.excluded[name]) for name in told))
+    values = {standings.c[name]: new.excluded[name] for name in (*told, "changed")}
+    connection.execute(new.on_conflict_do_update(index_elements=["sample_id"], set_=values, where=other))
+    connection.execute(delete(stale))
+
+
+def _work_out() -> Select[Any]:
+    said = labels.standing(select(stale.c.sample_id))
+    free, held = said.c.held.is_(False), said.c.held.is_(True)
+    by_sample = (
+        select(
+            said.c.sample_id,
+            func.count(func.distinct(case((free, said.c.class_name)))).label("classes"),
+            func.max(case((free, said.c.class_name))).label("name"),
+            func.max(case((free & said.c.class_name.is_not(None), said.c.drop_id))).label("drop_id"),
+            func.count(func.distinct(case((held, said.c.class_name)))).label("held"),
+            func.max(case((held, said.c.class_name))).label("held_name"),
+            func.max(said.c.drop_id).label("last"),
+        )
+        .group_by(said.c.sample_id)
+        .subquery()
+    )
+    one, several = by_sample.c.classes == 1, by_sample.c.classes > 1
+    held_alone = (by_sample.c.classes == 0) & (by_sample.c.held > 0)
+    sure = exists().where(
+        flags.c.sample_id == samples.c.id,
+        flags.c.state == "open",
+        flags.c.suggested_score > SURE,
+        flags.c.score < UNLIKELY,
+    )
+    state = case(
+        (samples.c.forgotten.is_not(None), "forgotten"),
+        (by_sample.c.sample_id.is_(None), "gone"),
+        (several, "conflict"),
+        (one & groups.c.role.is_(None), "ungrouped"),
+        # Left out of training until a person has answered, never out of judge.
+        (one & (groups.c.role != "judge") & sure, "flagged"),
+        (one, USABLE),
+        (held_alone, "held"),
+        else_="unlabelled",
+    )
+    next_ = select(func.coalesce(func.max(standings.c.changed), 0) + 1).scalar_subquery()
+    return (
+        select(
+            samples.c.id.label("sample_id"),
+            case((one, by_sample.c.name), (held_alone & (by_sample.c.held == 1), by_sample.c.held_name)).label(
+                "class_name"
+            ),
+            groups.c.role.label("role"),
+            state.label("state"),
+            func.coalesce(by_sample.c.drop_id, by_sample.c.last).label("drop_id"),
+            next_.label("changed"),
+        )
+        .select_from(stale)
+        .join(samples, samples.c.id == stale.c.sample_id)
+        .outerjoin(groups, groups.c.id == samples.c.group_id)
+        .outerjoin(by_sample, by_sample.c.sample_id == samples.c.id)
+        .where(samples.c.id > 0)  # SQLite takes ON CONFLICT for a condition of the join otherwise
+    )
+
+
+def latest(connection: Connection) -> int:
+    """The number of the last change to any standing."""
+    refresh(connection)
+    return int(connection.execute(select(func.coalesce(func.max(standings.c.changed), 0))).scalar_one())
+
+
+def count(connection: Connection) -> Standing:
+    """How many samples there are of each state, class and role."""
+    refresh(connection)
+    what = (standings.c.state, standings.c.class_name, standings.c.role)
+    rows = connection.execute(select(*what, func.count()).group_by(*what))
+    return {(state, name, role): number for state, name, role, number in rows}
+
+
+def count_usable(connection: Connection, ids: Collection[int]) -> Counter[tuple[str | None, Role | None]]:
+    """How many of these samples may be used, by class and role."""
+    what = (standings.c.class_name, standings.c.role)
+    mine = (standings.c.sample_id.in_(ids), standings.c.state == USABLE)
+    rows = connection.execute(select(*what, func.count()).where(*mine).group_by(*what))
+    return Counter({(name, role): number for name, role, number in rows})
+
+
+def by_class(standing: Standing) -> Counter[str]:
+    """How many samples of each class may be used."""
+    found: Counter[str] = Counter()
+    for (state, name, _), number in standing.items():
+        if state == USABLE and name is not None:
+            found[name] += number
+    return found
+
+
+def classes(connection: Connection) -> list[str]:
+    """Those that any sample is of, as people agree."""
+    return sorted({name for state, name, _ in count(connection) if name is not None and state in LABELLED})
+
+
+def usable(connection: Connection, *, flagged: bool = False) -> Iterator[Labelled]:
+    """Every sample that may be used, sorted by hash; with those, too, whose label is flagged beyond doubt."""
+    refresh(connection)
+    states = (USABLE, "flagged") if flagged else (USABLE,)
+    query = _labelled().where(standings.c.state.in_(states)).order_by(samples.c.sha256)
+    for some in connection.execution_options(yield_per=AT_ONCE).execute(query).partitions():
+        yield from (Labelled(*row) for row in some)
+
+
+def changed_since(
+    connection: Connection, number: int, classes_known: Sequence[str]
+) -> tuple[list[Labelled], list[bytes]]:
+    """What may be used of all that changed after that number or is of a class not named; and what may not (hashes)."""
+    refresh(connection)
+    changed = standings.c.changed > number
+    other = and_(standings.c.state == USABLE, standings.c.class_name.in_(set(classes(connection)) - set(classes_known)))
+    found = [Labelled(*row) for row in connection.execute(_labelled().where(changed, standings.c.state == USABLE))]
+    found += [Labelled(*row) for row in connection.execute(_labelled().where(other, standings.c.changed <= number))]
+    unusable = (
+        select(samples.c.sha256)
+        .join(standings, standings.c.sample_id == samples.c.id)
+        .where(changed, standings.c.state != USABLE)
+    )
+    return found, list(connection.execute(unusable).scalars())
+
+
+def of_drops(connection: Connection, after: int, also: Iterable[int]) -> list[tuple[int, str, Labelled]]:
+    """Drop and state of each sample that last came in a later drop than this one, or in one of the others."""
+    refresh(connection)
+    which = or_(standings.c.drop_id > after, standings.c.drop_id.in_(list(also)))
+    query = _labelled().add_columns(standings.c.drop_id, standings.c.state).where(which)
+    return [(drop, state, Labelled(*row)) for *row, drop, state in connection.execute(query)]
+
+
+def _labelled() -> Select[Any]:
+    return select(samples.c.id, samples.c.sha256, standings.c.class_name, standings.c.role).join(
+        standings, standings.c.sample_id == samples.c.id
+    )
