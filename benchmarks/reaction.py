@@ -81,12 +81,13 @@ def react_to_edits(workspace: Workspace) -> Iterator[dict[str, Any]]:
             settled(workspace)
 
 
-def react_to_drops(workspace: Workspace) -> Iterator[dict[str, Any]]:
+def react_to_drops(workspace: Workspace, times: int = TIMES, mark: str = "") -> Iterator[dict[str, Any]]:
+    """So many drops, one after another. mark: what their files' names begin with, other at each call."""
     assert workspace.daemon is not None
-    rng = np.random.default_rng(0)
-    for number in range(TIMES):
+    rng = np.random.default_rng(list(mark.encode()))
+    for number in range(times):
         decided = last_decision(workspace)["id"]
-        closed = drop(workspace.images, rng, number)
+        closed = drop(workspace.images, rng, f"{mark}drop{number}")
         until(partial(has_child, workspace.daemon.pid), "a child starts", 0.002)
         yield {"what": "start", "number": number, "seconds": time.time() - closed - SETTLE}
         until(partial(decided_since, workspace, decided), "it is decided", 0.02)
@@ -106,11 +107,11 @@ def decided_since(workspace: Workspace, decision: int) -> bool:
     return bool(last_decision(workspace)["id"] > decision)
 
 
-def drop(images: Path, rng: np.random.Generator, number: int) -> float:
+def drop(images: Path, rng: np.random.Generator, name: str) -> float:
     """Writes images that were never seen before, of ten classes; returns when the last was closed."""
     for index in range(IMAGES):
         pixels = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(images / str(index % 10) / f"drop{number}-{index}.png")
+        Image.fromarray(pixels).save(images / str(index % 10) / f"{name}-{index}.png")
     return time.time()
 
 
@@ -126,11 +127,11 @@ def settled(workspace: Workspace) -> None:
     time.sleep(0.5)
 
 
-def until(holds: Callable[[], Any], what: str, pause: float = 0.05) -> Any:
-    deadline = time.monotonic() + WAIT_SECONDS
+def until(holds: Callable[[], Any], what: str, pause: float = 0.05, patience: float = WAIT_SECONDS) -> Any:
+    deadline = time.monotonic() + patience
     while not (found := holds()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {WAIT_SECONDS:.0f} s until {what}")
+            raise TimeoutError(f"waited {patience:.0f} s until {what}")
         time.sleep(pause)
     return found
 

@@ -6,9 +6,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection
 
-from daemon.schema import groups, occurrences, samples
+from daemon import standings
 from policies.facts import ROLES, Role
 
 Counts = dict[str, Counter[Role]]  # class -> role -> samples
@@ -34,15 +34,9 @@ def furthest_behind(
 
 
 def count_roles(connection: Connection) -> Counts:
-    """How many samples of each class have each role now."""
-    rows = connection.execute(
-        select(occurrences.c.class_name, groups.c.role, func.count(func.distinct(samples.c.id)))
-        .join(samples, samples.c.id == occurrences.c.sample_id)
-        .join(groups, groups.c.id == samples.c.group_id)
-        .where(occurrences.c.gone.is_(None), occurrences.c.class_name.is_not(None))
-        .group_by(occurrences.c.class_name, groups.c.role)
-    )
+    """How many samples of each class have each role now, held ones too."""
     counts: Counts = {}
-    for name, role, number in rows:
-        counts.setdefault(name, Counter())[role] = number
+    for (state, name, role), number in standings.count(connection).items():
+        if name is not None and role is not None and state != "forgotten":
+            counts.setdefault(name, Counter())[role] += number
     return counts

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from daemon import data_views, labels, schema, targets
+from daemon import data_views, schema, standings, targets
 from daemon.config import Config
 from daemon.errors import NotFound
 from daemon.journal import AnyRow, get
@@ -166,14 +166,14 @@ def model(connection: Connection, artifact: str) -> View:
 
 def judge_accuracy(connection: Connection, artifact: str, classes: list[str]) -> float | None:
     """Share of right answers on the judge samples, of the classes it knows, that the artifact was asked about."""
-    answers, said = schema.answers, labels.current()
+    standings.refresh(connection)
+    answers, said = schema.answers, schema.standings
     rows = connection.execute(
-        select(answers.c.sample_id, answers.c.predicted, said.c.class_name)
-        .distinct()
+        select(answers.c.predicted, said.c.class_name)
         .join(said, said.c.sample_id == answers.c.sample_id)
-        .where(answers.c.artifact_id == artifact, said.c.class_name.in_(classes))
+        .where(answers.c.artifact_id == artifact, said.c.class_name.in_(classes), said.c.state.in_(standings.LABELLED))
     ).all()
-    return sum(predicted == name for _, predicted, name in rows) / len(rows) if rows else None
+    return sum(predicted == name for predicted, name in rows) / len(rows) if rows else None
 
 
 def models(connection: Connection) -> list[View]:

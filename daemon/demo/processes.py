@@ -134,10 +134,13 @@ class Workspace:
 
     def restart_daemon(self, *overrides: str) -> None:
         """As a user would: it is told to end, and started with other settings."""
+        self.stop_daemon()
+        self.start_daemon(*overrides)
+
+    def stop_daemon(self) -> None:
         assert self.daemon is not None
         self.daemon.send_signal(signal.SIGTERM)
         self.daemon.wait(40)
-        self.start_daemon(*overrides)
 
     def ask(self, *words: str) -> Any:
         """What a command answers. Raises StepFailed where it fails."""
