@@ -1,7 +1,8 @@
 """What the daemon costs while nothing happens: 50,000 samples in its journal, a champion served, ten minutes of rest.
 
     pss_mb           memory of all the daemon's processes (proportional set size; Triton is not of them), each second:
-                     the peak over the ten minutes; `median` beside it
+                     the peak over the ten minutes; `pss_median_mb` beside it. Of what they share with other
+                     programs (libraries that others have loaded) a part is counted
     cpu_percent      processor time of all of them, in percent of one core, over the minutes without an event
     bytes_written    what they had the kernel write to a disk in the minutes without an event, in all: /proc/PID/io
                      counts a page when it is made dirty
@@ -77,7 +78,7 @@ def main() -> None:
     quiet = [row for row in rows if not row["event"]]
     figures = {
         "pss_mb": max(row["pss_peak_mb"] for row in rows),
-        "median": statistics.median(row["pss_mb"] for row in rows),
+        "pss_median_mb": statistics.median(row["pss_mb"] for row in rows),
         "cpu_percent": statistics.mean(row["cpu_percent"] for row in quiet),
         "bytes_written": sum(row["bytes_written"] for row in quiet),
         "quiet_minutes": len(quiet),
@@ -132,7 +133,8 @@ def rest(workspace: Workspace, started: float, window: float) -> None:
         if log.new() or len(processes(workspace.daemon.pid)) > 1:
             calm = time.monotonic()
         since = (time.monotonic() - started) % window  # the last rescan, or the start
-        if time.monotonic() - calm > CALM_SECONDS and APART < since < window - APART:
+        in_the_midst = 20 < since % SECONDS < 40  # of a row: the rescan is to begin and end in one
+        if time.monotonic() - calm > CALM_SECONDS and APART < since < window - APART and in_the_midst:
             return
         time.sleep(1.0)
 
@@ -141,9 +143,10 @@ def rest(workspace: Workspace, started: float, window: float) -> None:
 
 
 class Log:
-    """What the daemon has said since one last asked."""
+    """What the daemon has said since one last asked; paths are below the workspace."""
 
     def __init__(self, workspace: Workspace) -> None:
+        self.above = f"{workspace.folder}/"
         self.file = workspace.folder / "run.log"
         self.read = self.file.stat().st_size
 
@@ -152,7 +155,8 @@ class Log:
             file.seek(self.read)
             said = file.read()
         self.read += len(said)
-        return said.decode("utf-8", "replace").splitlines()
+        lines = said.decode("utf-8", "replace").replace(self.above, "").splitlines()
+        return [line.partition(" INFO ")[2] or line for line in lines]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +188,7 @@ def watch(workspace: Workspace, minutes: int) -> Iterator[dict[str, Any]]:
             "bytes_written": after.bytes_written - before.bytes_written,
             "wakes": after.wakes - before.wakes,
             "processes": most,
-            "event": "; ".join(line.partition(" INFO ")[2] or line for line in log.new()),
+            "event": "; ".join(log.new()),
         }
         before = after
 
