@@ -140,6 +140,7 @@ class DriftWatch(Errand):
                 about = {"model_id": self.model, "up_to_drop": window.up_to_drop, "at": now()}
                 kept = {**to_dict(check), "held": window.held}
                 add(connection, schema.drift_checks, kind=window.kind, figures=kept, **about)
+        self.windows = []  # they name every image that has come
 
 
 def _is_of(kind: str, state: str, said: Labelled, index: Mapping[str, int]) -> bool:

@@ -6,7 +6,10 @@ requests from the command line). Queries stand in the modules that own the words
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -45,6 +48,18 @@ def open_journal(state: Path, *, migrate: bool = False) -> Engine:
         raise _wrong_revision(file, found)
     _migrate(engine, file, found)
     return engine
+
+
+def migrate_apart(state: Path) -> None:
+    """Makes the journal, or brings it to the newest form, in a process of its own, where that is to be done.
+
+    Alembic then stays out of this process's memory, of which it takes 15 MB for good. What is wrong with the journal is
+    for `open_journal` to say.
+    """
+    if revision(state / "journal.db") != HEAD:
+        command = [sys.executable, "-P", "-m", "daemon.journal", str(state)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
 def revision(file: Path) -> str | None:
@@ -139,3 +154,6 @@ def get(connection: Connection, table: Table, row: int | str) -> AnyRow:
 
 
 __all__ = ["HEAD", "AnyRow", "add", "change", "chunks", "claim", "get", "now", "open_journal", "revision", "schema"]
+
+if __name__ == "__main__":  # of `migrate_apart`
+    open_journal(Path(sys.argv[1]), migrate=True).dispose()

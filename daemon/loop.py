@@ -8,13 +8,14 @@ sweeper    what leaves the state folder
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from sqlalchemy.exc import OperationalError
 
-from daemon import decisions, intake, people, targets
+from daemon import decisions, intake, memory, people, targets
 from daemon.auditor import Auditor
 from daemon.children import Child
 from daemon.config import Config
@@ -36,7 +37,7 @@ from daemon.events import (
     SwitchEnded,
     TimerFired,
 )
-from daemon.journal import now, open_journal
+from daemon.journal import migrate_apart, now, open_journal
 from daemon.lock import locked
 from daemon.observer import Observer
 from daemon.reader import Reader
@@ -50,6 +51,7 @@ Lane = Reader | Observer | Auditor | DriftWatch | Worker
 log = logging.getLogger("relearn")
 TROUBLE_SECONDS = 30.0  # after which it is tried again
 PATIENCE_SECONDS = 300.0  # for a copy that goes on: what has come of it by then is decided on
+QUIET_SECONDS = 5.0  # without an event: what was done is over, or a child is at it for long
 STOP_SECONDS = 8.0  # after SIGTERM all children are gone; ten are promised
 
 
@@ -64,6 +66,7 @@ class Daemon:
         self.because: list[str] = []  # and all else, which waits for nothing that is still coming
         self.drops_since = 0.0
         self.recovered = False
+        self.worked = True  # since memory was last given back
         self.trouble: str | None = None  # what the daemon met last, and is not over yet
         self.stopping = False
         put, tell = self.queue.put, self.because.append
@@ -81,13 +84,22 @@ class Daemon:
         """Runs until SIGTERM or SIGINT. What is unfinished then goes on at the next start."""
         self.queue.put(TimerFired("start"))  # before anything that the sources say
         with running(self.sources), self.serving.running():
-            while not self.stopping and not isinstance(event := self.queue.get(), Stop):
+            while not self.stopping and not isinstance(event := self.wait(), Stop):
                 try:
                     self.handle(event)
                     self.work()
                 except (OSError, OperationalError) as error:
                     self.bear(error)
             self.end_children()
+
+    def wait(self) -> Event:
+        """The next event. Once it is quiet after heavy work, what that left in memory goes back to the system."""
+        if self.worked:
+            with contextlib.suppress(Empty):
+                return self.queue.get(timeout=QUIET_SECONDS)
+            self.worked = False
+            memory.give_back()
+        return self.queue.get()
 
     def stop(self) -> None:
         """Ends `run` after what is at hand: what else waits in the queue is found again by the next start."""
@@ -111,7 +123,7 @@ class Daemon:
     def work(self) -> None:
         """Does all that can be done before the next event."""
         while not self.stopping and self.step():
-            pass
+            self.worked = True
 
     def step(self) -> bool:
         """Starts one thing. What measures has the machine to itself: nothing begins to compute beside it."""
@@ -314,7 +326,9 @@ def run(config: Config) -> None:
             where = config.origin.get(key, config.file.name)
             raise ConfigError(f"{where}: {key}: {folder} is watched and not there; make it, or correct the key")
     config.state.mkdir(parents=True, exist_ok=True)
+    memory.share_heaps()
     with locked(config.state):
+        migrate_apart(config.state)
         daemon = Daemon(config)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())

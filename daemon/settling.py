@@ -97,6 +97,7 @@ class Settling:
                 paths = self._take_quiet(time.monotonic())
             if paths:
                 self.tell(paths)
+            del paths  # of a large drop they are many, and the next burst may be days away
 
     def _due(self) -> float:
         closed = max(self._open.values(), default=-WRITING_SECONDS) + WRITING_SECONDS
@@ -108,9 +109,9 @@ class Settling:
             for path, last in self._paths.items()
             if last + (WRITING_SECONDS if path in self._open else self.seconds) <= moment
         )
-        for path in quiet:
-            del self._paths[path]
-            self._open.pop(path, None)
+        # New ones: a dictionary keeps the room that its largest burst took.
+        self._paths = {path: last for path, last in self._paths.items() if path not in quiet}
+        self._open = {path: last for path, last in self._open.items() if path not in quiet}
         self._first = moment
         return quiet
 

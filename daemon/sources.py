@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +88,9 @@ class Sources:
         self._observers: list[BaseObserver] = []
         self._watched: list[_Watched] = []
         self._overflow = _Overflow(self._look_everywhere)
+        self._stopped = threading.Event()
+        # Not by the scheduler: at two looks a second its bookkeeping costs ten times what they do.
+        self._looker = threading.Thread(target=self._look, name="looking", daemon=True)
 
     def start(self) -> None:
         watch = self.config.settings.watch
@@ -101,15 +105,17 @@ class Sources:
         minutes = watch.rescan_minutes
         self.scheduler.add_job(self._fire, "interval", ["rescan"], minutes=minutes)
         self.scheduler.add_job(self._fire, "interval", ["triton"], seconds=self.config.settings.triton.check_seconds)
-        self.scheduler.add_job(self._watch_again, "interval", seconds=LOOK_SECONDS, max_instances=1, coalesce=True)
         logging.getLogger("watchdog").addHandler(self._overflow)
         self.scheduler.start()
+        self._looker.start()
 
     def stop(self) -> None:
         logging.getLogger("watchdog").removeHandler(self._overflow)
         self.scheduler.pause()
         self.scheduler.remove_all_jobs()  # waits for a round of it: one that is shut down in the midst raises
         self.scheduler.shutdown(wait=False)
+        self._stopped.set()
+        self._looker.join()
         for observer in self._observers:
             observer.stop()
         for settling in self._settlings.values():
@@ -149,21 +155,28 @@ class Sources:
         observer = self._observe(folder, handler, polling=polling, recursive=recursive)
         self._watched.append(_Watched(folder, handler, recursive, polling, observer, folder.stat().st_ino))
 
-    def _watch_again(self) -> None:
+    def _look(self) -> None:
+        while not self._stopped.wait(LOOK_SECONDS):
+            for watched in self._watched:
+                try:
+                    self._look_at(watched)
+                except OSError:  # it went in the midst of it: what is there at the next look is another one
+                    watched.inode = 0
+
+    def _look_at(self, watched: _Watched) -> None:
         """A watch ends with its folder, and says nothing of one that takes its place: removed, moved, mounted over."""
-        for watched in self._watched:
-            try:
-                inode = watched.folder.stat().st_ino
-            except OSError:
-                continue
-            if inode != watched.inode or watched.handler.ended:  # the number may have been given again
-                watched.inode, watched.handler.ended = inode, False
-                self._replace(watched, f"{watched.folder}: is another folder than before; it is watched from now on")
-            if watched.handler.grown:
-                watched.handler.grown = False
-                if not watched.polling and (error := find_watch_limit(watched.folder)):
-                    watched.polling = True
-                    self._replace(watched, _polled(watched.folder, error))
+        try:
+            inode = watched.folder.stat().st_ino
+        except OSError:
+            return
+        if inode != watched.inode or watched.handler.ended:  # the number may have been given again
+            watched.inode, watched.handler.ended = inode, False
+            self._replace(watched, f"{watched.folder}: is another folder than before; it is watched from now on")
+        if watched.handler.grown:
+            watched.handler.grown = False
+            if not watched.polling and (error := find_watch_limit(watched.folder)):
+                watched.polling = True
+                self._replace(watched, _polled(watched.folder, error))
 
     def _replace(self, watched: _Watched, why: str) -> None:
         watched.observer.stop()

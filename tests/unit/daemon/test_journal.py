@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from sqlalchemy import Engine, exc, select, text
 from daemon import journal as module
 from daemon import schema
 from daemon.errors import NotFound, RelearnError, WrongJournal
-from daemon.journal import HEAD, add, change, claim, get, open_journal, revision
+from daemon.journal import HEAD, add, change, claim, get, migrate_apart, open_journal, revision
 
 MIGRATIONS = Path(module.__file__).parent / "migrations"
 DROP = {"folder": "/images", "state": "reading", "started": 1.0, "added": 0, "gone": 0, "rejected": 0}
@@ -47,6 +49,28 @@ def test_head_is_the_newest_migration(state: Path, journal: Engine) -> None:
     config.set_main_option("script_location", str(MIGRATIONS))
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
     assert revision(state / "journal.db") == HEAD
+
+
+def test_a_journal_made_apart_leaves_alembic_out_of_this_process(state: Path) -> None:
+    words = "; ".join((
+        "import sys, pathlib",
+        "from daemon.journal import migrate_apart, open_journal",
+        "state = pathlib.Path(sys.argv[1])",
+        "migrate_apart(state)",
+        "open_journal(state, migrate=True)",
+        "sys.exit('alembic' in sys.modules)",
+    ))  # fmt: skip
+    subprocess.run([sys.executable, "-c", words, str(state)], check=True)
+    assert revision(state / "journal.db") == HEAD
+
+
+def test_what_is_wrong_with_a_journal_is_said_when_it_is_opened(state: Path, journal: Engine) -> None:
+    with journal.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    migrate_apart(state)
+    assert revision(state / "journal.db") == "9999"
+    with pytest.raises(WrongJournal, match="newer relearnd"):
+        open_journal(state, migrate=True)
 
 
 def test_a_journal_opens_again_as_it_was(state: Path, journal: Engine) -> None:

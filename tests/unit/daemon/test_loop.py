@@ -545,6 +545,25 @@ def test_a_start_finds_what_changed_while_nobody_looked(daemon: Daemon, config: 
     assert world.row(schema.requests).state == "refused"
 
 
+def test_memory_is_given_back_once_it_is_quiet_after_work(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+
+    def give_back() -> None:
+        given.append("back")
+        daemon.queue.put(PersonAsked())
+
+    monkeypatch.setattr(loop, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(loop.memory, "give_back", give_back)
+    daemon.because.append("drop 1")
+    daemon.work()
+    daemon.queue.put(TimerFired("triton"))
+    assert (daemon.wait(), given) == (TimerFired("triton"), [])
+    assert (daemon.wait(), given) == (PersonAsked(), ["back"])
+    daemon.work()  # there is nothing to do
+    daemon.queue.put(TimerFired("triton"))
+    assert (daemon.wait(), daemon.worked, given) == (TimerFired("triton"), False, ["back"])
+
+
 def test_an_edit_made_while_no_daemon_ran_interrupts_what_was_unfinished(daemon: Daemon, world: World) -> None:
     enough(world)
     world.require(artifact_max_mb=1.0)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -142,6 +143,18 @@ def test_of_a_stream_that_never_pauses_the_quiet_part_is_told(clock: Clock, even
         clock.now += 1  # and two since the last change
         eventually(lambda: len(told) == 2)
         assert told[1] == {Path("written all the while"), Path("9")}
+    finally:
+        settling.stop()
+
+
+def test_what_was_told_is_not_remembered(eventually: Callable[..., None]) -> None:
+    told: list[weakref.ref[frozenset[Path]]] = []
+    settling = Settling(0.01, lambda paths: told.append(weakref.ref(paths)))
+    settling.start()
+    try:
+        settling.touch(Path("a"), Path("b"))
+        eventually(lambda: told)
+        eventually(lambda: told[0]() is None)
     finally:
         settling.stop()
 
