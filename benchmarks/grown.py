@@ -43,18 +43,20 @@ def grow(workspace: Workspace, to: int) -> None:
     state = workspace.config.state
     engine = open_journal(state)
     with engine.begin() as connection:
-        known = connection.execute(select(func.max(schema.samples.c.id), func.max(schema.groups.c.id))).one()
+        samples, groups = (
+            connection.execute(select(func.max(t.c.id))).scalar_one() for t in (schema.samples, schema.groups)
+        )
         champion = targets.champion(connection, TARGET)
         assert champion is not None
         model = get(connection, schema.artifacts, champion.artifact).model_id
         drop = add(
             connection, schema.drops, folder=str(workspace.folder / "away"), state="reading", started=now(),
-            files=to - known[0], added=to - known[0], audited=now(), ended=now(),
+            files=to - samples, added=to - samples, audited=now(), ended=now(),
         )  # fmt: skip
-        fakes = list(_fakes(known[0] + 1, to, champion.classes))
+        fakes = list(_fakes(samples + 1, to, champion.classes))
         raw = connection.connection.driver_connection
         assert isinstance(raw, sqlite3.Connection)
-        _insert(raw, fakes, known[1] + 1 - fakes[0].id, drop, str(workspace.folder / "away"), champion.artifact)
+        _insert(raw, fakes, groups + 1 - fakes[0].id, drop, str(workspace.folder / "away"), champion.artifact)
         change(connection, schema.drops, drop, state="ready")
         taken = snapshot.take(connection, state / "snapshots", known=champion.classes, at_least=1)
         connection.execute(update(schema.cycles).values(snapshot_id=taken.id))

@@ -16,8 +16,7 @@ from daemon import forget, schema, snapshot, standings, targets
 from daemon.config import Config
 from daemon.errand import Errand
 from daemon.events import Event
-from daemon.journal import add, get, now
-from daemon.standings import Labelled
+from daemon.journal import AnyRow, add, get, now
 from daemon.stock import model_folder
 from policies.facts import DriftCheck, from_dict, to_dict
 
@@ -102,18 +101,26 @@ class DriftWatch(Errand):
         newest = connection.execute(select(checks).where(checks.c.kind == kind).order_by(checks.c.id.desc())).first()
         last, missed = (newest.up_to_drop, set(newest.figures.get("held", ()))) if newest else (0, set())
         row = get(connection, schema.models, model)
-        known = self._rows(row.snapshot_id)
-        counts = Counter(tuned)
+        taken = get(connection, schema.snapshots, row.snapshot_id)
+        known, counts = self._rows(taken.id), Counter(tuned)
         index = {name: number for number, name in enumerate(row.classes) if counts[number] > 1}
-        come = [
-            (drop, said.sha256, said.name)
-            for drop, state, said in standings.of_drops(connection, last, missed)
-            if said.sha256 not in known and _is_of(kind, state, said, index)
-        ]
+        found = (
+            self._labelled(connection, taken, index)
+            if kind == "labelled"
+            else standings.unlabelled(connection, last, missed)
+        )
+        come = [one for one in found if (one[0] > last or one[0] in missed) and one[1] not in known]
         up_to = max(last, *(drop for drop, _, _ in come)) if come else last
         given = [index[name] for _, _, name in come] if kind == "labelled" else None
         held = _held(connection, up_to) if kind == "labelled" else []
         return Window(kind, up_to, [sha.hex() for _, sha, _ in come], given, held)
+
+    def _labelled(
+        self, connection: Connection, trained_on: AnyRow, index: Mapping[str, int]
+    ) -> list[tuple[int, bytes, str | None]]:
+        """Drop, hash and class of what may be used to train and tune: of judge nothing is looked at."""
+        usable, _ = standings.changed_since(connection, trained_on.standing, trained_on.classes)
+        return [(one.drop, one.sha256, one.name) for one in usable if one.role != "judge" and one.name in index]
 
     def _start(self, reference: dict[str, list[Any]]) -> None:
         folder = self.config.state / "audits"
@@ -141,13 +148,6 @@ class DriftWatch(Errand):
                 kept = {**to_dict(check), "held": window.held}
                 add(connection, schema.drift_checks, kind=window.kind, figures=kept, **about)
         self.windows = []  # they name every image that has come
-
-
-def _is_of(kind: str, state: str, said: Labelled, index: Mapping[str, int]) -> bool:
-    """Of what is labelled, what may be used to train and tune: of judge nothing is looked at."""
-    if kind == "unlabelled":
-        return state == "unlabelled"
-    return state == standings.USABLE and said.role != "judge" and said.name in index
 
 
 def _held(connection: Connection, up_to: int) -> list[int]:

@@ -178,9 +178,10 @@ standings = Table(  # where each sample stands now; follows from the tables abov
     Column("role", String),
     # usable, flagged (beyond doubt), ungrouped (near to two roles), conflict, held, unlabelled, gone, forgotten
     Column("state", String, nullable=False),
-    Column("drop_id", Integer, index=True),  # the last that said so
+    Column("drop_id", Integer),  # the last that said so
     Column("changed", Integer, nullable=False, index=True),  # number of the change that made it so
     Index("ix_standings_state_class_role", "state", "class_name", "role"),
+    Index("ix_standings_state_drop_id", "state", "drop_id"),
 )
 
 stale = Table(  # samples whose standing is to be worked out before the transaction ends

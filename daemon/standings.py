@@ -8,11 +8,11 @@ noted is worked out again (daemon/journal.py). So nobody reads a standing that i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, case, delete, exists, func, or_, select
+from sqlalchemy import Connection, Select, case, delete, exists, func, or_, select
 from sqlalchemy.dialects.sqlite import insert
 
 from daemon import labels
@@ -35,6 +35,7 @@ class Labelled:
     sha256: bytes
     name: str  # of the class
     role: Role
+    drop: int  # the last that said so
 
 
 def refresh(connection: Connection) -> None:
@@ -150,32 +151,37 @@ def usable(connection: Connection, *, flagged: bool = False) -> Iterator[Labelle
         yield from (Labelled(*row) for row in some)
 
 
+def forgotten(connection: Connection) -> set[bytes]:
+    """The hashes of what was forgotten."""
+    refresh(connection)
+    query = select(samples.c.sha256).join(standings, standings.c.sample_id == samples.c.id)
+    return set(connection.execute(query.where(standings.c.state == "forgotten")).scalars())
+
+
 def changed_since(
     connection: Connection, number: int, classes_known: Sequence[str]
 ) -> tuple[list[Labelled], list[bytes]]:
     """What may be used of all that changed after that number or is of a class not named; and what may not (hashes)."""
     refresh(connection)
-    changed = standings.c.changed > number
-    other = and_(standings.c.state == USABLE, standings.c.class_name.in_(set(classes(connection)) - set(classes_known)))
-    found = [Labelled(*row) for row in connection.execute(_labelled().where(changed, standings.c.state == USABLE))]
-    found += [Labelled(*row) for row in connection.execute(_labelled().where(other, standings.c.changed <= number))]
-    unusable = (
-        select(samples.c.sha256)
-        .join(standings, standings.c.sample_id == samples.c.id)
-        .where(changed, standings.c.state != USABLE)
-    )
-    return found, list(connection.execute(unusable).scalars())
+    query = _labelled().add_columns(standings.c.state).where(standings.c.changed > number)
+    changed = [(state, Labelled(*row)) for *row, state in connection.execute(query)]
+    usable_ = [said for state, said in changed if state == USABLE]
+    if others := set(classes(connection)) - set(classes_known):
+        of_others = (standings.c.state == USABLE, standings.c.class_name.in_(others), standings.c.changed <= number)
+        usable_ += [Labelled(*row) for row in connection.execute(_labelled().where(*of_others))]
+    return usable_, [said.sha256 for state, said in changed if state != USABLE]
 
 
-def of_drops(connection: Connection, after: int, also: Iterable[int]) -> list[tuple[int, str, Labelled]]:
-    """Drop and state of each sample that last came in a later drop than this one, or in one of the others."""
+def unlabelled(connection: Connection, after: int, also: Collection[int]) -> list[tuple[int, bytes, None]]:
+    """Drop, hash and no class of what last came without one, in a later drop than this one or in one of the others."""
     refresh(connection)
-    which = or_(standings.c.drop_id > after, standings.c.drop_id.in_(list(also)))
-    query = _labelled().add_columns(standings.c.drop_id, standings.c.state).where(which)
-    return [(drop, state, Labelled(*row)) for *row, drop, state in connection.execute(query)]
+    which = or_(standings.c.drop_id > after, standings.c.drop_id.in_(also))
+    query = select(standings.c.drop_id, samples.c.sha256).join(samples, samples.c.id == standings.c.sample_id)
+    return [
+        (drop, sha, None) for drop, sha in connection.execute(query.where(standings.c.state == "unlabelled", which))
+    ]
 
 
 def _labelled() -> Select[Any]:
-    return select(samples.c.id, samples.c.sha256, standings.c.class_name, standings.c.role).join(
-        standings, standings.c.sample_id == samples.c.id
-    )
+    what = (samples.c.id, samples.c.sha256, standings.c.class_name, standings.c.role, standings.c.drop_id)
+    return select(*what).join(standings, standings.c.sample_id == samples.c.id)

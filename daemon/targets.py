@@ -10,7 +10,6 @@ from pathlib import Path
 from sqlalchemy import ColumnElement, Connection, func, select
 
 from daemon import schema, snapshot, standings
-from daemon.journal import chunks
 from daemon.variants import Devices, is_bound_elsewhere, join, runs_on
 from deploy.artifact import ArtifactError
 from deploy.repository import verify_model
@@ -245,15 +244,19 @@ def unmeasured(connection: Connection, requirement: Requirement, champion: Champ
 
 @dataclass(frozen=True, slots=True)
 class JudgeSet:
-    """The judge samples of a snapshot: true class by sample id."""
+    """The judge samples of a snapshot: true class by hash."""
 
-    truth: Mapping[int, str]
+    truth: Mapping[bytes, str]
 
-    def answers(self, connection: Connection, artifact: str) -> dict[int, str]:
-        """What the artifact answered to them, by sample id; a sample it was never asked about is missing."""
-        table = schema.answers
-        rows = connection.execute(select(table.c.sample_id, table.c.predicted).where(table.c.artifact_id == artifact))
-        return {sample: predicted for sample, predicted in rows if sample in self.truth}
+    def answers(self, connection: Connection, artifact: str) -> dict[bytes, str]:
+        """What the artifact answered to them, by hash; a sample it was never asked about is missing."""
+        table, samples = schema.answers, schema.samples
+        rows = connection.execute(
+            select(samples.c.sha256, table.c.predicted)
+            .join(samples, samples.c.id == table.c.sample_id)
+            .where(table.c.artifact_id == artifact)
+        ).all()
+        return {sha: predicted for sha, predicted in rows if sha in self.truth}
 
     def covered(self, connection: Connection, artifact: str) -> bool:
         return len(self.answers(connection, artifact)) == len(self.truth)
@@ -287,10 +290,5 @@ class JudgeSet:
 
 def judge_set(connection: Connection, rows: snapshot.Rows) -> JudgeSet:
     """The judge set of a snapshot, given its rows, without what was forgotten since."""
-    truth = dict(rows.of_role("judge"))
-    samples, found = schema.samples, dict[int, str]()
-    for some in chunks(truth):
-        known = (samples.c.sha256.in_(some), samples.c.forgotten.is_(None))
-        ids = connection.execute(select(samples.c.id, samples.c.sha256).where(*known))
-        found |= {id_: truth[sha] for id_, sha in ids}
-    return JudgeSet(found)
+    forgotten = standings.forgotten(connection)
+    return JudgeSet({sha: name for sha, name in rows.of_role("judge") if sha not in forgotten})

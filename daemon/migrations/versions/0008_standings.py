@@ -51,7 +51,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("sample_id", name=op.f("pk_standings")),
     )
     op.create_index("ix_standings_state_class_role", "standings", ["state", "class", "role"], unique=False)
-    op.create_index(op.f("ix_standings_drop_id"), "standings", ["drop_id"], unique=False)
+    op.create_index("ix_standings_state_drop_id", "standings", ["state", "drop_id"], unique=False)
     op.create_index(op.f("ix_standings_changed"), "standings", ["changed"], unique=False)
     op.create_table(
         "stale",
