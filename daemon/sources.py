@@ -155,6 +155,7 @@ class Sources:
             try:
                 inode = watched.folder.stat().st_ino
             except OSError:
+                watched.inode = 0  # away: when it is back, something may have come that nothing was heard of
                 continue
             if inode != watched.inode or watched.handler.ended:  # the number may have been given again
                 watched.inode, watched.handler.ended = inode, False
