@@ -23,6 +23,7 @@ from daemon.walk import text
 
 File = Mapping[Any, Any]  # what the reading child says of one (daemon/decode.py)
 Said = tuple[str | None, str | None]  # class and group, as a manifest says
+NOTHING: Said = (None, None)
 
 
 class Drop:
@@ -37,8 +38,7 @@ class Drop:
         self._known = difference.known
         self.manifest = difference.manifest
         self.again: list[str] = []
-        self.said: dict[str, Said] = {}  # by path, of what is to be read
-        self._mentioned: set[str] = set()  # by the manifest, where all of it is read
+        self.said: dict[str, Said] = dict.fromkeys(self.files, NOTHING) if self.watched.manifest else {}
         with journal.begin() as connection:
             self.id = add(
                 connection, drops, folder=str(folder), state="reading", started=now(), files=len(self.files)
@@ -115,7 +115,7 @@ class Drop:
 
     def look_up(self, path: str) -> Said:
         """Class and group of a file: by the manifest where there is one, otherwise by its path."""
-        name, key = self.said.get(path, (None, None))
+        name, key = self.said.get(path, NOTHING)
         return name or self.watched.class_of(path), key or self.watched.group_of(path)
 
     def _occurrence(self, sample: int, file: File, said: Said, moment: float) -> dict[str, Any]:
@@ -152,16 +152,13 @@ class Drop:
     # --- labels by a manifest ----------------------------------------------------------------------------------------
 
     def hear_rows(self, rows: list[tuple[str, str | None, str | None]]) -> None:
-        """What the manifest says of images: of known ones it is written down, of others it is kept until they are."""
+        """What the manifest says of images: of known ones it is written down, of those to be read it is kept."""
         said = {path: (name, key) for path, name, key in rows}
-        self.said |= said
-        self._mentioned |= said.keys()
+        self.said |= {path: what for path, what in said.items() if path in self.said}
         self._say(said)
 
     def hear_manifest(self, told: Mapping[str, Any]) -> None:
-        """The manifest was read: images that it does not mention any more have no class, those of a whole one."""
-        if self.manifest and told["rows"] > told["refused"]:
-            self._say(dict.fromkeys(self._forgotten_rows(), (None, None)))
+        """The manifest was read."""
         row = {"folder": str(self.folder), "path": self.watched.manifest, "at": now()}
         row |= {name: told[name] for name in ("size", "mtime_ns", "rows", "waiting", "refused")}
         stat = {"path": self.watched.manifest, "size": told["size"], "mtime_ns": told["mtime_ns"]}
@@ -173,18 +170,11 @@ class Drop:
             connection.execute(new.on_conflict_do_update(["folder", "path"], set_=row))
 
     def lose_manifest(self) -> None:
-        """It could not be read: it counts as new to the next scan, or images of this drop would stay without class."""
+        """It is away, or could not be read: it counts as new when next seen, for images of this drop to get a class."""
         table = manifests
         with self.journal.begin() as connection:
             here = (table.c.folder == str(self.folder), table.c.path == self.watched.manifest)
             connection.execute(delete(table).where(*here))
-
-    def _forgotten_rows(self) -> list[str]:
-        table = occurrences
-        labelled = (table.c.folder == str(self.folder), table.c.gone.is_(None), table.c.class_name.is_not(None))
-        with self.journal.connect() as connection:
-            return [p for p in connection.execute(select(table.c.path).where(*labelled)).scalars()
-                    if p not in self._mentioned]  # fmt: skip
 
     def _say(self, said: Mapping[str, Said]) -> None:
         """Occurrences whose class or group is another now end, and begin anew in this drop."""

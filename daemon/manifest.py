@@ -3,10 +3,12 @@
     python -m daemon.manifest JOB.json
 
 CSV with a header (path,label or path,label,group, in any order, other columns are passed over; "," ";" or a tab), or
-JSON Lines ({"path": …, "label": …, "group": …}). It is streamed: rows whose image is not there are counted, not kept.
-JOB.json: {"token", "folder", "manifest", "paths": [path, …] | null}; null: all that are there. It prints {"token",
-"stage": "manifest", "event": "rows", "rows": [[path, label | null, group | null], …]}, at the end one of event "read"
-with {"size", "mtime_ns", "rows", "waiting", "refused", "problems": [sentence, …]}.
+JSON Lines ({"path": …, "label": …, "group": …}). It is streamed: rows whose image is not there are counted, not kept,
+and what is kept lies in a file, so that ten million rows take no more memory than ten.
+JOB.json: {"token", "folder", "manifest", "paths": [path, …] | null, "kept", "journal"}; null: all that are there, and
+images of the journal that it does not mention any more are told to have no class; "kept": where that file is made. It
+prints {"token", "stage": "manifest", "event": "rows", "rows": [[path, label | null, group | null], …]}, at the end one
+of event "read" with {"size", "mtime_ns", "rows", "waiting", "refused", "problems": [sentence, …]}.
 """
 
 from __future__ import annotations
@@ -15,21 +17,23 @@ import csv
 import json
 import os
 import posixpath
+import stat
 import sys
 from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from daemon.children import die_with_parent
 from daemon.decode import Unusable, open_within
+from daemon.said import Row, Said
 from daemon.walk import text
 
 LONGEST_LINE = 65_536  # bytes
 SAID = 200  # problems that are told one by one
 CHUNK = 2_000  # rows in one line of output
-Row = tuple[str, str | None, str | None]  # path, label, group
 
 
 class Refused(ValueError):
@@ -44,7 +48,7 @@ class ManifestError(Exception):
 class Reading:
     """What a manifest says of the images that are wanted and there."""
 
-    said: dict[str, tuple[int, str | None, str | None]] = field(default_factory=dict)  # path -> line, label, group
+    said: Said
     rows: int = 0
     waiting: int = 0  # rows whose image is not there
     refused: int = 0
@@ -57,22 +61,26 @@ class Reading:
 
     def take(self, line: int, row: Row) -> None:
         path, label, group = row
-        before = self.said.get(path)
+        before = self.said.add(line, row)
         if before and before[1:] != (label, group):
             was = _phrase(*before[1:])
             self.refuse(line, f"says of {path} {_phrase(label, group)}, line {before[0]} says {was}: it has no class")
-            label = group = None
-        self.said[path] = (before[0] if before else line, label, group)
+            self.said.clear(path)
 
 
 def read(
-    stream: BinaryIO, *, lines: bool, is_there: Callable[[str], bool], wanted: Collection[str] | None = None
+    stream: BinaryIO,
+    said: Said,
+    *,
+    lines: bool,
+    is_there: Callable[[str], bool],
+    wanted: Collection[str] | None = None,
 ) -> Reading:
-    """What a manifest says of the wanted paths (None: of all that are there). Raises ManifestError.
+    """What a manifest says of the wanted paths (None: of all that are there), which is kept in `said`.
 
-    lines: it is JSON Lines, not CSV.
+    lines: it is JSON Lines, not CSV. Raises ManifestError.
     """
-    reading = Reading()
+    reading = Reading(said)
     parse = _json if lines else _read_header(stream)
     for line, raw in _lines(stream, start=1 if lines else 2):
         if raw is not None and not raw.strip():
@@ -162,12 +170,20 @@ def _check(path: str, label: str | None, group: str | None) -> Row:
         raise Refused(f"names an absolute path, {path[:200]}: write it below the watched folder")
     if ".." in path.split("/"):
         raise Refused(f"leads out of the watched folder, by {path[:200]}")
-    for value in (path, label or "", group or ""):
-        if text(value) != value:
-            raise Refused("holds control characters")
+    if not all(_is_text(value) for value in (path, label or "", group or "")):
+        raise Refused("holds control characters")
     if label and (len(label) > 255 or "/" in label):
         raise Refused("has a label that is no name of a class: at most 255 signs, without /")
     return posixpath.normpath(path), label, group
+
+
+def _is_text(value: str) -> bool:
+    if value.isascii() and value.isprintable():  # as almost all are
+        return True
+    try:
+        return text(value) == value
+    except UnicodeEncodeError:  # JSON can write half of a character
+        return False
 
 
 def main() -> int:
@@ -180,15 +196,20 @@ def main() -> int:
         print(json.dumps({"token": job["token"], "stage": "manifest", "event": event, **what}), flush=True)
 
     found = (Path(folder) / name).stat()
-    try:
-        with open_within(f"{folder}/{name}", os.path.realpath(folder)) as stream:
-            there: Callable[[str], bool] = lambda path: os.path.lexists(f"{folder}/{path}")  # noqa: E731
-            reading = read(stream, lines=name.endswith(".jsonl"), is_there=there, wanted=wanted)
-    except (ManifestError, Unusable) as error:
-        reading = Reading(refused=1, problems=[str(error)])
-    rows = ([path, label, group] for path, (_, label, group) in reading.said.items())
-    while chunk := list(islice(rows, CHUNK)):
-        say("rows", rows=chunk)
+    with closing(Said(Path(job["kept"]))) as said:
+        try:
+            if stat.S_ISDIR(found.st_mode):
+                raise ManifestError("is a folder, and no manifest")
+            with open_within(f"{folder}/{name}", os.path.realpath(folder)) as stream:
+                there: Callable[[str], bool] = lambda path: os.path.lexists(f"{folder}/{path}")  # noqa: E731
+                reading = read(stream, said, lines=name.endswith(".jsonl"), is_there=there, wanted=wanted)
+        except (ManifestError, Unusable) as error:
+            reading = Reading(said, refused=1, problems=[str(error)])
+        whole = wanted is None and reading.rows > reading.refused
+        unmentioned = said.unmentioned(Path(job["journal"]), folder) if whole else ()
+        rows = chain(said.rows(), unmentioned)
+        while chunk := list(islice(rows, CHUNK)):
+            say("rows", rows=chunk)
     counts = {"rows": reading.rows, "waiting": reading.waiting, "refused": reading.refused}
     say("read", size=found.st_size, mtime_ns=found.st_mtime_ns, **counts, problems=reading.problems)
     return 0

@@ -8,6 +8,7 @@ match      near-duplicates among them and of what was known before (daemon/match
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import time
@@ -219,7 +220,10 @@ class Reader:
         number = PARTS if len(files) > FEW else 1
         self.parts = [Part(part, files[part::number]) for part in range(number)]
         if self.drop.watched.manifest and (files or difference.manifest):
-            self._read_manifest()
+            if os.path.exists(folder / self.drop.watched.manifest):  # noqa: PTH110  (it raises for no odd name)
+                self._read_manifest()
+            else:  # when it comes, it is asked about these images, too
+                self.drop.lose_manifest()
 
     def _go_on(self) -> bool:
         """Starts what of the drop waits to be started. False: its children are at work."""
@@ -240,7 +244,13 @@ class Reader:
     def _read_manifest(self) -> None:
         assert self.drop is not None
         paths = None if self.drop.manifest else self.drop.files
-        about = {"folder": str(self.drop.folder), "manifest": self.drop.watched.manifest, "paths": paths}
+        about = {
+            "folder": str(self.drop.folder),
+            "manifest": self.drop.watched.manifest,
+            "paths": paths,
+            "kept": str(self._file("said")),
+            "journal": str(self.config.state / "journal.db"),
+        }
         self.child = self._start(f"manifest{self.drop.id}.{self.crashes}", "daemon.manifest", about)
 
     def _read(self, part: Part) -> None:

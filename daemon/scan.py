@@ -54,19 +54,31 @@ def compare(
     emptied: raises FileNotFoundError. What is below a folder that cannot be listed stays as it is known.
     """
     look = _Look(watched, writing, None if paths is not None else time.time() - settle_seconds)
-    starts = [watched.folder] if paths is None else look.walk.choose(paths)
+    starts = [watched.folder] if paths is None or _is_away(watched.folder) else look.walk.choose(paths)
     for start, known in _known(connection, watched.folder, starts):
         with closing(known):  # what is left unread would hold the journal at this moment, for whom it meets next
             look.at(start, known)
     difference = look.difference
     difference.links = look.walk.links
     hidden = tuple(f"{text(path)}/" if path else "" for path in look.walk.away)
-    escaped = {text(path) for path in difference.unnamable}
-    known_already = escaped.intersection(difference.gone)  # escaped it has another place in the order
-    difference.gone = [path for path in difference.gone if not f"{path}/".startswith(hidden) and path not in escaped]
+    there = {text(path) for path in difference.unnamable}
+    known_already = there.intersection(difference.gone)  # escaped it has another place in the order
+    if os.path.lexists(watched.folder / watched.manifest):  # what is known to be wrong with it stays
+        there.add(watched.manifest)
+    gone = dict.fromkeys(difference.gone)  # each once, whatever is known of it
+    difference.gone = [path for path in gone if not f"{path}/".startswith(hidden) and path not in there]
     difference.unnamable = [path for path in difference.unnamable if text(path) not in known_already]
     difference.manifest = _is_manifest_changed(connection, watched, look.writing)
     return difference
+
+
+def _is_away(folder: Path) -> bool:
+    """Whether nothing at all is there: what notification says of its files is no news of them then."""
+    try:
+        with os.scandir(folder) as entries:
+            return not any(entries)
+    except OSError:
+        return True
 
 
 class _Look:

@@ -1,5 +1,7 @@
 """A corpus of hostile files: each is made in a folder, with what must be said of it, or None where it is a fine image.
 
+And one of manifests that lie beside fine images, 1.png, 2.png and 3.png.
+
 python tests/hostile.py FOLDER    # lays the corpus there, to be looked at or dropped into a watched folder
 """
 
@@ -12,7 +14,7 @@ import socket
 import struct
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -207,6 +209,88 @@ CORPUS: list[Hostile] = [
     Hostile(b"itself.png", link("itself.png"), "Too many levels of symbolic links"),
     Hostile(b"nothing.png", link("never-made.png"), "is a link to nothing"),
     Hostile(b"around", link(".."), "is a link out of the watched folder|is a link to a folder that holds it"),
+]  # fmt: skip
+
+
+class Manifest(NamedTuple):
+    name: str  # of the folder that it is laid in, with the ending of the manifest
+    make: Make
+    reasons: tuple[str, ...]  # what must be said of it: regular expressions
+    classes: dict[str, str]  # of the images: what else it says holds
+
+
+NOTHING: dict[str, str] = {}
+BOTH = {"1.png": "cat", "2.png": "dog"}
+ODD_ROWS = {  # each between two rows that are fine
+    b"../../etc/passwd,cat": "leads out of the watched folder, by ../../etc/passwd",
+    b"3.png/../../outside.png,cat": "leads out of the watched folder",
+    b"/etc/passwd,cat": "names an absolute path, /etc/passwd",
+    b"//etc/passwd,cat": "names an absolute path",
+    b"3.png": "has 1 columns, not 2",
+    b"3.png,cat,dog,owl": "has 4 columns, not 2",
+    b"3\0.png,cat": "holds control characters",
+    b"3.png,c\0t": "holds control characters",
+    b"3.png,\xe9\xff": "is not UTF-8 text",
+    b'"3.png,cat': "is no row of CSV",
+    b'3.png,"cat': "is no row of CSV",
+    b"3.png," + b"x" * (50 << 20): "is longer than 65,536 bytes",
+    b"3.png,../../cat": "has a label that is no name of a class",
+    b",cat": "names no path",
+}
+ODD_LINES = {
+    b'{"path": ["3.png"], "label": "cat"}': "must be text",
+    b'{"path": {"path": "3.png"}, "label": "cat"}': "must be text",
+    b'{"path": "3.png", "label": ["cat", "dog"]}': "must be text",
+    b'{"path": "3.png", "label": {"name": "cat"}}': "must be text",
+    b'{"path": "3.png", "label": 3}': "must be text",
+    b'{"path": "3.png", "label": true}': "must be text",
+    b'{"path": null, "label": "cat"}': "must be text",
+    b'{"path": "3.png"}': 'must be an object with "path" and "label"',
+    b'["3.png", "cat"]': 'must be an object with "path" and "label"',
+    b'{"path": "3.png", "label": "cat"': "is no JSON",
+    b'{"path": "3.png", "label": ' + b"9" * 5000 + b"}": "is no JSON",
+    b"[" * 60_000: "is no JSON",
+    b'{"path": "3.png", "path": "../3.png", "label": "cat"}': "leads out of the watched folder",
+    b'{"path": "/3.png", "label": "cat"}': "names an absolute path",
+    rb'{"path": "3\u0000.png", "label": "cat"}': "holds control characters",
+    rb'{"path": "3\ud800.png", "label": "cat"}': "holds control characters",
+    b'{"path": "3.png", "label": "c\xff"}': "is not UTF-8 text",
+    b'{"path": "3.png", "label": "' + b"x" * (50 << 20) + b'"}': "is longer than 65,536 bytes",
+}
+
+
+def between(first: bytes, rows: Iterable[bytes], last: bytes) -> Make:
+    return write(b"\n".join([first, *rows, last, b""]))
+
+
+FIRST_ROW, LAST_ROW = b"path,label\n1.png,cat", b"2.png,dog"
+FIRST_LINE, LAST_LINE = b'{"path": "1.png", "label": "cat"}', b'{"path": "2.png", "label": "dog"}'
+HEADER = "line 1: must name the columns path and label"
+ROW = b"path,label\n1.png,cat\n2.png,dog\n"
+
+MANIFESTS: list[Manifest] = [
+    Manifest("rows.csv", between(FIRST_ROW, ODD_ROWS, LAST_ROW), tuple(ODD_ROWS.values()), BOTH),
+    Manifest("lines.jsonl", between(FIRST_LINE, ODD_LINES, LAST_LINE), tuple(ODD_LINES.values()), BOTH),
+    Manifest("twice.csv", between(FIRST_ROW, [b"1.png,cat", b"./1.png,cat"], LAST_ROW), (), BOTH),
+    Manifest("contradictory.csv", between(FIRST_ROW, [b"3.png,cat", b"./3.png,dog", b"3.png,cat"], LAST_ROW),
+             ("line 4: says of 3.png dog, line 3 says cat: it has no class", "line 5: says of 3.png cat"), BOTH),
+    Manifest("contradictory.jsonl", between(FIRST_LINE, [b'{"path": "3.png", "label": "cat"}',
+                                                         b'{"path": "3.png", "label": null}'], LAST_LINE),
+             ("says of 3.png no class, line 2 says cat: it has no class",), BOTH),
+    Manifest("marked.csv", write(b"\xef\xbb\xbf" + ROW), (), BOTH),
+    Manifest("marked.jsonl", between(b"\xef\xbb\xbf" + FIRST_LINE, [], LAST_LINE), (), BOTH),
+    Manifest("wide.csv", write(ROW.decode().encode("utf-16")), ("line 1: is not UTF-8 text",), NOTHING),
+    Manifest("empty.csv", write(b""), ("is empty",), NOTHING),
+    Manifest("header-alone.csv", write(b"path,label\n"), (), NOTHING),
+    Manifest("columns.csv", write(b"file,class\n1.png,cat\n"), (HEADER,), NOTHING),
+    Manifest("no-header.csv", write(b"1.png,cat\n2.png,dog\n"), (HEADER,), NOTHING),
+    Manifest("long-header.csv", write(b"x" * (50 << 20)), (HEADER,), NOTHING),
+    Manifest("image.csv", write(PNG), ("line 1: ",), NOTHING),
+    Manifest("folder.csv", os.mkdir, ("is a folder",), NOTHING),
+    Manifest("pipe.csv", os.mkfifo, ("is no regular file",), NOTHING),
+    Manifest("socket.csv", listen, ("is no regular file",), NOTHING),
+    Manifest("device.csv", link("/dev/zero"), ("is a link out of the watched folder, to /dev/zero",), NOTHING),
+    Manifest("outside.csv", link("../../outside.csv"), ("is a link out of the watched folder, to ",), NOTHING),
 ]  # fmt: skip
 
 

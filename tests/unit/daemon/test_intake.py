@@ -167,8 +167,9 @@ def test_a_folder_that_is_away_is_not_an_emptied_one(
     images.rename(away)
     if how == "empty":
         images.mkdir()
-    with pytest.raises(FileNotFoundError, match="is empty or away; what is known of its files stays as it is"):
-        look()
+    for paths in ((), (images / "cat",), (images / "cat" / "1.png",)):  # whatever notification says of them
+        with pytest.raises(FileNotFoundError, match="is empty or away; what is known of its files stays as it is"):
+            look(*paths)
     assert live(journal) == {"cat/1.png"}
     if how == "empty":
         images.rmdir()
