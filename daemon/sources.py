@@ -160,16 +160,12 @@ class Sources:
             for watched in self._watched:
                 try:
                     self._look_at(watched)
-                except OSError:  # it went in the midst of it: what is there at the next look is another one
+                except OSError:  # away: when it is back, something may have come that nothing was heard of
                     watched.inode = 0
 
     def _look_at(self, watched: _Watched) -> None:
         """A watch ends with its folder, and says nothing of one that takes its place: removed, moved, mounted over."""
-<<<<<<< HEAD
-        try:
-            inode = watched.folder.stat().st_ino
-        except OSError:
-            return
+        inode = watched.folder.stat().st_ino
         if inode != watched.inode or watched.handler.ended:  # the number may have been given again
             watched.inode, watched.handler.ended = inode, False
             self._replace(watched, f"{watched.folder}: is another folder than before; it is watched from now on")
@@ -178,22 +174,6 @@ class Sources:
             if not watched.polling and (error := find_watch_limit(watched.folder)):
                 watched.polling = True
                 self._replace(watched, _polled(watched.folder, error))
-=======
-        for watched in self._watched:
-            try:
-                inode = watched.folder.stat().st_ino
-            except OSError:
-                watched.inode = 0  # away: when it is back, something may have come that nothing was heard of
-                continue
-            if inode != watched.inode or watched.handler.ended:  # the number may have been given again
-                watched.inode, watched.handler.ended = inode, False
-                self._replace(watched, f"{watched.folder}: is another folder than before; it is watched from now on")
-            if watched.handler.grown:
-                watched.handler.grown = False
-                if not watched.polling and (error := find_watch_limit(watched.folder)):
-                    watched.polling = True
-                    self._replace(watched, _polled(watched.folder, error))
->>>>>>> 41cd192a074fc1eefe632e041ed4c81e7bd68105
 
     def _replace(self, watched: _Watched, why: str) -> None:
         watched.observer.stop()
