@@ -17,7 +17,6 @@ import json
 import os
 import resource
 import signal
-import stat
 import sys
 import warnings
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from daemon import store
 from daemon.children import die_with_parent
 from daemon.descriptor import describe
+from daemon.originals import Originals, Unusable
 
 USUAL = ("RGB", "L", "P", "RGBA", "1", "LA", "CMYK")  # modes of which it is known that training can convert them
 SECONDS = 60  # that decoding one file may take
@@ -41,8 +41,8 @@ class Reading:
     """One job: where its files lie, and where what is made of them goes."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        self.folder = Path(job["folder"])
-        self.home = os.path.realpath(self.folder)
+        self.folder = job["folder"]
+        self.originals = Originals(job["folder"])
         self.store = Path(job["store"])
         self.refer = job["keep"] == "reference"
         self.part = job["part"]
@@ -50,17 +50,19 @@ class Reading:
         self.max_pixels = job["max_pixels"]
         self.pictures = Path(job["pictures"])
         self.large: dict[Path, str] = {}  # copies that have no name yet
-        self.originals: dict[Path, str] = {}  # that are referred to
+        self.referred: dict[Path, str] = {}  # originals that stand in place of copies
         self.described: list[bytes] = []
 
     def read(self, path: str) -> dict[str, Any]:
         found: os.stat_result | None = None
         try:
-            with open_within(f"{self.folder}/{path}", self.home) as original:
-                found = os.fstat(original.fileno())
-                content = store.read_few(original)
+            original, found = self.originals.open(path)
+            try:
+                content = store.read_few(original, found.st_size)
                 told = self._take_large(original) if content is None else self._take(content)
-                after = os.fstat(original.fileno())
+                after = os.fstat(original)
+            finally:
+                os.close(original)
         except (FileNotFoundError, NotADirectoryError):
             return {"path": path, "gone": True}
         except Unusable as error:
@@ -72,8 +74,9 @@ class Reading:
         if (found.st_size, found.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             return {"path": path, "again": True}  # it is still being written
         if self.refer:
-            self.originals[self.folder / path] = told["sha256"]
-        return {"path": path, "size": found.st_size, "mtime_ns": found.st_mtime_ns, **told}
+            self.referred[Path(self.folder, path)] = told["sha256"]
+        told["path"], told["size"], told["mtime_ns"] = path, found.st_size, found.st_mtime_ns
+        return told
 
     def _take(self, content: bytes) -> dict[str, Any]:
         """Of most files: all of it is in memory, and nothing of what cannot be used comes into the store."""
@@ -82,9 +85,10 @@ class Reading:
         if not self.refer:
             store.keep(self.store, content, sha256)
         self.described.append(bytes.fromhex(sha256) + picture)
-        return {"sha256": sha256, "bytes": len(content), **looks}
+        looks["sha256"], looks["bytes"] = sha256, len(content)
+        return looks
 
-    def _take_large(self, original: BinaryIO) -> dict[str, Any]:
+    def _take_large(self, original: int) -> dict[str, Any]:
         temporary = store.incoming(self.store, self.part << 32 | len(self.large))  # of no other child
         try:
             sha256, size = store.copy_large(original, temporary)
@@ -101,9 +105,10 @@ class Reading:
 
     def settle(self) -> None:
         """What was read since the last time is durable, then. Raises StoreUnwritable."""
-        store.refer(self.store, self.originals)
+        store.refer(self.store, self.referred)
         store.settle(self.store, self.large)
-        self.originals.clear()
+        self.originals.let_go()
+        self.referred.clear()
         self.large.clear()
         self._leave_pictures()
 
@@ -138,42 +143,6 @@ def read_files(job: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
                 told.append(reading.read(path))
             reading.settle()
             yield told
-
-
-class Unusable(Exception):
-    """A file that cannot be used, and why; as it was `found` it is not looked at again."""
-
-    def __init__(self, reason: str, found: os.stat_result | None = None) -> None:
-        super().__init__(reason)
-        self.found = found
-
-
-def open_within(file: str, home: str) -> BinaryIO:
-    """Opens a regular file that lies below `home`, whatever links lead to it; nothing else is ever opened.
-
-    O_PATH takes hold of what the path leads to without opening it; what is then opened cannot be another any more.
-    Raises Unusable, OSError.
-    """
-    try:
-        held = os.open(file, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
-        if os.path.islink(file):  # noqa: PTH114
-            raise Unusable("is a link to nothing") from None
-        raise
-    try:
-        found = os.fstat(held)
-        real = os.readlink(f"/proc/self/fd/{held}")  # noqa: PTH115  (as fast as can be)
-        if not real.startswith(f"{home}/"):
-            raise Unusable(f"is a link out of the watched folder, to {real}", found)
-        if stat.S_ISDIR(found.st_mode):
-            raise Unusable("is a link to a folder that holds it, or behind another link: it is not followed", found)
-        if not stat.S_ISREG(found.st_mode):
-            raise Unusable("is no regular file (a device, pipe or socket is never opened)", found)
-        if found.st_size == 0:
-            raise Unusable("is empty", found)
-        return open(f"/proc/self/fd/{held}", "rb")  # noqa: PTH123  (a name of the kernel's, not a path)
-    finally:
-        os.close(held)
 
 
 def decode(source: Path | BinaryIO, max_pixels: float) -> tuple[dict[str, Any], bytes]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from daemon.children import die_with_parent
-from daemon.decode import Unusable, open_within
+from daemon.originals import Unusable, stream_within
 from daemon.walk import text
 
 LONGEST_LINE = 65_536  # bytes
@@ -181,7 +181,7 @@ def main() -> int:
 
     found = (Path(folder) / name).stat()
     try:
-        with open_within(f"{folder}/{name}", os.path.realpath(folder)) as stream:
+        with stream_within(f"{folder}/{name}", os.path.realpath(folder)) as stream:
             there: Callable[[str], bool] = lambda path: os.path.lexists(f"{folder}/{path}")  # noqa: E731
             reading = read(stream, lines=name.endswith(".jsonl"), is_there=there, wanted=wanted)
     except (ManifestError, Unusable) as error:

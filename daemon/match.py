@@ -22,9 +22,10 @@ from typing import Any
 from PIL import Image
 
 from daemon.children import die_with_parent
-from daemon.decode import Unusable, decode
+from daemon.decode import decode
 from daemon.descriptor import SIZE
 from daemon.duplicates import Index
+from daemon.originals import Unusable
 from daemon.store import place
 
 CHUNK = 50_000  # samples at once
