@@ -11,6 +11,7 @@ from sqlalchemy import Connection, func, select
 from daemon.schema import groups, occurrences, samples
 from policies.facts import ROLES, Role
 
+ROUNDING = 1e-9  # samples: what differs by less is equal
 Counts = dict[str, Counter[Role]]  # class -> role -> samples
 
 
@@ -28,8 +29,10 @@ def furthest_behind(
         total = sum(given.values()) + number
         for role in ROLES:
             behind[role] += shares[role] * total - given.get(role, 0)
-    most = max(round(value, 9) for value in behind.values())
-    tied = [role for role in ROLES if round(behind[role], 9) == most]
+    most = max(behind.values()) - ROUNDING
+    tied = [role for role in ROLES if behind[role] > most]
+    if len(tied) == 1:
+        return tied[0]
     return tied[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(tied)]
 
 
