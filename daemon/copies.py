@@ -29,6 +29,7 @@ FLOOR, NOISE = 0.0008, 0.006
 # copies by more than near equality.
 SMALL, STRICT = 20.0, 0.002
 CHUNK = 512  # images at once: what they need stays in the cache
+PAIRS = 1024  # at once, whose images are looked at once and not once a pair
 HALF = np.float32(0.5)
 
 
@@ -115,24 +116,30 @@ class Search:
 
     def _close(self, one: Ints, other: Ints) -> tuple[Ints, Ints]:
         """The pairs whose codes come close when a crop's moves are undone."""
-        keep = [np.empty(0, bool)]
-        for at in range(0, len(one), CHUNK):
-            rows, inverse = np.unique([one[at : at + CHUNK], other[at : at + CHUNK]], return_inverse=True)
+
+        def keep(at: int) -> tuple[Ints, Ints]:
+            ones, others = one[at : at + PAIRS], other[at : at + PAIRS]
+            rows, inverse = np.unique([ones, others], return_inverse=True)
             thumbnails = self._read(rows)
             codes, tangents = likeness.codes(thumbnails), likeness.tangents(thumbnails)
             a, b = inverse.reshape(2, -1)
-            keep.append(likeness.apart(codes[a], codes[b], (tangents[a] + tangents[b]) * HALF) < APART)
-        kept = np.concatenate(keep)
-        return one[kept], other[kept]
+            parts = [slice(start, start + CHUNK) for start in range(0, len(a), CHUNK)]
+            distances = [
+                likeness.apart(codes[a[p]], codes[b[p]], (tangents[a[p]] + tangents[b[p]]) * HALF) for p in parts
+            ]
+            near = np.concatenate(distances) < APART
+            return ones[near], others[near]
+
+        return neighbours.joined(neighbours.at_once(keep, range(0, len(one), PAIRS)))
 
     def _alike(self, one: Ints, other: Ints, limits: Floats) -> NDArray[np.bool_]:
-        found = [np.empty(0, bool)]
-        for at in range(0, len(one), CHUNK):
+        def tell(at: int) -> NDArray[np.bool_]:
             part = slice(at, at + CHUNK)
             a, b = self._descriptors(one[part]), self._descriptors(other[part])
             left = likeness.unexplained(_thumbnails(a), _thumbnails(b))
-            found.append(left < np.minimum(limits[part], allowed(_sizes(a), _sizes(b))))
-        return np.concatenate(found)
+            return left < np.minimum(limits[part], allowed(_sizes(a), _sizes(b)))
+
+        return np.concatenate([np.empty(0, bool), *neighbours.at_once(tell, range(0, len(one), CHUNK))])
 
     def _read(self, rows: Ints) -> Floats:
         return _thumbnails(self._descriptors(rows))

@@ -21,7 +21,6 @@ from daemon.likeness import CODE, Floats
 from daemon.neighbours import Ints
 
 PICTURE = np.dtype([("id", "<i8"), ("descriptor", "u1", SIZE)])
-PICTURE_AS_GIVEN = np.dtype([("id", "<i8"), ("descriptor", f"V{SIZE}")])
 RECORD = np.dtype([("id", "<i8"), ("code", "<i2", CODE), ("spare", "<u4"), ("check", "<u4")])
 UNIT = 4096.0  # steps of a stored code per 1
 SEAL = 0x52454C31  # what all words of a whole record come to: neither zeros nor a torn one do
@@ -72,7 +71,7 @@ class Index:
         asked = np.asarray(ids, np.int64)
         return [int(number) for number in asked[~np.isin(asked, self._ids[self._places(asked)])]]
 
-    def add(self, ids: Sequence[int], descriptors: Sequence[bytes]) -> Pairs:
+    def add(self, ids: Sequence[int], descriptors: Sequence[bytes] | NDArray[np.uint8]) -> Pairs:
         """Takes images in; returns the pairs (smaller id, larger id) of near-duplicates that have a new one in them.
 
         Ids are not negative; descriptors are those of daemon/descriptor.py. What is there already is passed over, and
@@ -80,14 +79,20 @@ class Index:
         """
         if len(ids) != len(descriptors) or any(len(one) != SIZE for one in descriptors) or min(ids, default=0) < 0:
             raise ValueError(f"as many ids from 0 on are needed as descriptors of {SIZE} bytes")
-        lacking = set(self.missing(ids))
-        fresh = {number: one for number, one in zip(ids, descriptors, strict=True) if number in lacking}
-        if not fresh:
+        given = np.asarray(ids, np.int64)
+        named, rows = np.unique(given, return_index=True)
+        rows = np.sort(rows[~np.isin(named, self._ids[self._places(named)])])
+        if not len(rows):
             return []
-        pictures = np.array(list(fresh.items()), PICTURE_AS_GIVEN).view(PICTURE)
+        pictures = np.empty(len(rows), PICTURE)
+        pictures["id"] = given[rows]
+        if isinstance(descriptors, np.ndarray):
+            pictures["descriptor"] = descriptors[rows]
+        else:
+            pictures["descriptor"] = [np.frombuffer(descriptors[row], np.uint8) for row in rows.tolist()]
         search = Search(self, pictures["descriptor"])
-        named = np.concatenate([self._ids, pictures["id"]])
-        one, other = (named[rows].tolist() for rows in search.pairs())
+        known = np.concatenate([self._ids, pictures["id"]])
+        one, other = (known[found].tolist() for found in search.pairs())
         self._append(pictures, search.codes)
         return sorted({(min(pair), max(pair)) for pair in zip(one, other, strict=True)})
 

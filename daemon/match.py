@@ -14,11 +14,13 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from daemon.children import die_with_parent
@@ -29,7 +31,7 @@ from daemon.originals import Unusable
 from daemon.store import place
 
 CHUNK = 50_000  # samples at once
-RECORD = 32 + SIZE
+LEFT = np.dtype([("sha256", "V32"), ("descriptor", "u1", SIZE)])  # of the reading children
 MATCHING = """
     SELECT DISTINCT occurrences.sample_id FROM occurrences JOIN drops ON drops.id = occurrences.drop_id
     JOIN samples ON samples.id = occurrences.sample_id
@@ -45,29 +47,47 @@ def main() -> int:
     die_with_parent()
     job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     Image.MAX_IMAGE_PIXELS = None  # intake has checked the size before the image came into the store
-    pictures = _read_pictures(job["pictures"])
+    left = Left([Path(file) for file in job["pictures"]])
+    store = Path(job["store"])
     with Index.open(Path(job["index"])) as index:
         for samples in _new_samples(Path(job["journal"]), index, all_of_it=job["all"]):
-            described = [
-                (id_, picture)
-                for id_, sha in samples
-                if (picture := pictures.get(sha) or _describe(Path(job["store"]), sha))
-            ]
-            if described:
-                ids, found = zip(*described, strict=True)
-                pairs = [[int(one), int(other)] for one, other in index.add(ids, found)]
+            made = {sha: _describe(store, sha) for _, sha in samples if sha not in left}
+            if described := [(id_, sha) for id_, sha in samples if sha in left or made[sha] is not None]:
+                ids, shas = zip(*described, strict=True)
+                pairs = [[int(one), int(other)] for one, other in index.add(ids, left.pick(shas, made))]
                 line = {"token": job["token"], "stage": "match", "event": "pairs", "pairs": pairs}
                 print(json.dumps(line), flush=True)
     return 0
 
 
-def _read_pictures(files: list[str]) -> dict[bytes, bytes]:
-    found: dict[bytes, bytes] = {}
-    for file in map(Path, files):
-        content = file.read_bytes() if file.exists() else b""
-        for start in range(0, len(content) - RECORD + 1, RECORD):
-            found[content[start : start + 32]] = content[start + 32 : start + RECORD]
-    return found
+class Left:
+    """What the reading children have left, read where it lies: of 50,000 images it is 50 MB."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = [file for file in files if file.exists() and file.stat().st_size >= LEFT.itemsize]
+        self.rows: dict[bytes, tuple[int, int]] = {}  # hash -> file and row
+        for number, file in enumerate(self.files):
+            shas = np.memmap(file, LEFT, "r", shape=(_count(file),))["sha256"].tobytes()
+            for row, start in enumerate(range(0, len(shas), 32)):
+                self.rows[shas[start : start + 32]] = number, row
+
+    def __contains__(self, sha: bytes) -> bool:
+        return sha in self.rows
+
+    def pick(self, shas: Sequence[bytes], made: Mapping[bytes, bytes | None]) -> NDArray[np.uint8]:
+        """(images, SIZE): their descriptors, those of `made` among them."""
+        picked = np.empty((len(shas), SIZE), np.uint8)
+        places = np.array([self.rows.get(sha, (-1, 0)) for sha in shas])
+        for number, file in enumerate(self.files):
+            here = np.flatnonzero(places[:, 0] == number)
+            picked[here] = np.memmap(file, LEFT, "r", shape=(_count(file),))["descriptor"][places[here, 1]]
+        for at in np.flatnonzero(places[:, 0] < 0).tolist():
+            picked[at] = np.frombuffer(made[shas[at]] or bytes(SIZE), np.uint8)
+        return picked
+
+
+def _count(file: Path) -> int:
+    return file.stat().st_size // LEFT.itemsize
 
 
 def _new_samples(journal: Path, index: Index, *, all_of_it: bool) -> Iterator[list[tuple[int, bytes]]]:

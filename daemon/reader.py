@@ -37,6 +37,7 @@ PATIENCE_SECONDS = 600.0  # for one batch of files; a decoder or a file system t
 BATCH = 1024  # files that are made durable with one sync
 FEW = 256  # files that are not worth a second child
 PARTS = 2
+CALM = {"OPENBLAS_NUM_THREADS": "1"}  # its threads wait for one another by spinning, eight times the work on busy cores
 SAY_SECONDS = 10.0  # between two words of how far a long drop is
 
 
@@ -294,7 +295,7 @@ class Reader:
 
     def _start(self, token: str, module: str, about: dict[str, Any]) -> Child:
         file = write_job(self._file(f"{module}.{token}.json"), {"token": token, **about})
-        child = Child(token, module, [str(file)], self.put)
+        child = Child(token, module, [str(file)], self.put, environment=CALM)
         self._heard = time.monotonic()
         self.sources.fire_at(now() + PATIENCE_SECONDS, "reading")
         return child
