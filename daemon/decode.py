@@ -14,19 +14,21 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import mmap
 import os
 import resource
 import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from daemon import store
+from daemon import plain_jpeg, store
 from daemon.children import die_with_parent
 from daemon.descriptor import describe
 from daemon.originals import Originals, Unusable
@@ -35,6 +37,14 @@ USUAL = ("RGB", "L", "P", "RGBA", "1", "LA", "CMYK")  # modes of which it is kno
 SECONDS = 60  # that decoding one file may take
 MEMORY_BYTES = 512 << 20  # that this process may take, beside what the largest image needs:
 BYTES_PER_PIXEL = 16  # a decoded image, and its conversion
+
+
+@contextmanager
+def marked(file: Path) -> Iterator[mmap.mmap]:
+    """What is written there outlives this process, however it ends."""
+    file.write_bytes(b"%9d" % 0)
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as memory:
+        yield memory
 
 
 class Reading:
@@ -81,7 +91,7 @@ class Reading:
     def _take(self, content: bytes) -> dict[str, Any]:
         """Of most files: all of it is in memory, and nothing of what cannot be used comes into the store."""
         sha256 = hashlib.sha256(content).hexdigest()
-        looks, picture = self._decode(io.BytesIO(content))
+        looks, picture = self._decode(content)
         if not self.refer:
             store.keep(self.store, content, sha256)
         self.described.append(bytes.fromhex(sha256) + picture)
@@ -121,7 +131,7 @@ class Reading:
             self.pictures.unlink(missing_ok=True)  # a record that is torn would spoil those after it
         self.described.clear()
 
-    def _decode(self, source: BinaryIO | Path) -> tuple[dict[str, Any], bytes]:
+    def _decode(self, source: bytes | Path) -> tuple[dict[str, Any], bytes]:
         signal.setitimer(signal.ITIMER_REAL, SECONDS)  # ends this process: no decoder listens to anything else
         try:
             return decode(source, self.max_pixels)
@@ -135,23 +145,26 @@ def read_files(job: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
     """Reads the job's files, a batch at a time. Raises StoreUnwritable (the disk is full)."""
     reading = Reading(job)
     numbered = enumerate(job["files"])
-    with Path(job["at"]).open("wb", buffering=0) as at:
+    with marked(Path(job["at"])) as at:
         while batch := list(islice(numbered, job["batch"])):
             told = []
             for number, path in batch:
-                os.pwrite(at.fileno(), b"%9d" % number, 0)
+                at[:] = b"%9d" % number
                 told.append(reading.read(path))
             reading.settle()
             yield told
 
 
-def decode(source: Path | BinaryIO, max_pixels: float) -> tuple[dict[str, Any], bytes]:
+def decode(source: Path | bytes, max_pixels: float) -> tuple[dict[str, Any], bytes]:
     """What an image is ({"width", "height", "mode", "frames"}), and its description, upright as its EXIF says.
 
     Raises Unusable, or OSError where the bytes cannot be read at all.
     """
     try:
-        with Image.open(source) as image:
+        if isinstance(source, bytes) and (plain := plain_jpeg.decode(source, max_pixels)):
+            looks = {"width": plain.width, "height": plain.height, "mode": plain.mode, "frames": 1}
+            return looks, describe(plain)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise Unusable(
