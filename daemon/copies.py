@@ -7,13 +7,13 @@ Images of a fixed camera are searched in the common frame of their scene, and ju
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daemon import likeness, neighbours, scenes
-from daemon.descriptor import SIDE
+from daemon.descriptor import SIDE, SIZE
 from daemon.likeness import Floats
 from daemon.neighbours import Ints
 from daemon.scenes import Scene
@@ -29,7 +29,6 @@ FLOOR, NOISE = 0.0008, 0.006
 # copies by more than near equality.
 SMALL, STRICT = 20.0, 0.002
 CHUNK = 512  # images at once: what they need stays in the cache
-PAIRS = 1024  # at once, whose images are looked at once and not once a pair
 HALF = np.float32(0.5)
 
 
@@ -46,10 +45,18 @@ class Known(Protocol):
         """(rows, SIZE): the descriptors of these rows."""
 
 
+class Descriptors(Protocol):
+    """(images, SIZE) uint8, in memory or where they lie."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
 class Search:
     """`codes` of the new images are to be kept beside their descriptors once `pairs` has been called."""
 
-    def __init__(self, known: Known, fresh: NDArray[np.uint8]) -> None:
+    def __init__(self, known: Known, fresh: Descriptors) -> None:
         self.known, self.fresh = known, fresh
         starts = range(0, len(fresh), CHUNK)
         self.codes = np.concatenate([likeness.codes(_thumbnails(fresh[at : at + CHUNK])) for at in starts])
@@ -118,19 +125,15 @@ class Search:
         """The pairs whose codes come close when a crop's moves are undone."""
 
         def keep(at: int) -> tuple[Ints, Ints]:
-            ones, others = one[at : at + PAIRS], other[at : at + PAIRS]
+            ones, others = one[at : at + CHUNK], other[at : at + CHUNK]
             rows, inverse = np.unique([ones, others], return_inverse=True)
             thumbnails = self._read(rows)
             codes, tangents = likeness.codes(thumbnails), likeness.tangents(thumbnails)
             a, b = inverse.reshape(2, -1)
-            parts = [slice(start, start + CHUNK) for start in range(0, len(a), CHUNK)]
-            distances = [
-                likeness.apart(codes[a[p]], codes[b[p]], (tangents[a[p]] + tangents[b[p]]) * HALF) for p in parts
-            ]
-            near = np.concatenate(distances) < APART
+            near = likeness.apart(codes[a], codes[b], (tangents[a] + tangents[b]) * HALF) < APART
             return ones[near], others[near]
 
-        return neighbours.joined(neighbours.at_once(keep, range(0, len(one), PAIRS)))
+        return neighbours.joined(neighbours.at_once(keep, range(0, len(one), CHUNK)))
 
     def _alike(self, one: Ints, other: Ints, limits: Floats) -> NDArray[np.bool_]:
         def tell(at: int) -> NDArray[np.bool_]:
@@ -146,7 +149,7 @@ class Search:
 
     def _descriptors(self, rows: Ints) -> NDArray[np.uint8]:
         new = rows >= self.known.rows
-        found = np.empty((len(rows), self.fresh.shape[1]), np.uint8)
+        found = np.empty((len(rows), SIZE), np.uint8)
         found[new] = self.fresh[rows[new] - self.known.rows]
         found[~new] = self.known.pictures(rows[~new])
         return found

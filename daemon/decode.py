@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import mmap
 import os
@@ -21,7 +22,9 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,16 @@ def marked(file: Path) -> Iterator[mmap.mmap]:
         yield memory
 
 
+@dataclass(slots=True)
+class Batch:
+    """What is to be made durable together."""
+
+    told: list[dict[str, Any]] = field(default_factory=list)
+    large: dict[Path, str] = field(default_factory=dict)  # copies that have no name yet
+    referred: dict[Path, str] = field(default_factory=dict)  # originals that stand in place of copies
+    described: list[bytes] = field(default_factory=list)
+
+
 class Reading:
     """One job: where its files lie, and where what is made of them goes."""
 
@@ -59,9 +72,8 @@ class Reading:
         store.make_room(self.store)
         self.max_pixels = job["max_pixels"]
         self.pictures = Path(job["pictures"])
-        self.large: dict[Path, str] = {}  # copies that have no name yet
-        self.referred: dict[Path, str] = {}  # originals that stand in place of copies
-        self.described: list[bytes] = []
+        self.batch = Batch()
+        self.incoming = itertools.count(self.part << 32)  # names of no other child's
 
     def read(self, path: str) -> dict[str, Any]:
         found: os.stat_result | None = None
@@ -84,7 +96,7 @@ class Reading:
         if (found.st_size, found.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             return {"path": path, "again": True}  # it is still being written
         if self.refer:
-            self.referred[Path(self.folder, path)] = told["sha256"]
+            self.batch.referred[Path(self.folder, path)] = told["sha256"]
         told["path"], told["size"], told["mtime_ns"] = path, found.st_size, found.st_mtime_ns
         return told
 
@@ -94,12 +106,12 @@ class Reading:
         looks, picture = self._decode(content)
         if not self.refer:
             store.keep(self.store, content, sha256)
-        self.described.append(bytes.fromhex(sha256) + picture)
+        self.batch.described.append(bytes.fromhex(sha256) + picture)
         looks["sha256"], looks["bytes"] = sha256, len(content)
         return looks
 
     def _take_large(self, original: int) -> dict[str, Any]:
-        temporary = store.incoming(self.store, self.part << 32 | len(self.large))  # of no other child
+        temporary = store.incoming(self.store, next(self.incoming))
         try:
             sha256, size = store.copy_large(original, temporary)
             looks, picture = self._decode(temporary)
@@ -109,27 +121,26 @@ class Reading:
         if self.refer:
             temporary.unlink()
         else:
-            self.large[temporary] = sha256
-        self.described.append(bytes.fromhex(sha256) + picture)
+            self.batch.large[temporary] = sha256
+        self.batch.described.append(bytes.fromhex(sha256) + picture)
         return {"sha256": sha256, "bytes": size, **looks}
 
-    def settle(self) -> None:
-        """What was read since the last time is durable, then. Raises StoreUnwritable."""
-        store.refer(self.store, self.referred)
-        store.settle(self.store, self.large)
+    def end_batch(self) -> Batch:
+        """What was read since the last time."""
         self.originals.let_go()
-        self.referred.clear()
-        self.large.clear()
-        self._leave_pictures()
+        ended, self.batch = self.batch, Batch()
+        return ended
 
-    def _leave_pictures(self) -> None:
-        """What cannot be left is made again from the store."""
+    def settle(self, batch: Batch) -> list[dict[str, Any]]:
+        """What is told of a batch: it is durable, then. Raises StoreUnwritable."""
+        store.refer(self.store, batch.referred)
+        store.settle(self.store, batch.large)
         try:
             with self.pictures.open("ab") as stream:
-                stream.write(b"".join(self.described))
-        except OSError:
+                stream.write(b"".join(batch.described))
+        except OSError:  # what cannot be left is made again from the store
             self.pictures.unlink(missing_ok=True)  # a record that is torn would spoil those after it
-        self.described.clear()
+        return batch.told
 
     def _decode(self, source: bytes | Path) -> tuple[dict[str, Any], bytes]:
         signal.setitimer(signal.ITIMER_REAL, SECONDS)  # ends this process: no decoder listens to anything else
@@ -142,17 +153,23 @@ class Reading:
 
 
 def read_files(job: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """Reads the job's files, a batch at a time. Raises StoreUnwritable (the disk is full)."""
+    """Reads the job's files, a batch at a time, while the one before is made durable.
+
+    Raises StoreUnwritable (the disk is full).
+    """
     reading = Reading(job)
+    settling: Future[list[dict[str, Any]]] | None = None
     numbered = enumerate(job["files"])
-    with marked(Path(job["at"])) as at:
-        while batch := list(islice(numbered, job["batch"])):
-            told = []
-            for number, path in batch:
+    with marked(Path(job["at"])) as at, ThreadPoolExecutor(1) as beside:
+        while some := list(islice(numbered, job["batch"])):
+            for number, path in some:
                 at[:] = b"%9d" % number
-                told.append(reading.read(path))
-            reading.settle()
-            yield told
+                reading.batch.told.append(reading.read(path))
+            if settling:
+                yield settling.result()
+            settling = beside.submit(reading.settle, reading.end_batch())
+        if settling:
+            yield settling.result()
 
 
 def decode(source: Path | bytes, max_pixels: float) -> tuple[dict[str, Any], bytes]:

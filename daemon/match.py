@@ -61,33 +61,47 @@ def main() -> int:
 
 
 class Left:
-    """What the reading children have left, read where it lies: of 50,000 images it is 50 MB."""
+    """What the reading children have left, by its hash."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = [file for file in files if file.exists() and file.stat().st_size >= LEFT.itemsize]
-        self.rows: dict[bytes, tuple[int, int]] = {}  # hash -> file and row
+        self.rows: dict[bytes, tuple[int, int]] = {}  # file and row
         for number, file in enumerate(self.files):
-            shas = np.memmap(file, LEFT, "r", shape=(_count(file),))["sha256"].tobytes()
+            shas = _map(file)["sha256"].tobytes()
             for row, start in enumerate(range(0, len(shas), 32)):
                 self.rows[shas[start : start + 32]] = number, row
 
     def __contains__(self, sha: bytes) -> bool:
         return sha in self.rows
 
-    def pick(self, shas: Sequence[bytes], made: Mapping[bytes, bytes | None]) -> NDArray[np.uint8]:
-        """(images, SIZE): their descriptors, those of `made` among them."""
-        picked = np.empty((len(shas), SIZE), np.uint8)
-        places = np.array([self.rows.get(sha, (-1, 0)) for sha in shas])
-        for number, file in enumerate(self.files):
+    def pick(self, shas: Sequence[bytes], made: Mapping[bytes, bytes | None]) -> Picked:
+        """The descriptors of these images, those of `made` among them."""
+        others = np.frombuffer(b"".join(filter(None, made.values())), np.uint8).reshape(-1, SIZE)
+        rows = {sha: (len(self.files), row) for row, sha in enumerate(sha for sha, one in made.items() if one)}
+        places = np.array([self.rows.get(sha) or rows[sha] for sha in shas])
+        return Picked([*(_map(file)["descriptor"] for file in self.files), others], places)
+
+
+class Picked:
+    """Descriptors, read where they lie: of 50,000 images they are 50 MB."""
+
+    def __init__(self, parts: list[NDArray[np.uint8]], places: NDArray[np.int64]) -> None:
+        self.parts, self.places = parts, places  # (images, 2): part and row
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        places = self.places[rows]
+        found = np.empty((len(places), SIZE), np.uint8)
+        for number, part in enumerate(self.parts):
             here = np.flatnonzero(places[:, 0] == number)
-            picked[here] = np.memmap(file, LEFT, "r", shape=(_count(file),))["descriptor"][places[here, 1]]
-        for at in np.flatnonzero(places[:, 0] < 0).tolist():
-            picked[at] = np.frombuffer(made[shas[at]] or bytes(SIZE), np.uint8)
-        return picked
+            found[here] = part[places[here, 1]]
+        return found
 
 
-def _count(file: Path) -> int:
-    return file.stat().st_size // LEFT.itemsize
+def _map(file: Path) -> NDArray[np.void]:
+    return np.memmap(file, LEFT, "r", shape=(file.stat().st_size // LEFT.itemsize,))
 
 
 def _new_samples(journal: Path, index: Index, *, all_of_it: bool) -> Iterator[list[tuple[int, bytes]]]:
