@@ -2,9 +2,10 @@
 
     python -m daemon.match JOB.json
 
-JOB.json: {"token", "journal", "index", "store", "pictures": [file, …], "all"}. `pictures` are what the reading children
-have left (daemon/decode.py); what they lack is made again from the store. "all": the whole journal is gone through, not
-only what is newer than the index. It prints {"token", "stage": "match", "event": "pairs", "pairs": [[id, id], …]}.
+JOB.json: {"token", "journal", "index", "store", "pictures": [file, …]}. It is started while images are being read, and
+begins with the line {"all": true | false}: whether the whole journal is gone through, or only what is newer than the
+index. `pictures` are what the reading children have left by then (daemon/decode.py); what they lack is made again from
+the store. It prints {"token", "stage": "match", "event": "pairs", "pairs": [[id, id], …]}.
 Whose drop is still being matched is matched anew: a daemon that was killed may not have heard of its pairs. Of what was
 forgotten the index loses its picture.
 """
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from daemon import likeness
 from daemon.children import die_with_parent
 from daemon.decode import decode
 from daemon.descriptor import SIZE
@@ -47,16 +49,20 @@ def main() -> int:
     die_with_parent()
     job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     Image.MAX_IMAGE_PIXELS = None  # intake has checked the size before the image came into the store
-    left = Left([Path(file) for file in job["pictures"]])
     store = Path(job["store"])
     with Index.open(Path(job["index"])) as index:
-        for samples in _new_samples(Path(job["journal"]), index, all_of_it=job["all"]):
+        likeness.prepare()
+        if not (line := sys.stdin.readline()):
+            return 0  # there was nothing to be matched
+        asked = json.loads(line)
+        left = Left([Path(file) for file in job["pictures"]])
+        for samples in _new_samples(Path(job["journal"]), index, all_of_it=asked["all"]):
             made = {sha: _describe(store, sha) for _, sha in samples if sha not in left}
             if described := [(id_, sha) for id_, sha in samples if sha in left or made[sha] is not None]:
                 ids, shas = zip(*described, strict=True)
                 pairs = [[int(one), int(other)] for one, other in index.add(ids, left.pick(shas, made))]
-                line = {"token": job["token"], "stage": "match", "event": "pairs", "pairs": pairs}
-                print(json.dumps(line), flush=True)
+                said = {"token": job["token"], "stage": "match", "event": "pairs", "pairs": pairs}
+                print(json.dumps(said), flush=True)
     return 0
 
 

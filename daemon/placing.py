@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, func, or_, select
 from sqlalchemy.dialects.sqlite import insert as upsert
@@ -18,7 +18,7 @@ from daemon.journal import add_many, chunks, now
 from daemon.schema import groups, near_duplicates, occurrences, samples
 from policies.facts import Role
 
-NONE: frozenset[int] = frozenset()
+NOTHING: frozenset[Any] = frozenset()
 
 
 class _Cluster(NamedTuple):
@@ -53,13 +53,16 @@ def place(connection: Connection, drop: int, shares: Mapping[Role, float]) -> No
     joined: list[tuple[int, int]] = []
     # The largest first: what is small can still make up for what is not.
     for cluster in sorted(clusters, key=lambda cluster: (-len(cluster.members), cluster.key)):
-        near = {known[group] for group in cluster.near}
+        near = {known[group] for group in cluster.near} if cluster.near else NOTHING
         if len(near) > 1:
             continue  # near to two roles
-        coming = Counter([names[sample] for sample in cluster.members])
-        role = near.pop() if near else roles.furthest_behind(counts, shares, coming, cluster.key)
-        group = min(cluster.near, default=first + len(new))
-        if not cluster.near:
+        coming: dict[str, int] = {}
+        for sample in cluster.members:
+            coming[names[sample]] = coming.get(names[sample], 0) + 1
+        if near:
+            (role,), group = near, min(cluster.near)
+        else:
+            role, group = roles.furthest_behind(counts, shares, coming, cluster.key), first + len(new)
             new.append((group, cluster.key, role, moment))
         for name, number in coming.items():
             counts.setdefault(name, Counter())[role] += number
@@ -96,7 +99,7 @@ def _by_key(connection: Connection, keys: Mapping[int, str]) -> Iterator[_Cluste
         members[f"key:{key}"].append(sample)
     for key, its in members.items():
         found = connection.execute(select(groups.c.id).where(groups.c.key == key)).scalar()
-        yield _Cluster(key, its, NONE if found is None else {found})
+        yield _Cluster(key, its, NOTHING if found is None else {found})
 
 
 def _by_likeness(connection: Connection, drop: int, new: list[int], shas: Mapping[int, bytes]) -> Iterator[_Cluster]:
@@ -108,7 +111,7 @@ def _by_likeness(connection: Connection, drop: int, new: list[int], shas: Mappin
         if sample in seen:
             continue
         if sample not in twins:  # as most
-            yield _Cluster(shas[sample].hex(), [sample], NONE)
+            yield _Cluster(shas[sample].hex(), [sample], NOTHING)
             continue
         members: list[int] = []
         near: set[int] = set()

@@ -23,14 +23,14 @@ def furthest_behind(
     counts: by class and role; coming: the group's samples by class. Unlike a role drawn by the hash alone, this leaves
     no small class without a judge by bad luck.
     """
-    behind = dict.fromkeys(ROLES, 0.0)
+    behind = [0.0] * len(ROLES)
     for name, number in coming.items():
         given = counts.get(name, {})
         total = sum(given.values()) + number
-        for role in ROLES:
-            behind[role] += shares[role] * total - given.get(role, 0)
-    most = max(behind.values()) - ROUNDING
-    tied = [role for role in ROLES if behind[role] > most]
+        for at, role in enumerate(ROLES):
+            behind[at] += shares[role] * total - given.get(role, 0)
+    most = max(behind) - ROUNDING
+    tied = [role for role, value in zip(ROLES, behind, strict=True) if value > most]
     if len(tied) == 1:
         return tied[0]
     return tied[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(tied)]
