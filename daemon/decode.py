@@ -11,6 +11,7 @@ before it is said. What near-duplicates are found by (daemon/descriptor.py) is a
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import itertools
@@ -227,6 +228,7 @@ def _rejected(path: str, found: os.stat_result | None, reason: str) -> dict[str,
 
 def main() -> int:
     die_with_parent()
+    gc.freeze()  # what was imported is no garbage
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     Image.MAX_IMAGE_PIXELS = None  # the job's own limit is checked before anything is decoded
     warnings.simplefilter("ignore")  # of odd files there are many

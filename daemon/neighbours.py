@@ -1,6 +1,7 @@
 """Which codes lie near one another: exact, in blocks of matrix products, with a bound on how many are kept of each.
 
-A code is a float32 row; NaN rows are near nothing. Sorting by the coordinate that varies most leaves out whole blocks.
+A code is a float32 row; NaN rows are near nothing. Sorted along the direction in which the codes vary most, whole blocks
+are left out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ Ints = NDArray[np.int64]
 
 ROWS, COLUMNS = 512, 512  # of a block: it stays in the processor's cache
 THREADS = 2
+ROUNDING = 1e-4
 
 Found = TypeVar("Found")
 
@@ -35,10 +37,11 @@ def among(codes: Floats, radius: float, keep: int) -> Near:
     usable = np.flatnonzero(~np.isnan(codes[:, 0]))
     if len(usable) < 2:
         return _nothing(len(codes))
-    axis = int(codes[usable].var(0).argmax())
-    order = usable[np.argsort(codes[usable, axis], kind="stable")]
+    along = codes[usable] @ _widest(codes[usable])
+    sorting = np.argsort(along, kind="stable")
+    order, along = usable[sorting], along[sorting]
     ordered = codes[order]
-    ends = np.searchsorted(ordered[:, axis], ordered[:, axis] + np.float32(radius), side="right")
+    ends = np.searchsorted(along, along + np.float32(radius + ROUNDING), side="right")
     counts, adding = np.zeros(len(codes), np.int64), Lock()
     left, right = _sides(ordered)
 
@@ -72,6 +75,11 @@ def at_once(work: Callable[[int], Found], starts: Iterable[int]) -> list[Found]:
     """The work from each start on, in their order; numpy lets threads compute beside one another."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(work, starts))
+
+
+def _widest(codes: Floats) -> Floats:
+    """The direction, of length 1, in which they vary most: what is further apart along it is further apart."""
+    return np.asarray(np.linalg.eigh(np.cov(codes.T))[1][:, -1], np.float32)
 
 
 def _sides(codes: Floats) -> tuple[Floats, Floats]:
