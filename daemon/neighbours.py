@@ -1,6 +1,6 @@
 """Which codes lie near one another: exact, in blocks of matrix products, with a bound on how many are kept of each.
 
-A code is a float32 row; NaN rows are near nothing. Sorted along the direction in which the codes vary most, whole blocks
+A code is a float32 row; NaN rows are near nothing. Sorted along the direction in which codes vary most, whole blocks
 are left out.
 """
 
