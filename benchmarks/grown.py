@@ -18,7 +18,8 @@ from sqlalchemy import Connection, func, select, update
 
 from daemon import schema, snapshot, targets
 from daemon.demo.processes import TARGET, Workspace
-from daemon.duplicates import PICTURE, Index
+from daemon.descriptor import SIZE
+from daemon.duplicates import Index
 from daemon.journal import add, change, get, now, open_journal
 from pipeline.embedding import Cache
 from policies.facts import ROLES, Role
@@ -146,8 +147,6 @@ def _describe(folder: Path, fakes: list[Fake]) -> None:
         for start in range(0, len(fakes), AT_ONCE):
             some = fakes[start : start + AT_ONCE]
             drawn = rng.integers(0, len(codes), len(some))
-            pictures = np.zeros(len(some), PICTURE)
-            pictures["id"] = [fake.id for fake in some]
-            pictures["descriptor"] = rng.integers(0, 256, pictures["descriptor"].shape, np.uint8)
+            descriptors = rng.integers(0, 256, (len(some), SIZE), np.uint8)
             moved = codes[drawn] + rng.standard_normal((len(some), codes.shape[1]), np.float32) * spread
-            index._append(pictures, moved.astype(np.float32))
+            index._append(np.array([fake.id for fake in some]), descriptors, moved.astype(np.float32))

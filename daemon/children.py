@@ -45,6 +45,7 @@ class Child:
         *,
         environment: Mapping[str, str] | None = None,
         nice: int = 0,
+        listens: bool = False,
     ) -> None:
         self.token = token
         self.started = time.monotonic()
@@ -54,7 +55,7 @@ class Child:
             command = ["nice", "-n", str(nice), *command]
         self._process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -73,6 +74,13 @@ class Child:
     def age(self) -> float:
         """Seconds since it was started."""
         return time.monotonic() - self.started
+
+    def tell(self, line: str) -> None:
+        """Says a line to a child that listens. One that is gone hears nothing, and its end is told anyway."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
 
     def stop(self, grace_seconds: float) -> None:
         """Asks the child to end, and ends it if it has not within the grace time. Returns at once."""

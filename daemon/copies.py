@@ -7,13 +7,13 @@ Images of a fixed camera are searched in the common frame of their scene, and ju
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daemon import likeness, neighbours, scenes
-from daemon.descriptor import SIDE
+from daemon.descriptor import SIDE, SIZE
 from daemon.likeness import Floats
 from daemon.neighbours import Ints
 from daemon.scenes import Scene
@@ -45,10 +45,18 @@ class Known(Protocol):
         """(rows, SIZE): the descriptors of these rows."""
 
 
+class Descriptors(Protocol):
+    """(images, SIZE) uint8, in memory or where they lie."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
 class Search:
     """`codes` of the new images are to be kept beside their descriptors once `pairs` has been called."""
 
-    def __init__(self, known: Known, fresh: NDArray[np.uint8]) -> None:
+    def __init__(self, known: Known, fresh: Descriptors) -> None:
         self.known, self.fresh = known, fresh
         starts = range(0, len(fresh), CHUNK)
         self.codes = np.concatenate([likeness.codes(_thumbnails(fresh[at : at + CHUNK])) for at in starts])
@@ -115,31 +123,33 @@ class Search:
 
     def _close(self, one: Ints, other: Ints) -> tuple[Ints, Ints]:
         """The pairs whose codes come close when a crop's moves are undone."""
-        keep = [np.empty(0, bool)]
-        for at in range(0, len(one), CHUNK):
-            rows, inverse = np.unique([one[at : at + CHUNK], other[at : at + CHUNK]], return_inverse=True)
+
+        def keep(at: int) -> tuple[Ints, Ints]:
+            ones, others = one[at : at + CHUNK], other[at : at + CHUNK]
+            rows, inverse = np.unique([ones, others], return_inverse=True)
             thumbnails = self._read(rows)
             codes, tangents = likeness.codes(thumbnails), likeness.tangents(thumbnails)
             a, b = inverse.reshape(2, -1)
-            keep.append(likeness.apart(codes[a], codes[b], (tangents[a] + tangents[b]) * HALF) < APART)
-        kept = np.concatenate(keep)
-        return one[kept], other[kept]
+            near = likeness.apart(codes[a], codes[b], (tangents[a] + tangents[b]) * HALF) < APART
+            return ones[near], others[near]
+
+        return neighbours.joined(neighbours.at_once(keep, range(0, len(one), CHUNK)))
 
     def _alike(self, one: Ints, other: Ints, limits: Floats) -> NDArray[np.bool_]:
-        found = [np.empty(0, bool)]
-        for at in range(0, len(one), CHUNK):
+        def tell(at: int) -> NDArray[np.bool_]:
             part = slice(at, at + CHUNK)
             a, b = self._descriptors(one[part]), self._descriptors(other[part])
             left = likeness.unexplained(_thumbnails(a), _thumbnails(b))
-            found.append(left < np.minimum(limits[part], allowed(_sizes(a), _sizes(b))))
-        return np.concatenate(found)
+            return left < np.minimum(limits[part], allowed(_sizes(a), _sizes(b)))
+
+        return np.concatenate([np.empty(0, bool), *neighbours.at_once(tell, range(0, len(one), CHUNK))])
 
     def _read(self, rows: Ints) -> Floats:
         return _thumbnails(self._descriptors(rows))
 
     def _descriptors(self, rows: Ints) -> NDArray[np.uint8]:
         new = rows >= self.known.rows
-        found = np.empty((len(rows), self.fresh.shape[1]), np.uint8)
+        found = np.empty((len(rows), SIZE), np.uint8)
         found[new] = self.fresh[rows[new] - self.known.rows]
         found[~new] = self.known.pictures(rows[~new])
         return found

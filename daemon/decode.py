@@ -11,25 +11,31 @@ before it is said. What near-duplicates are found by (daemon/descriptor.py) is a
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
+import itertools
 import json
+import mmap
 import os
 import resource
 import signal
-import stat
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from daemon import store
+from daemon import plain_jpeg, store
 from daemon.children import die_with_parent
 from daemon.descriptor import describe
+from daemon.originals import Originals, Unusable
 
 USUAL = ("RGB", "L", "P", "RGBA", "1", "LA", "CMYK")  # modes of which it is known that training can convert them
 SECONDS = 60  # that decoding one file may take
@@ -37,30 +43,49 @@ MEMORY_BYTES = 512 << 20  # that this process may take, beside what the largest 
 BYTES_PER_PIXEL = 16  # a decoded image, and its conversion
 
 
+@contextmanager
+def marked(file: Path) -> Iterator[mmap.mmap]:
+    """What is written there outlives this process, however it ends."""
+    file.write_bytes(b"%9d" % 0)
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as memory:
+        yield memory
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is to be made durable together."""
+
+    told: list[dict[str, Any]] = field(default_factory=list)
+    large: dict[Path, str] = field(default_factory=dict)  # copies that have no name yet
+    referred: dict[Path, str] = field(default_factory=dict)  # originals that stand in place of copies
+    described: list[bytes] = field(default_factory=list)
+
+
 class Reading:
     """One job: where its files lie, and where what is made of them goes."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        self.folder = Path(job["folder"])
-        self.home = os.path.realpath(self.folder)
+        self.folder = job["folder"]
+        self.originals = Originals(job["folder"])
         self.store = Path(job["store"])
         self.refer = job["keep"] == "reference"
         self.part = job["part"]
         store.make_room(self.store)
         self.max_pixels = job["max_pixels"]
         self.pictures = Path(job["pictures"])
-        self.large: dict[Path, str] = {}  # copies that have no name yet
-        self.originals: dict[Path, str] = {}  # that are referred to
-        self.described: list[bytes] = []
+        self.batch = Batch()
+        self.incoming = itertools.count(self.part << 32)  # names of no other child's
 
     def read(self, path: str) -> dict[str, Any]:
         found: os.stat_result | None = None
         try:
-            with open_within(f"{self.folder}/{path}", self.home) as original:
-                found = os.fstat(original.fileno())
-                content = store.read_few(original)
+            original, found = self.originals.open(path)
+            try:
+                content = store.read_few(original, found.st_size)
                 told = self._take_large(original) if content is None else self._take(content)
-                after = os.fstat(original.fileno())
+                after = os.fstat(original)
+            finally:
+                os.close(original)
         except (FileNotFoundError, NotADirectoryError):
             return {"path": path, "gone": True}
         except Unusable as error:
@@ -72,20 +97,22 @@ class Reading:
         if (found.st_size, found.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             return {"path": path, "again": True}  # it is still being written
         if self.refer:
-            self.originals[self.folder / path] = told["sha256"]
-        return {"path": path, "size": found.st_size, "mtime_ns": found.st_mtime_ns, **told}
+            self.batch.referred[Path(self.folder, path)] = told["sha256"]
+        told["path"], told["size"], told["mtime_ns"] = path, found.st_size, found.st_mtime_ns
+        return told
 
     def _take(self, content: bytes) -> dict[str, Any]:
         """Of most files: all of it is in memory, and nothing of what cannot be used comes into the store."""
         sha256 = hashlib.sha256(content).hexdigest()
-        looks, picture = self._decode(io.BytesIO(content))
+        looks, picture = self._decode(content)
         if not self.refer:
             store.keep(self.store, content, sha256)
-        self.described.append(bytes.fromhex(sha256) + picture)
-        return {"sha256": sha256, "bytes": len(content), **looks}
+        self.batch.described.append(bytes.fromhex(sha256) + picture)
+        looks["sha256"], looks["bytes"] = sha256, len(content)
+        return looks
 
-    def _take_large(self, original: BinaryIO) -> dict[str, Any]:
-        temporary = store.incoming(self.store, self.part << 32 | len(self.large))  # of no other child
+    def _take_large(self, original: int) -> dict[str, Any]:
+        temporary = store.incoming(self.store, next(self.incoming))
         try:
             sha256, size = store.copy_large(original, temporary)
             looks, picture = self._decode(temporary)
@@ -95,28 +122,28 @@ class Reading:
         if self.refer:
             temporary.unlink()
         else:
-            self.large[temporary] = sha256
-        self.described.append(bytes.fromhex(sha256) + picture)
+            self.batch.large[temporary] = sha256
+        self.batch.described.append(bytes.fromhex(sha256) + picture)
         return {"sha256": sha256, "bytes": size, **looks}
 
-    def settle(self) -> None:
-        """What was read since the last time is durable, then. Raises StoreUnwritable."""
-        store.refer(self.store, self.originals)
-        store.settle(self.store, self.large)
-        self.originals.clear()
-        self.large.clear()
-        self._leave_pictures()
+    def end_batch(self) -> Batch:
+        """What was read since the last time."""
+        self.originals.let_go()
+        ended, self.batch = self.batch, Batch()
+        return ended
 
-    def _leave_pictures(self) -> None:
-        """What cannot be left is made again from the store."""
+    def settle(self, batch: Batch) -> list[dict[str, Any]]:
+        """What is told of a batch: it is durable, then. Raises StoreUnwritable."""
+        store.refer(self.store, batch.referred)
+        store.settle(self.store, batch.large)
         try:
             with self.pictures.open("ab") as stream:
-                stream.write(b"".join(self.described))
-        except OSError:
+                stream.write(b"".join(batch.described))
+        except OSError:  # what cannot be left is made again from the store
             self.pictures.unlink(missing_ok=True)  # a record that is torn would spoil those after it
-        self.described.clear()
+        return batch.told
 
-    def _decode(self, source: BinaryIO | Path) -> tuple[dict[str, Any], bytes]:
+    def _decode(self, source: bytes | Path) -> tuple[dict[str, Any], bytes]:
         signal.setitimer(signal.ITIMER_REAL, SECONDS)  # ends this process: no decoder listens to anything else
         try:
             return decode(source, self.max_pixels)
@@ -127,62 +154,35 @@ class Reading:
 
 
 def read_files(job: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """Reads the job's files, a batch at a time. Raises StoreUnwritable (the disk is full)."""
-    reading = Reading(job)
-    numbered = enumerate(job["files"])
-    with Path(job["at"]).open("wb", buffering=0) as at:
-        while batch := list(islice(numbered, job["batch"])):
-            told = []
-            for number, path in batch:
-                os.pwrite(at.fileno(), b"%9d" % number, 0)
-                told.append(reading.read(path))
-            reading.settle()
-            yield told
+    """Reads the job's files, a batch at a time, while the one before is made durable.
 
-
-class Unusable(Exception):
-    """A file that cannot be used, and why; as it was `found` it is not looked at again."""
-
-    def __init__(self, reason: str, found: os.stat_result | None = None) -> None:
-        super().__init__(reason)
-        self.found = found
-
-
-def open_within(file: str, home: str) -> BinaryIO:
-    """Opens a regular file that lies below `home`, whatever links lead to it; nothing else is ever opened.
-
-    O_PATH takes hold of what the path leads to without opening it; what is then opened cannot be another any more.
-    Raises Unusable, OSError.
+    Raises StoreUnwritable (the disk is full).
     """
-    try:
-        held = os.open(file, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
-        if os.path.islink(file):  # noqa: PTH114
-            raise Unusable("is a link to nothing") from None
-        raise
-    try:
-        found = os.fstat(held)
-        real = os.readlink(f"/proc/self/fd/{held}")  # noqa: PTH115  (as fast as can be)
-        if not real.startswith(f"{home}/"):
-            raise Unusable(f"is a link out of the watched folder, to {real}", found)
-        if stat.S_ISDIR(found.st_mode):
-            raise Unusable("is a link to a folder that holds it, or behind another link: it is not followed", found)
-        if not stat.S_ISREG(found.st_mode):
-            raise Unusable("is no regular file (a device, pipe or socket is never opened)", found)
-        if found.st_size == 0:
-            raise Unusable("is empty", found)
-        return open(f"/proc/self/fd/{held}", "rb")  # noqa: PTH123  (a name of the kernel's, not a path)
-    finally:
-        os.close(held)
+    reading = Reading(job)
+    settling: Future[list[dict[str, Any]]] | None = None
+    numbered = enumerate(job["files"])
+    with marked(Path(job["at"])) as at, ThreadPoolExecutor(1) as beside:
+        while some := list(islice(numbered, job["batch"])):
+            for number, path in some:
+                at[:] = b"%9d" % number
+                reading.batch.told.append(reading.read(path))
+            if settling:
+                yield settling.result()
+            settling = beside.submit(reading.settle, reading.end_batch())
+        if settling:
+            yield settling.result()
 
 
-def decode(source: Path | BinaryIO, max_pixels: float) -> tuple[dict[str, Any], bytes]:
+def decode(source: Path | bytes, max_pixels: float) -> tuple[dict[str, Any], bytes]:
     """What an image is ({"width", "height", "mode", "frames"}), and its description, upright as its EXIF says.
 
     Raises Unusable, or OSError where the bytes cannot be read at all.
     """
     try:
-        with Image.open(source) as image:
+        if isinstance(source, bytes) and (plain := plain_jpeg.decode(source, max_pixels)):
+            looks = {"width": plain.width, "height": plain.height, "mode": plain.mode, "frames": 1}
+            return looks, describe(plain)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise Unusable(
@@ -228,6 +228,7 @@ def _rejected(path: str, found: os.stat_result | None, reason: str) -> dict[str,
 
 def main() -> int:
     die_with_parent()
+    gc.freeze()  # what was imported is no garbage
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     Image.MAX_IMAGE_PIXELS = None  # the job's own limit is checked before anything is decoded
     warnings.simplefilter("ignore")  # of odd files there are many

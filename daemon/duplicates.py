@@ -15,17 +15,17 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon.copies import Search
+from daemon.copies import Descriptors, Search
 from daemon.descriptor import SIZE
 from daemon.likeness import CODE, Floats
 from daemon.neighbours import Ints
 
 PICTURE = np.dtype([("id", "<i8"), ("descriptor", "u1", SIZE)])
-PICTURE_AS_GIVEN = np.dtype([("id", "<i8"), ("descriptor", f"V{SIZE}")])
 RECORD = np.dtype([("id", "<i8"), ("code", "<i2", CODE), ("spare", "<u4"), ("check", "<u4")])
 UNIT = 4096.0  # steps of a stored code per 1
 SEAL = 0x52454C31  # what all words of a whole record come to: neither zeros nor a torn one do
 BATCH = 1 << 16  # records read at once
+FEW = 1 << 12  # descriptors written at once
 REMOVED = -1
 
 Pairs = list[tuple[int, int]]
@@ -72,23 +72,29 @@ class Index:
         asked = np.asarray(ids, np.int64)
         return [int(number) for number in asked[~np.isin(asked, self._ids[self._places(asked)])]]
 
-    def add(self, ids: Sequence[int], descriptors: Sequence[bytes]) -> Pairs:
+    def add(self, ids: Sequence[int], descriptors: Sequence[bytes] | Descriptors) -> Pairs:
         """Takes images in; returns the pairs (smaller id, larger id) of near-duplicates that have a new one in them.
 
         Ids are not negative; descriptors are those of daemon/descriptor.py. What is there already is passed over, and
         is durable when this returns. Raises ValueError for other ids or descriptors, OSError when the disk refuses.
         """
-        if len(ids) != len(descriptors) or any(len(one) != SIZE for one in descriptors) or min(ids, default=0) < 0:
+        given = np.asarray(ids, np.int64)
+        wrong = isinstance(descriptors, Sequence) and any(len(one) != SIZE for one in descriptors)
+        if wrong or len(given) != len(descriptors) or given.min(initial=0) < 0:
             raise ValueError(f"as many ids from 0 on are needed as descriptors of {SIZE} bytes")
-        lacking = set(self.missing(ids))
-        fresh = {number: one for number, one in zip(ids, descriptors, strict=True) if number in lacking}
-        if not fresh:
+        fresh: Descriptors = descriptors
+        if isinstance(descriptors, Sequence):
+            fresh = np.frombuffer(b"".join(descriptors), np.uint8).reshape(-1, SIZE)
+        named, rows = np.unique(given, return_index=True)
+        rows = np.sort(rows[~np.isin(named, self._ids[self._places(named)])])
+        if not len(rows):
             return []
-        pictures = np.array(list(fresh.items()), PICTURE_AS_GIVEN).view(PICTURE)
-        search = Search(self, pictures["descriptor"])
-        named = np.concatenate([self._ids, pictures["id"]])
-        one, other = (named[rows].tolist() for rows in search.pairs())
-        self._append(pictures, search.codes)
+        if len(rows) < len(given):
+            given, fresh = given[rows], fresh[rows]
+        search = Search(self, fresh)
+        known = np.concatenate([self._ids, given])
+        one, other = (known[found].tolist() for found in search.pairs())
+        self._append(given, fresh, search.codes)
         return sorted({(min(pair), max(pair)) for pair in zip(one, other, strict=True)})
 
     def remove(self, ids: Sequence[int]) -> None:
@@ -137,16 +143,21 @@ class Index:
             records["id"][_fold(records) != SEAL] = REMOVED
             yield records
 
-    def _append(self, pictures: NDArray[np.void], codes: Floats) -> None:
+    def _append(self, ids: Ints, descriptors: Descriptors, codes: Floats) -> None:
         """The descriptors first: a record of a code that is whole says that its descriptor is, too."""
-        records = np.zeros(len(pictures), RECORD)
-        records["id"] = pictures["id"]
+        for start in range(0, len(ids), FEW):
+            part = slice(start, start + FEW)
+            pictures = np.empty(len(ids[part]), PICTURE)
+            pictures["id"], pictures["descriptor"] = ids[part], descriptors[part]
+            _write(self._pictures, pictures.view(np.uint8).data, (len(self._ids) + start) * PICTURE.itemsize)
+        os.fdatasync(self._pictures)
+        records = np.zeros(len(ids), RECORD)
+        records["id"] = ids
         records["code"] = np.clip(np.rint(np.nan_to_num(codes, nan=7.9) * UNIT), -32768, 32767)
         records["check"] = _fold(records) ^ np.uint32(SEAL)
-        for file, rows in ((self._pictures, pictures), (self._codes, records)):
-            _write(file, rows.view(np.uint8).data, len(self._ids) * rows.dtype.itemsize)
-            os.fdatasync(file)
-        self._ids = np.concatenate([self._ids, pictures["id"]])
+        _write(self._codes, records.view(np.uint8).data, len(self._ids) * RECORD.itemsize)
+        os.fdatasync(self._codes)
+        self._ids = np.concatenate([self._ids, ids])
 
 
 def _open(path: Path, size: int) -> int:

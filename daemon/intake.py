@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, delete, insert, select, update
+from sqlalchemy import Connection, Engine, Table, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from daemon import forget
 from daemon.config import Config
 from daemon.erase import erase_copies
-from daemon.journal import AnyRow, add, change, chunks, now
+from daemon.journal import AnyRow, add, add_many, change, chunks, now
 from daemon.scan import UNREADABLE, Difference
 from daemon.schema import drops, labels, manifests, occurrences, rejections, samples
 from daemon.walk import text
@@ -24,6 +25,9 @@ from daemon.walk import text
 File = Mapping[Any, Any]  # what the reading child says of one (daemon/decode.py)
 Said = tuple[str | None, str | None]  # class and group, as a manifest says
 NOTHING: Said = (None, None)
+Known = tuple[int, float | None]  # of a sample: its id, and since when it is forgotten
+Row = tuple[Any, ...]
+OCCURRENCE = ("sample_id", "class_name", "path", "folder", "group_key", "size", "mtime_ns", "drop_id", "first_seen")
 
 
 class Drop:
@@ -53,12 +57,13 @@ class Drop:
         files = list(files)
         self.again += [file["path"] for file in files if file.get("again")]
         with self.journal.begin() as connection:
-            refused = self._refuse_forgotten(connection, files)
+            known = _find_samples(connection, [bytes.fromhex(file["sha256"]) for file in files if "sha256" in file])
+            refused = self._refuse_forgotten(connection, files, known)
             bad = [file for file in files if "reason" in file]
-            good = sorted((file for file in files if "sha256" in file), key=lambda file: str(file["sha256"]))
+            good = [file for file in files if "sha256" in file]
             self._end(connection, [file["path"] for file in files if file["path"] in self._known])
             if good:
-                self._accept(connection, good)
+                self._accept(connection, good, {sha: id_ for sha, (id_, _) in known.items()})
             if bad:
                 connection.execute(insert(rejections), [self._rejection(file) for file in bad])
             connection.execute(
@@ -68,10 +73,11 @@ class Drop:
             )
         erase_copies(self.store, refused)
 
-    def _refuse_forgotten(self, connection: Connection, files: list[dict[str, Any]]) -> set[bytes]:
+    def _refuse_forgotten(
+        self, connection: Connection, files: list[dict[str, Any]], known: Mapping[bytes, Known]
+    ) -> set[bytes]:
         """What people had forgotten for good is not taken in again, wherever it lies."""
-        read = [bytes.fromhex(file["sha256"]) for file in files if "sha256" in file]
-        refused = forget.is_forgotten(connection, read)
+        refused = {sha for sha, (_, forgotten) in known.items() if forgotten is not None}
         for file in files if refused else ():
             if "sha256" in file and (sha := bytes.fromhex(file["sha256"])) in refused:
                 file["reason"] = forget.why_refused(connection, sha)
@@ -97,43 +103,40 @@ class Drop:
             change(connection, drops, self.id, state=state, ended=now())
             return connection.execute(select(drops).where(drops.c.id == self.id)).one()
 
-    def _accept(self, connection: Connection, files: list[dict[str, Any]]) -> None:
+    def _accept(self, connection: Connection, files: list[dict[str, Any]], ids: dict[bytes, int]) -> None:
+        """Samples that are not known yet get their ids here, in the order of their hashes, as their index has them."""
         moment = now()
-        rows: list[dict[str, Any]] = [
-            {"sha256": bytes.fromhex(file["sha256"]), "first_seen": moment}
-            | {name: file[name] for name in ("bytes", "width", "height", "mode", "frames")}
-            for file in files
-        ]
-        connection.execute(upsert(samples).on_conflict_do_nothing(), rows)
-        ids = _find_samples(connection, [row["sha256"] for row in rows])
+        shas = [bytes.fromhex(file["sha256"]) for file in files]
+        new = sorted({sha: file for sha, file in zip(shas, files, strict=True) if sha not in ids}.items())
+        first = connection.execute(select(func.coalesce(func.max(samples.c.id), 0))).scalar_one() + 1
+        ids.update((sha, first + number) for number, (sha, _) in enumerate(new))
+        looks = itemgetter("bytes", "width", "height", "mode", "frames")
+        names = ("id", "sha256", "bytes", "width", "height", "mode", "frames", "first_seen")
+        add_many(connection, samples, names, [(ids[sha], sha, *looks(file), moment) for sha, file in new])
         found = [
-            self._occurrence(ids[row["sha256"]], file, self.look_up(file["path"]), moment)
-            for row, file in zip(rows, files, strict=True)
+            self._occurrence(ids[sha], file, self.look_up(file["path"]), moment)
+            for sha, file in zip(shas, files, strict=True)
         ]
-        connection.execute(insert(occurrences), found)
-        self._label(connection, found, moment)
+        self._see(connection, found, moment)
 
     def look_up(self, path: str) -> Said:
         """Class and group of a file: by the manifest where there is one, otherwise by its path."""
         name, key = self.said.get(path, NOTHING)
         return name or self.watched.class_of(path), key or self.watched.group_of(path)
 
-    def _occurrence(self, sample: int, file: File, said: Said, moment: float) -> dict[str, Any]:
-        return {
-            "folder": str(self.folder), "path": file["path"], "sample_id": sample, "class_name": said[0],
-            "group_key": said[1], "size": file["size"], "mtime_ns": file["mtime_ns"], "drop_id": self.id,
-            "first_seen": moment,
-        }  # fmt: skip
+    def _occurrence(self, sample: int, file: File, said: Said, moment: float) -> Row:
+        return (
+            sample, said[0], file["path"], str(self.folder), said[1], file["size"], file["mtime_ns"], self.id, moment,
+        )  # fmt: skip
 
-    def _label(self, connection: Connection, found: list[dict[str, Any]], moment: float) -> None:
+    def _see(self, connection: Connection, found: list[Row], moment: float) -> None:
+        """Writes down occurrences, and the labels that their files have."""
+        add_many(connection, occurrences, OCCURRENCE, found)
         source = "manifest" if self.watched.manifest else "folder"
         said = [
-            {"sample_id": row["sample_id"], "class_name": row["class_name"], "source": source, "by": source,
-             "at": moment, "drop_id": self.id}
-            for row in found if row["class_name"] is not None
+            (sample, name, source, source, moment, self.id) for sample, name, *_ in found if name is not None
         ]  # fmt: skip
-        if said:
-            connection.execute(insert(labels), said)
+        add_many(connection, labels, ("sample_id", "class_name", "source", "by", "at", "drop_id"), said)
 
     def _rejection(self, file: File) -> dict[str, Any]:
         kept = {name: file[name] for name in ("path", "size", "mtime_ns", "reason")}
@@ -191,8 +194,7 @@ class Drop:
             return
         self._end(connection, [row["path"] for row in other])
         found = [self._occurrence(row["sample_id"], row, self._with_path(row["path"], said), moment) for row in other]
-        connection.execute(insert(table), found)
-        self._label(connection, found, moment)
+        self._see(connection, found, moment)
         connection.execute(update(drops).where(drops.c.id == self.id).values(added=drops.c.added + len(found)))
 
     def _with_path(self, path: str, said: Mapping[str, Said]) -> Said:
@@ -200,11 +202,12 @@ class Drop:
         return name, key or self.watched.group_of(path)
 
 
-def _find_samples(connection: Connection, shas: list[bytes]) -> dict[bytes, int]:
-    found: dict[bytes, int] = {}
+def _find_samples(connection: Connection, shas: list[bytes]) -> dict[bytes, Known]:
+    """Those that are known, each with its id and since when it is forgotten."""
+    found: dict[bytes, Known] = {}
     for some in chunks(shas):
-        chosen = samples.c.sha256.in_(some)
-        found |= {sha: id_ for id_, sha in connection.execute(select(samples.c.id, samples.c.sha256).where(chosen))}
+        query = f"SELECT sha256, id, forgotten FROM samples WHERE sha256 IN ({', '.join('?' * len(some))})"
+        found |= {sha: (id_, since) for sha, id_, since in connection.exec_driver_sql(query, tuple(some))}
     return found
 
 

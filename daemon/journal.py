@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -134,6 +134,15 @@ def add(connection: Connection, table: Table, **values: Any) -> int:
     return int(key[0]) if isinstance(key[0], int) else 0
 
 
+def add_many(connection: Connection, table: Table, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Inserts rows given as the values of these columns, straight through the driver: a third of what it takes
+    otherwise. Nothing is converted on the way, and what only Python knows for a default is not put in."""
+    columns = ", ".join(f'"{table.c[name].name}"' for name in names)
+    if rows:
+        places = ", ".join("?" * len(names))
+        connection.exec_driver_sql(f'INSERT INTO "{table.name}" ({columns}) VALUES ({places})', list(rows))
+
+
 def change(connection: Connection, table: Table, row: int | str, **values: Any) -> None:
     """Updates one row by its id."""
     connection.execute(update(table).where(table.c.id == row).values(**values))
@@ -153,7 +162,20 @@ def get(connection: Connection, table: Table, row: int | str) -> AnyRow:
     return found
 
 
-__all__ = ["HEAD", "AnyRow", "add", "change", "chunks", "claim", "get", "now", "open_journal", "revision", "schema"]
+__all__ = [
+    "HEAD",
+    "AnyRow",
+    "add",
+    "add_many",
+    "change",
+    "chunks",
+    "claim",
+    "get",
+    "now",
+    "open_journal",
+    "revision",
+    "schema",
+]
 
 if __name__ == "__main__":  # of `migrate_apart`
     open_journal(Path(sys.argv[1]), migrate=True).dispose()

@@ -28,7 +28,7 @@ BORDER = 2
 MAX_SCALE, MAX_SHIFT = 0.08, 1.4  # of the side, in pixels: a crop of 6% with some room
 RIDGE = np.float32(1e-3)
 HOPELESS = 0.06  # left of the variance: the other way round it will not be a copy either
-CHUNK = 256  # pairs at once: what they need stays in the processor's cache
+CHUNK = 64  # pairs at once: what they need stays in the processor's cache
 CLIPPED = 215.0  # gray; from here on a brightened copy may have lost light
 VISIBLE = 0.4  # of the area must be left where what may be clipped is left aside
 FLAT = 2.0  # gray values of standard deviation: what shows less than that is like everything and like nothing
@@ -70,6 +70,11 @@ def _projection() -> tuple[Floats, Floats]:
     x, y = np.tile(_centred, SIDE)[:, None], np.repeat(_centred, SIDE)[:, None]
     moves = [(0.05 * x * across).T @ codes, across.T @ codes, (0.05 * y * along).T @ codes, along.T @ codes]
     return codes.astype(np.float32), np.concatenate(moves, 1).astype(np.float32)
+
+
+def prepare() -> None:
+    """Makes what every comparison needs, which takes a tenth of a second."""
+    _projection()
 
 
 def codes(thumbnails: Floats) -> Floats:

@@ -9,6 +9,7 @@ sweeper    what leaves the state folder
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import signal
 from queue import Empty, SimpleQueue
@@ -332,6 +333,7 @@ def run(config: Config) -> None:
         daemon = Daemon(config)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())
+        gc.freeze()  # what was imported stays: no collection need look at it again
         log.info("watching %s", ", ".join(str(folder) for folder in config.folders))
         daemon.run()
         log.info("stopped; the next start goes on from here")

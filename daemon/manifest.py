@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from daemon.children import die_with_parent
-from daemon.decode import Unusable, open_within
+from daemon.originals import Unusable, stream_within
 from daemon.said import Row, Said
 from daemon.walk import text
 
@@ -200,7 +200,7 @@ def main() -> int:
         try:
             if stat.S_ISDIR(found.st_mode):
                 raise ManifestError("is a folder, and no manifest")
-            with open_within(f"{folder}/{name}", os.path.realpath(folder)) as stream:
+            with stream_within(f"{folder}/{name}", os.path.realpath(folder)) as stream:
                 there: Callable[[str], bool] = lambda path: os.path.lexists(f"{folder}/{path}")  # noqa: E731
                 reading = read(stream, said, lines=name.endswith(".jsonl"), is_there=there, wanted=wanted)
         except (ManifestError, Unusable) as error:

@@ -2,9 +2,10 @@
 
     python -m daemon.match JOB.json
 
-JOB.json: {"token", "journal", "index", "store", "pictures": [file, …], "all"}. `pictures` are what the reading children
-have left (daemon/decode.py); what they lack is made again from the store. "all": the whole journal is gone through, not
-only what is newer than the index. It prints {"token", "stage": "match", "event": "pairs", "pairs": [[id, id], …]}.
+JOB.json: {"token", "journal", "index", "store", "pictures": [file, …]}. It is started while images are being read, and
+begins with the line {"all": true | false}: whether the whole journal is gone through, or only what is newer than the
+index. `pictures` are what the reading children have left by then (daemon/decode.py); what they lack is made again from
+the store. It prints {"token", "stage": "match", "event": "pairs", "pairs": [[id, id], …]}.
 Whose drop is still being matched is matched anew: a daemon that was killed may not have heard of its pairs. Of what was
 forgotten the index loses its picture.
 """
@@ -14,21 +15,25 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from daemon import likeness
 from daemon.children import die_with_parent
-from daemon.decode import Unusable, decode
+from daemon.decode import decode
 from daemon.descriptor import SIZE
 from daemon.duplicates import Index
+from daemon.originals import Unusable
 from daemon.store import place
 
 CHUNK = 50_000  # samples at once
-RECORD = 32 + SIZE
+LEFT = np.dtype([("sha256", "V32"), ("descriptor", "u1", SIZE)])  # of the reading children
 MATCHING = """
     SELECT DISTINCT occurrences.sample_id FROM occurrences JOIN drops ON drops.id = occurrences.drop_id
     JOIN samples ON samples.id = occurrences.sample_id
@@ -44,29 +49,65 @@ def main() -> int:
     die_with_parent()
     job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     Image.MAX_IMAGE_PIXELS = None  # intake has checked the size before the image came into the store
-    pictures = _read_pictures(job["pictures"])
+    store = Path(job["store"])
     with Index.open(Path(job["index"])) as index:
-        for samples in _new_samples(Path(job["journal"]), index, all_of_it=job["all"]):
-            described = [
-                (id_, picture)
-                for id_, sha in samples
-                if (picture := pictures.get(sha) or _describe(Path(job["store"]), sha))
-            ]
-            if described:
-                ids, found = zip(*described, strict=True)
-                pairs = [[int(one), int(other)] for one, other in index.add(ids, found)]
-                line = {"token": job["token"], "stage": "match", "event": "pairs", "pairs": pairs}
-                print(json.dumps(line), flush=True)
+        likeness.prepare()
+        if not (line := sys.stdin.readline()):
+            return 0  # there was nothing to be matched
+        asked = json.loads(line)
+        left = Left([Path(file) for file in job["pictures"]])
+        for samples in _new_samples(Path(job["journal"]), index, all_of_it=asked["all"]):
+            made = {sha: _describe(store, sha) for _, sha in samples if sha not in left}
+            if described := [(id_, sha) for id_, sha in samples if sha in left or made[sha] is not None]:
+                ids, shas = zip(*described, strict=True)
+                pairs = [[int(one), int(other)] for one, other in index.add(ids, left.pick(shas, made))]
+                said = {"token": job["token"], "stage": "match", "event": "pairs", "pairs": pairs}
+                print(json.dumps(said), flush=True)
     return 0
 
 
-def _read_pictures(files: list[str]) -> dict[bytes, bytes]:
-    found: dict[bytes, bytes] = {}
-    for file in map(Path, files):
-        content = file.read_bytes() if file.exists() else b""
-        for start in range(0, len(content) - RECORD + 1, RECORD):
-            found[content[start : start + 32]] = content[start + 32 : start + RECORD]
-    return found
+class Left:
+    """What the reading children have left, by its hash."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = [file for file in files if file.exists() and file.stat().st_size >= LEFT.itemsize]
+        self.rows: dict[bytes, tuple[int, int]] = {}  # file and row
+        for number, file in enumerate(self.files):
+            shas = _map(file)["sha256"].tobytes()
+            for row, start in enumerate(range(0, len(shas), 32)):
+                self.rows[shas[start : start + 32]] = number, row
+
+    def __contains__(self, sha: bytes) -> bool:
+        return sha in self.rows
+
+    def pick(self, shas: Sequence[bytes], made: Mapping[bytes, bytes | None]) -> Picked:
+        """The descriptors of these images, those of `made` among them."""
+        others = np.frombuffer(b"".join(filter(None, made.values())), np.uint8).reshape(-1, SIZE)
+        rows = {sha: (len(self.files), row) for row, sha in enumerate(sha for sha, one in made.items() if one)}
+        places = np.array([self.rows.get(sha) or rows[sha] for sha in shas])
+        return Picked([*(_map(file)["descriptor"] for file in self.files), others], places)
+
+
+class Picked:
+    """Descriptors, read where they lie: of 50,000 images they are 50 MB."""
+
+    def __init__(self, parts: list[NDArray[np.uint8]], places: NDArray[np.int64]) -> None:
+        self.parts, self.places = parts, places  # (images, 2): part and row
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        places = self.places[rows]
+        found = np.empty((len(places), SIZE), np.uint8)
+        for number, part in enumerate(self.parts):
+            here = np.flatnonzero(places[:, 0] == number)
+            found[here] = part[places[here, 1]]
+        return found
+
+
+def _map(file: Path) -> NDArray[np.void]:
+    return np.memmap(file, LEFT, "r", shape=(file.stat().st_size // LEFT.itemsize,))
 
 
 def _new_samples(journal: Path, index: Index, *, all_of_it: bool) -> Iterator[list[tuple[int, bytes]]]:

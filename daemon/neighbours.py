@@ -1,12 +1,15 @@
 """Which codes lie near one another: exact, in blocks of matrix products, with a bound on how many are kept of each.
 
-A code is a float32 row; NaN rows are near nothing. Sorting by the coordinate that varies most leaves out whole blocks.
+A code is a float32 row; NaN rows are near nothing. Sorted along the direction in which codes vary most, whole blocks
+are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +18,10 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 ROWS, COLUMNS = 512, 512  # of a block: it stays in the processor's cache
+THREADS = 2
+ROUNDING = 1e-4
+
+Found = TypeVar("Found")
 
 
 class Near(NamedTuple):
@@ -30,32 +37,49 @@ def among(codes: Floats, radius: float, keep: int) -> Near:
     usable = np.flatnonzero(~np.isnan(codes[:, 0]))
     if len(usable) < 2:
         return _nothing(len(codes))
-    axis = int(codes[usable].var(0).argmax())
-    order = usable[np.argsort(codes[usable, axis], kind="stable")]
+    along = codes[usable] @ _widest(codes[usable])
+    sorting = np.argsort(along, kind="stable")
+    order, along = usable[sorting], along[sorting]
     ordered = codes[order]
-    ends = np.searchsorted(ordered[:, axis], ordered[:, axis] + np.float32(radius), side="right")
-    counts, found = np.zeros(len(codes), np.int64), []
+    ends = np.searchsorted(along, along + np.float32(radius + ROUNDING), side="right")
+    counts, adding = np.zeros(len(codes), np.int64), Lock()
     left, right = _sides(ordered)
-    for start in range(0, len(order), ROWS):
+
+    def look(start: int) -> tuple[Ints, Ints]:
         stop = min(start + ROWS, len(order))
         blocks = _blocks(left[start:stop], right, start, int(ends[stop - 1]), radius, start)
         one, other, seen, seen_by = _gather(blocks, stop - start, len(order), keep)
-        counts[order[start:stop]] += seen
-        counts[order] += seen_by
-        found.append((order[one + start], order[other]))
-    return Near(*_joined(found), counts)
+        with adding:
+            counts[order[start:stop]] += seen
+            counts[order] += seen_by
+        return order[one + start], order[other]
+
+    return Near(*joined(at_once(look, range(0, len(order), ROWS))), counts)
 
 
 def between(codes: Floats, known: Floats, radius: float, keep: int) -> Near:
     """Pairs (row of the codes, row of the known) nearer than the radius; at most `keep` of each of the codes."""
     left, right = _sides(codes)[0], _sides(known)[1]
-    counts, found = np.zeros(len(codes), np.int64), []
-    for start in range(0, len(codes), ROWS):
+    counts = np.zeros(len(codes), np.int64)
+
+    def look(start: int) -> tuple[Ints, Ints]:
         part = left[start : start + ROWS]
         one, other, seen, _ = _gather(_blocks(part, right, 0, len(known), radius, None), len(part), len(known), keep)
         counts[start : start + ROWS] += seen
-        found.append((one + start, other))
-    return Near(*_joined(found), counts)
+        return one + start, other
+
+    return Near(*joined(at_once(look, range(0, len(codes), ROWS))), counts)
+
+
+def at_once(work: Callable[[int], Found], starts: Iterable[int]) -> list[Found]:
+    """The work from each start on, in their order; numpy lets threads compute beside one another."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(work, starts))
+
+
+def _widest(codes: Floats) -> Floats:
+    """The direction, of length 1, in which they vary most: what is further apart along it is further apart."""
+    return np.asarray(np.linalg.eigh(np.cov(codes.T))[1][:, -1], np.float32)
 
 
 def _sides(codes: Floats) -> tuple[Floats, Floats]:
@@ -87,11 +111,17 @@ def _gather(
         total = np.count_nonzero(near)
         if not total:
             continue
-        seen += near.sum(1)
-        seen_by[start : start + near.shape[1]] += near.sum(0)
-        crowd = total > 4 * keep * rows  # there may be as many as there are pairs: too many to list
-        flat = np.flatnonzero(_only_nearest(square, near, keep) if crowd else near)
-        one, other = flat // near.shape[1], flat % near.shape[1]
+        width = near.shape[1]
+        if total > 4 * keep * rows:  # there may be as many as there are pairs: too many to list
+            seen += near.sum(1)
+            seen_by[start : start + width] += near.sum(0)
+            flat = np.flatnonzero(_only_nearest(square, near, keep))
+            one, other = flat // width, flat % width
+        else:
+            flat = np.flatnonzero(near)
+            one, other = flat // width, flat % width
+            seen += np.bincount(one, minlength=rows)
+            seen_by[start : start + width] += np.bincount(other, minlength=width)
         parts.append(_nearest(one, other + start, square.ravel()[flat], keep))
     if not parts:
         return np.empty(0, np.int64), np.empty(0, np.int64), seen, seen_by
@@ -118,9 +148,10 @@ def _nearest(one: Ints, other: Ints, square: Floats, keep: int) -> tuple[Ints, I
     return one[chosen], other[chosen], square[chosen]
 
 
-def _joined(found: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
-    empty = [np.empty(0, np.int64)]
-    return np.concatenate(empty + [one for one, _ in found]), np.concatenate(empty + [other for _, other in found])
+def joined(found: Iterable[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
+    """All pairs of rows, one after another."""
+    ones, others = zip((np.empty(0, np.int64),) * 2, *found, strict=True)
+    return np.concatenate(ones), np.concatenate(others)
 
 
 def _nothing(rows: int) -> Near:

@@ -7,25 +7,26 @@ would leak what the other is to be judged by.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, func, or_, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from daemon import roles
-from daemon.journal import chunks, now
+from daemon.journal import add_many, chunks, now
 from daemon.schema import groups, near_duplicates, occurrences, samples
 from policies.facts import Role
 
+NOTHING: frozenset[Any] = frozenset()
 
-@dataclass(slots=True)
-class _Cluster:
+
+class _Cluster(NamedTuple):
     """New samples that must share a role, and the groups that they are near to already."""
 
-    members: list[int] = field(default_factory=list)
-    near: set[int] = field(default_factory=set)
-    key: str = ""
+    key: str
+    members: list[int]
+    near: set[int] | frozenset[int]
 
 
 def remember(connection: Connection, pairs: Iterable[tuple[int, int]]) -> None:
@@ -37,7 +38,44 @@ def remember(connection: Connection, pairs: Iterable[tuple[int, int]]) -> None:
 
 def place(connection: Connection, drop: int, shares: Mapping[Role, float]) -> None:
     """Gives each labelled sample of a drop that has no group yet its group, and new groups their role."""
-    rows = connection.execute(
+    shas, names, keys = _unplaced(connection, drop)
+    if not shas:
+        return
+    counts = roles.count_roles(connection)
+    clusters = [
+        *_by_key(connection, keys),
+        *_by_likeness(connection, drop, [id_ for id_ in shas if id_ not in keys], shas),
+    ]
+    known = _roles_of(connection, {group for cluster in clusters for group in cluster.near})
+    first = connection.execute(select(func.coalesce(func.max(groups.c.id), 0))).scalar_one() + 1
+    moment = now()
+    new: list[tuple[int, str, Role, float]] = []
+    joined: list[tuple[int, int]] = []
+    # The largest first: what is small can still make up for what is not.
+    for cluster in sorted(clusters, key=lambda cluster: (-len(cluster.members), cluster.key)):
+        near = {known[group] for group in cluster.near} if cluster.near else NOTHING
+        if len(near) > 1:
+            continue  # near to two roles
+        coming: dict[str, int] = {}
+        for sample in cluster.members:
+            coming[names[sample]] = coming.get(names[sample], 0) + 1
+        if near:
+            (role,), group = near, min(cluster.near)
+        else:
+            role, group = roles.furthest_behind(counts, shares, coming, cluster.key), first + len(new)
+            new.append((group, cluster.key, role, moment))
+        for name, number in coming.items():
+            counts.setdefault(name, Counter())[role] += number
+        joined += [(group, sample) for sample in cluster.members]
+    add_many(connection, groups, ("id", "key", "role", "given"), new)
+    if joined:
+        connection.exec_driver_sql("UPDATE samples SET group_id = ? WHERE id = ?", joined)
+
+
+def _unplaced(connection: Connection, drop: int) -> tuple[dict[int, bytes], dict[int, str], dict[int, str]]:
+    """The drop's labelled samples without a group, in the order of their hashes: hash, class and the user's key."""
+    shas, names, keys = {}, {}, {}
+    query = (
         select(samples.c.id, samples.c.sha256, occurrences.c.class_name, occurrences.c.group_key)
         .join(occurrences, occurrences.c.sample_id == samples.c.id)
         .where(
@@ -47,53 +85,24 @@ def place(connection: Connection, drop: int, shares: Mapping[Role, float]) -> No
             samples.c.group_id.is_(None),
         )
         .order_by(samples.c.sha256)
-    ).all()
-    if not rows:
-        return
-    shas = {row.id: row.sha256 for row in rows}
-    names = {row.id: row.class_name for row in rows}
-    keys = {row.id: row.group_key for row in rows if row.group_key is not None}
-    counts = roles.count_roles(connection)
-    clusters = [
-        *_by_key(connection, keys),
-        *_by_likeness(connection, drop, [id_ for id_ in shas if id_ not in keys], shas),
-    ]
-    known = _roles_of(connection, {group for cluster in clusters for group in cluster.near})
-    first = connection.execute(select(func.coalesce(func.max(groups.c.id), 0))).scalar_one() + 1
-    new: list[dict[str, object]] = []
-    joined: list[dict[str, int]] = []
-    # The largest first: what is small can still make up for what is not.
-    for cluster in sorted(clusters, key=lambda cluster: (-len(cluster.members), cluster.key)):
-        near = {known[group] for group in cluster.near}
-        if len(near) > 1:
-            continue  # near to two roles
-        coming = Counter(names[sample] for sample in cluster.members)
-        role = near.pop() if near else roles.furthest_behind(counts, shares, coming, cluster.key)
-        group = min(cluster.near, default=first + len(new))
-        if not cluster.near:
-            new.append({"id": group, "key": cluster.key, "role": role, "given": now()})
-        for name, number in coming.items():
-            counts.setdefault(name, Counter())[role] += number
-        joined += [{"sample": sample, "group": group} for sample in cluster.members]
-    if new:
-        connection.execute(insert(groups), new)
-    if joined:
-        joining = update(samples).where(samples.c.id == bindparam("sample")).values(group_id=bindparam("group"))
-        connection.execute(joining, joined)
+    )
+    for sample, sha, name, key in connection.execute(query):
+        shas[sample], names[sample] = sha, name
+        if key is not None:
+            keys[sample] = key
+    return shas, names, keys
 
 
-def _by_key(connection: Connection, keys: Mapping[int, str]) -> Iterable[_Cluster]:
-    clusters: dict[str, _Cluster] = defaultdict(_Cluster)
+def _by_key(connection: Connection, keys: Mapping[int, str]) -> Iterator[_Cluster]:
+    members: dict[str, list[int]] = defaultdict(list)
     for sample, key in keys.items():
-        clusters[f"key:{key}"].members.append(sample)
-    for key, cluster in clusters.items():
-        cluster.key = key
+        members[f"key:{key}"].append(sample)
+    for key, its in members.items():
         found = connection.execute(select(groups.c.id).where(groups.c.key == key)).scalar()
-        cluster.near = set() if found is None else {found}
-    return clusters.values()
+        yield _Cluster(key, its, NOTHING if found is None else {found})
 
 
-def _by_likeness(connection: Connection, drop: int, new: list[int], shas: Mapping[int, bytes]) -> Iterable[_Cluster]:
+def _by_likeness(connection: Connection, drop: int, new: list[int], shas: Mapping[int, bytes]) -> Iterator[_Cluster]:
     """Connected by pairs of near-duplicates, also by way of samples that have no group yet themselves."""
     twins = _twins(connection, drop, new)
     grouped = _groups_of(connection, twins)
@@ -101,19 +110,24 @@ def _by_likeness(connection: Connection, drop: int, new: list[int], shas: Mappin
     for sample in new:
         if sample in seen:
             continue
-        cluster, waiting = _Cluster(key=shas[sample].hex()), [sample]
+        if sample not in twins:  # as most
+            yield _Cluster(shas[sample].hex(), [sample], NOTHING)
+            continue
+        members: list[int] = []
+        near: set[int] = set()
+        waiting = [sample]
         seen.add(sample)
         while waiting:
             at = waiting.pop()
             if at in shas:
-                cluster.members.append(at)
+                members.append(at)
             for twin in twins.get(at, ()):
                 if twin in grouped:
-                    cluster.near.add(grouped[twin])
+                    near.add(grouped[twin])
                 elif twin not in seen:
                     seen.add(twin)
                     waiting.append(twin)
-        yield cluster
+        yield _Cluster(shas[sample].hex(), members, near)
 
 
 def _twins(connection: Connection, drop: int, new: Collection[int]) -> dict[int, set[int]]:

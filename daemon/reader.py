@@ -7,6 +7,7 @@ match      near-duplicates among them and of what was known before (daemon/match
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -38,6 +39,7 @@ PATIENCE_SECONDS = 600.0  # for one batch of files; a decoder or a file system t
 BATCH = 1024  # files that are made durable with one sync
 FEW = 256  # files that are not worth a second child
 PARTS = 2
+CALM = {"OPENBLAS_NUM_THREADS": "1"}  # its threads wait for one another by spinning, eight times the work on busy cores
 SAY_SECONDS = 10.0  # between two words of how far a long drop is
 
 
@@ -73,6 +75,7 @@ class Reader:
         self.drop: Drop | None = None
         self.parts: list[Part] = []
         self.child: Child | None = None  # that reads the manifest, or looks for near-duplicates
+        self.ready: Child | None = None  # that will look for them, once all is read
         self.unmatched = True  # what an earlier daemon left, or wrote before there was an index
         self.outdated = False  # the index holds pictures of images that were forgotten
         self.linked: set[Path] = set()  # folders with links that notification does not see through
@@ -231,6 +234,8 @@ class Reader:
         waiting = [part for part in self.parts if part.child is None and part.unread]
         for part in waiting:
             self._read(part)
+        if waiting and self.ready is None:
+            self.ready = self._prepare_match()
         if waiting or any(part.child for part in self.parts):
             return bool(waiting)
         row = self.drop.finish("matching")
@@ -270,16 +275,23 @@ class Reader:
         }
         part.child = self._start(token, "daemon.decode", about)
 
-    def _match(self, *, all_of_it: bool = False) -> None:
+    def _prepare_match(self) -> Child:
+        """Starts the child that looks for near-duplicates: until it is told to, it only gets ready."""
         number = self.drop.id if self.drop else 0
         about = {
             "journal": str(self.config.state / "journal.db"),
             "index": str(self.config.state / "duplicates"),
             "store": str(self.config.state / "store"),
             "pictures": [str(self._file(f"{part.number}.pictures")) for part in self.parts],
-            "all": all_of_it,
         }
-        self.child = self._start(f"match{number}.{self.crashes}.{now():.0f}", "daemon.match", about)
+        return self._start(f"match{number}.{self.crashes}.{now():.0f}", "daemon.match", about, listens=True)
+
+    def _match(self, *, all_of_it: bool = False) -> None:
+        ready, self.ready = self.ready, None
+        if ready is None or ready.wait(0):
+            ready = self._prepare_match()
+        ready.tell(json.dumps({"all": all_of_it}))
+        self.child = ready
 
     def _place(self) -> None:
         """Gives the samples of all drops that were matched their roles: they are ready, and decided on next."""
@@ -298,13 +310,16 @@ class Reader:
 
     def _leave(self) -> None:
         """The drop, if any, is done with."""
+        if self.ready is not None:  # nothing came of it
+            self.ready.kill()
+            self.ready = None
         for file in (self.config.state / "drops").glob(self._file("*").name):
             file.unlink(missing_ok=True)
         self.drop, self.parts = None, []
 
-    def _start(self, token: str, module: str, about: dict[str, Any]) -> Child:
+    def _start(self, token: str, module: str, about: dict[str, Any], *, listens: bool = False) -> Child:
         file = write_job(self._file(f"{module}.{token}.json"), {"token": token, **about})
-        child = Child(token, module, [str(file)], self.put)
+        child = Child(token, module, [str(file)], self.put, environment=CALM, listens=listens)
         self._heard = time.monotonic()
         self.sources.fire_at(now() + PATIENCE_SECONDS, "reading")
         return child

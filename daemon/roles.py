@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from daemon import standings
 from policies.facts import ROLES, Role
 
+ROUNDING = 1e-9  # samples: what differs by less is equal
 Counts = dict[str, Counter[Role]]  # class -> role -> samples
 
 
@@ -22,14 +23,16 @@ def furthest_behind(
     counts: by class and role; coming: the group's samples by class. Unlike a role drawn by the hash alone, this leaves
     no small class without a judge by bad luck.
     """
-    behind = dict.fromkeys(ROLES, 0.0)
+    behind = [0.0] * len(ROLES)
     for name, number in coming.items():
         given = counts.get(name, {})
         total = sum(given.values()) + number
-        for role in ROLES:
-            behind[role] += shares[role] * total - given.get(role, 0)
-    most = max(round(value, 9) for value in behind.values())
-    tied = [role for role in ROLES if round(behind[role], 9) == most]
+        for at, role in enumerate(ROLES):
+            behind[at] += shares[role] * total - given.get(role, 0)
+    most = max(behind) - ROUNDING
+    tied = [role for role, value in zip(ROLES, behind, strict=True) if value > most]
+    if len(tied) == 1:
+        return tied[0]
     return tied[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(tied)]
 
 

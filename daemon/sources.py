@@ -16,12 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from apscheduler.schedulers.background import BackgroundScheduler
-from watchdog.events import (
-    EVENT_TYPE_CLOSED_NO_WRITE,
-    EVENT_TYPE_OPENED,
-    FileSystemEvent,
-    FileSystemEventHandler,
-)
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 from watchdog.observers.polling import PollingObserver
@@ -35,7 +30,7 @@ from daemon.events import (
     SourceFailed,
     TimerFired,
 )
-from daemon.settling import Settling, Touch
+from daemon.settling import CHANGES, Settling, Touch
 from daemon.watch_limit import find_watch_limit
 
 Put = Callable[[Event], None]
@@ -49,8 +44,7 @@ class _Wake(FileSystemEventHandler):
         self.wake = wake
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        if event.event_type not in (EVENT_TYPE_OPENED, EVENT_TYPE_CLOSED_NO_WRITE):
-            self.wake()
+        self.wake()
 
 
 class _Overflow(logging.Handler):
@@ -198,12 +192,16 @@ class Sources:
     ) -> BaseObserver:
         seconds = self.config.settings.watch.polling_seconds
         observer: BaseObserver = PollingObserver(timeout=seconds) if polling else Observer()
+        if isinstance(handler, Touch):
+            handler.hears_closing = not polling
         try:
-            observer.schedule(handler, str(folder), recursive=recursive)
+            observer.schedule(handler, str(folder), recursive=recursive, event_filter=CHANGES)
             observer.start()
         except OSError as error:
             self.put(SourceFailed(_polled(folder, error)))
             observer = PollingObserver(timeout=seconds)
+            if isinstance(handler, Touch):
+                handler.hears_closing = False
             observer.schedule(handler, str(folder), recursive=recursive)
             observer.start()
         self._observers.append(observer)

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 FEW_BYTES = 16 << 20  # so many are kept in memory between hashing and decoding
@@ -36,13 +35,17 @@ class StoreUnwritable(Exception):
     """The store takes nothing (a full disk, lost rights); nothing is wrong with the file that is to be copied."""
 
 
-def read_few(original: BinaryIO) -> bytes | None:
-    """The bytes of an open file; None where they are too many to be held in memory. Raises SourceUnreadable."""
-    content = _read(original, FEW_BYTES + 1)
-    if len(content) <= FEW_BYTES:
-        return content
-    original.seek(0)
-    return None
+def read_few(original: int, size: int) -> bytes | None:
+    """The bytes of an open file of this size; None where they are too many to be held in memory.
+
+    Raises SourceUnreadable. Of a file that has grown there are more, of one that was cut there are fewer.
+    """
+    if size > FEW_BYTES:
+        return None
+    content = _read(original, size + 1)
+    while 0 < len(content) < size and (more := _read(original, size - len(content))):
+        content += more
+    return content
 
 
 def keep(store: Path, content: bytes, sha256: str) -> None:
@@ -50,19 +53,21 @@ def keep(store: Path, content: bytes, sha256: str) -> None:
 
     Raises StoreUnwritable.
     """
-    with _writing():
-        if not _create(place(store, sha256), content):
+    try:
+        if not _create(f"{store}/{sha256[:2]}/{sha256}", content):
             _mend(store, sha256, content)
+    except OSError as error:
+        raise StoreUnwritable(str(error)) from error
 
 
-def copy_large(original: BinaryIO, temporary: Path) -> tuple[str, int]:
+def copy_large(original: int, temporary: Path) -> tuple[str, int]:
     """Copies an open file, by reflink where the file system has it; SHA-256 (hex) and size of what was copied.
 
     `settle` gives it its name. Raises SourceUnreadable, StoreUnwritable.
     """
     with _writing(), temporary.open("w+b") as copy:
         try:
-            fcntl.ioctl(copy.fileno(), _FICLONE, original.fileno())
+            fcntl.ioctl(copy.fileno(), _FICLONE, original)
         except OSError:
             while chunk := _read(original, 1 << 20):
                 copy.write(chunk)
@@ -71,23 +76,23 @@ def copy_large(original: BinaryIO, temporary: Path) -> tuple[str, int]:
         return hashlib.file_digest(copy, "sha256").hexdigest(), copy.tell()
 
 
-def _create(final: Path, content: bytes) -> bool:
+def _create(final: str, content: bytes) -> bool:
     """Writes a file and reads it back. False: there is one of its name."""
     try:
         descriptor = os.open(final, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     except FileExistsError:
         return False
     except FileNotFoundError:
-        final.parent.mkdir(exist_ok=True)
+        Path(final).parent.mkdir(exist_ok=True)
         return _create(final, content)
     try:
         written = os.write(descriptor, content)
         while written < len(content):
             written += os.write(descriptor, content[written:])
         if os.pread(descriptor, len(content), 0) != content:
-            raise OSError(errno.EIO, "what was written reads as something else", str(final))
+            raise OSError(errno.EIO, "what was written reads as something else", final)
     except OSError:
-        final.unlink()
+        Path(final).unlink()
         raise
     finally:
         os.close(descriptor)
@@ -100,14 +105,14 @@ def _mend(store: Path, sha256: str, content: bytes) -> None:
     if not holds(final, sha256):
         aside = store / "incoming" / f"{sha256}.{os.getpid()}"  # another child may be at it, too
         aside.unlink(missing_ok=True)
-        _create(aside, content)
+        _create(str(aside), content)
         _sync(aside)
         aside.replace(final)
 
 
-def _read(original: BinaryIO, size: int) -> bytes:
+def _read(original: int, size: int) -> bytes:
     try:
-        return original.read(size)
+        return os.read(original, size)
     except OSError as error:
         raise SourceUnreadable(f"cannot be read: {error.strerror}") from error
 

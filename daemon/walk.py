@@ -136,5 +136,7 @@ def text(path: str) -> str:
 
     A line break in a class's name would be two lines of Triton's labels.
     """
+    if path.isascii() and path.isprintable():
+        return path
     decoded = os.fsencode(path).decode("utf-8", "backslashreplace")
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", decoded)

@@ -60,7 +60,7 @@ def work():
             event = queue.get(timeout=600)
             if isinstance(event, ChildSpoke):
                 reader.hear(event.line)
-            else:
+            elif event.token in {child.token for child in reader.children}:
                 assert event.status == 0, event.last_words
                 reader.bury(event.token, event.status, event.last_words)
 

@@ -130,7 +130,7 @@ class Lane:
                 event = self.queue.get(timeout=60)
                 if isinstance(event, ChildSpoke):
                     self.reader.hear(event.line)
-                elif isinstance(event, ChildEnded):
+                elif isinstance(event, ChildEnded) and event.token in {child.token for child in self.reader.children}:
                     assert event.status == 0, event.last_words
                     self.reader.bury(event.token, event.status, event.last_words)
 

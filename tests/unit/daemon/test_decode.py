@@ -12,7 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -169,7 +169,7 @@ def test_what_may_pass_is_tried_again_by_the_next_scan(
 ) -> None:
     """As of a network file system that was away for a moment."""
 
-    def fail(original: object) -> None:
+    def fail(original: int, size: int) -> None:
         raise SourceUnreadable("cannot be read: Stale file handle")
 
     png(folder / "a" / "x.png")
@@ -229,8 +229,8 @@ def test_what_is_still_being_written_is_looked_at_again(
     file = png(folder / "a" / "x.png")
     read_few = store.read_few
 
-    def read_while_written(original: BinaryIO) -> bytes | None:
-        content = read_few(original)
+    def read_while_written(original: int, size: int) -> bytes | None:
+        content = read_few(original, size)
         with file.open("ab") as stream:  # the writer goes on meanwhile
             stream.write(b"more")
         return content

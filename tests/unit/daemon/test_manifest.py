@@ -148,7 +148,7 @@ class Lane:
         table = schema.occurrences
         with self.journal.connect() as connection:
             rows = connection.execute(select(table.c.path, table.c.class_name).where(table.c.gone.is_(None)))
-            return dict(rows.tuples().all())
+            return dict(map(tuple, rows))
 
     def problems(self) -> list[str]:
         table = schema.rejections
@@ -267,7 +267,9 @@ def test_images_of_a_manifest_that_could_not_be_read_get_their_class_with_the_ne
         broken.setattr(
             lane.reader,
             "_start",
-            lambda token, module, about: start(token, module, {} if module == "daemon.manifest" else about),
+            lambda token, module, about, **how: start(
+                token, module, {} if module == "daemon.manifest" else about, **how
+            ),
         )
         lane.work()
     assert lane.classes() == {"1.png": "cat", "2.png": None}

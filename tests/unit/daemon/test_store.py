@@ -32,10 +32,10 @@ def bring(keep: Path, *sources: Path) -> str:
     large, sha256 = {}, ""
     for number, source in enumerate(sources):
         with source.open("rb") as original:
-            content = store.read_few(original)
+            content = store.read_few(original.fileno(), source.stat().st_size)
             if content is None:
                 temporary = store.incoming(keep, number)
-                sha256, size = store.copy_large(original, temporary)
+                sha256, size = store.copy_large(original.fileno(), temporary)
                 large[temporary] = sha256
             else:
                 sha256, size = hashlib.sha256(content).hexdigest(), len(content)
@@ -142,15 +142,15 @@ def test_a_source_that_cannot_be_read_is_told_apart_from_a_full_store(keep: Path
         Path("/proc/self/mem").open("rb") as original,  # its first page is mapped nowhere
         pytest.raises(SourceUnreadable, match="cannot be read: Input/output error"),
     ):
-        if store.read_few(original) is None:
-            store.copy_large(original, store.incoming(keep, 0))
+        if store.read_few(original.fileno(), 1) is None:
+            store.copy_large(original.fileno(), store.incoming(keep, 0))
 
 
 def test_a_store_that_takes_nothing_is_no_fault_of_the_file(keep: Path, tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(b"content")
     (tmp_path / "away").touch()
     with (tmp_path / "image.png").open("rb") as original, pytest.raises(StoreUnwritable, match="away"):
-        store.copy_large(original, keep / "away" / "0")
+        store.copy_large(original.fileno(), keep / "away" / "0")
     with pytest.raises(StoreUnwritable, match="away"):
         store.keep(tmp_path / "away", b"content", "00" * 32)
     with pytest.raises(StoreUnwritable, match="away"):

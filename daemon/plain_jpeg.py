@@ -1,0 +1,52 @@
+"""The usual JPEG, decoded without Pillow's reader of headers, which takes as long as a small image's pixels.
+
+Plain is one that holds what decoding needs and nothing that says more of it: no EXIF, no colour profile, no further
+pictures. Its pixels come from the same decoder; any other, and whatever is odd about one, is left to Pillow.
+"""
+
+from __future__ import annotations
+
+from PIL import Image
+
+SOI, APP0, DQT, SOF, DHT, SOS = b"\xff\xd8", 0xE0, 0xDB, (0xC0, 0xC2), 0xC4, 0xDA
+MODES = {1: "L", 3: "RGB"}  # by the number of components
+TABLE = 65  # bytes of a quantization table of 8 bits, with its number
+JFIF = 16
+
+
+def decode(content: bytes, max_pixels: float) -> Image.Image | None:
+    """The image; None where it is not plain, not whole, or larger than that. Raises MemoryError."""
+    if (header := _look(content)) is None or header[1] * header[2] > max_pixels:
+        return None
+    mode, width, height = header
+    try:
+        return Image.frombytes(mode, (width, height), content, "jpeg", mode, "")
+    except ValueError:
+        return None
+
+
+def _look(content: bytes) -> tuple[str, int, int] | None:
+    """Mode, width and height, if all that stands before the pixels is plain."""
+    at, found = 2, None
+    if content[:2] != SOI:
+        return None
+    while content[at : at + 1] == b"\xff" and at + 4 <= len(content):
+        marker, length = content[at + 1], content[at + 2] << 8 | content[at + 3]
+        if marker in SOF:
+            mode = MODES.get(content[at + 9]) if at + 10 <= len(content) else None
+            if found or mode is None or content[at + 4] != 8 or length != 8 + 3 * len(mode):
+                return None
+            height, width = content[at + 5] << 8 | content[at + 6], content[at + 7] << 8 | content[at + 8]
+            found = (mode, width, height) if width and height else None
+        elif marker == SOS:
+            return found
+        elif not _is_plain(marker, length, content[at + 4 : at + 9]):
+            return None
+        at += 2 + length
+    return None
+
+
+def _is_plain(marker: int, length: int, start: bytes) -> bool:
+    if marker == DQT:
+        return length % TABLE == 2 and start[0] < 16
+    return marker == DHT or (marker == APP0 and length == JFIF and start == b"JFIF\0")

@@ -1,0 +1,66 @@
+"""Plain JPEGs are what Pillow makes of them, byte for byte, and all others are left to it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from daemon.plain_jpeg import decode
+
+
+def jpeg(mode: str = "RGB", size: tuple[int, int] = (37, 21), **how: Any) -> bytes:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (size[1], size[0], 4), np.uint8)
+    written = io.BytesIO()
+    Image.fromarray(pixels).convert("RGB").convert(mode).save(written, "JPEG", **how)
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(
+    "how", [{}, {"quality": 5}, {"quality": 100, "subsampling": 0}, {"progressive": True}, {"optimize": True}]
+)
+@pytest.mark.parametrize("size", [(1, 1), (37, 21), (400, 300)])
+def test_a_plain_one_is_decoded_as_pillow_does(mode: str, how: dict[str, Any], size: tuple[int, int]) -> None:
+    content = jpeg(mode, size, **how)
+    found = decode(content, 1e6)
+    assert found is not None
+    with Image.open(io.BytesIO(content)) as expected:
+        assert (found.mode, found.size, found.tobytes()) == (expected.mode, expected.size, expected.tobytes())
+
+
+def exif() -> bytes:
+    told = Image.Exif()
+    told[0x0112] = 6
+    return told.tobytes()
+
+
+def of_no_width(content: bytes) -> bytes:
+    at = content.index(b"\xff\xc0") + 7
+    return content[:at] + bytes(2) + content[at + 2 :]
+
+
+OTHERS: dict[str, Callable[[], bytes]] = {
+    "of four colours": lambda: jpeg("CMYK"),
+    "with EXIF": lambda: jpeg(exif=exif()),
+    "with a colour profile": lambda: jpeg(icc_profile=b"profile"),
+    "with a comment": lambda: jpeg(comment=b"words"),
+    "larger than that": lambda: jpeg(size=(1001, 1000)),
+    "cut in its pixels": lambda: jpeg()[:-40],
+    "cut in its header": lambda: jpeg()[:170],
+    "cut in a marker": lambda: jpeg()[:163],
+    "no JPEG": lambda: b"\x89PNG\r\n\x1a\n" + bytes(60),
+    "nothing": lambda: b"",
+    "of no width": lambda: of_no_width(jpeg()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_any_other_is_left_to_pillow(kind: str) -> None:
+    assert decode(OTHERS[kind](), 1e6) is None
+    assert decode(jpeg(), 1e6) is not None
