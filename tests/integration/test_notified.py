@@ -73,7 +73,7 @@ class Daemon:
             self.said.append(event.what)
         elif isinstance(event, ChildSpoke):
             self.reader.hear(event.line)
-        elif isinstance(event, ChildEnded):
+        elif isinstance(event, ChildEnded) and event.token in {child.token for child in self.reader.children}:
             self.reader.bury(event.token, event.status, event.last_words)
 
 
