@@ -21,7 +21,7 @@ from daemon.demo.processes import TARGET, Workspace
 from daemon.descriptor import SIZE
 from daemon.duplicates import Index
 from daemon.journal import add, change, get, now, open_journal
-from pipeline.embedding import Cache
+from pipeline.embedding_cache import Cache
 from policies.facts import ROLES, Role
 
 AT_ONCE = 50_000
@@ -121,13 +121,10 @@ def _classes_of_real(connection: Connection, below: int) -> dict[bytes, str]:
 def _embed(folder: Path, fakes: list[Fake], classes: tuple[str, ...], real: dict[bytes, str]) -> None:
     """About the mean of their class, as far as the real ones are."""
     cache, rng = Cache(folder), np.random.default_rng(1)
-    by_class: dict[str, list[bytes]] = {}
-    for sha in cache.known():
-        if sha in real:
-            by_class.setdefault(real[sha], []).append(sha)
     centres: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     for name in classes:
-        values = cache.take(by_class[name][:2000])
+        places = cache.find([sha for sha, its in real.items() if its == name])
+        values = cache.take(places[places[:, 0] >= 0])
         centres[name] = values.mean(0), values.std(0)
     for start in range(0, len(fakes), AT_ONCE):
         some = fakes[start : start + AT_ONCE]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unicodedata import category
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from daemon import labels, schema, standings
 from daemon.errors import NotFound, UsageError
-from daemon.journal import AnyRow, add, get, now
-from policies.labels import DropAudit, is_sure
+from daemon.journal import AnyRow, add, change, chunks, get, now
+from policies.labels import SURE, UNLIKELY, DropAudit, is_sure
 from policies.suggest import nearest
 
 _UNNAMABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of what daemon/intake.py writes as \xNN
@@ -33,58 +33,120 @@ def due_drops(connection: Connection) -> list[int]:
     return list(found)
 
 
-def record(connection: Connection, model: str, found: Mapping[str, Any]) -> None:
+def record(connection: Connection, model: str, found: Mapping[str, Any], audited: Collection[int] | None) -> None:
     """Writes what an audit by this model found: new flags are opened, those that it no longer sees are withdrawn.
 
-    What a person has said of a sample is not asked about again.
+    audited: the samples that were; None: all that are in use, but for those that it names. What a person has said of a
+    sample is not asked about again.
     """
     table = schema.flags
-    ids = {row.sha256.hex(): row.id for row in connection.execute(select(schema.samples.c.sha256, schema.samples.c.id))}
-    open_ = {row.sample_id: row for row in connection.execute(select(table).where(table.c.state == "open"))}
-    said = labels.current()
-    reviewed = set(connection.execute(select(said.c.sample_id).where(said.c.reviewed)).scalars())
+    flags = {bytes.fromhex(flag["sample"]): flag for flag in found["flags"]}
+    ids = _ids(connection, flags)
+    reviewed = _reviewed(connection, ids.values())
+    open_ = _open(connection, audited)
     seen = set()
-    for flag in found["flags"]:
-        sample = ids[flag["sample"]]
+    for sha, flag in flags.items():
+        sample = ids[sha]
         if sample in reviewed:
             continue
         seen.add(sample)
         what = {key: flag[key] for key in ("given", "suggested", "score", "suggested_score")}
         about = {**what, "model_id": model, "at": now()}
         if sample in open_:
-            connection.execute(update(table).where(table.c.id == open_[sample].id).values(**about))
+            change(connection, table, open_[sample].id, **about)
         else:
             add(connection, table, sample_id=sample, state="open", **about)
-    audited = {ids[sha] for sha in found["audited"]}
-    gone = [row.id for sample, row in open_.items() if sample in audited - seen]
-    for start in range(0, len(gone), 500):
-        some = table.c.id.in_(gone[start : start + 500])
-        connection.execute(update(table).where(some).values(state="withdrawn", answered=now()))
+    unseen = open_.keys() - seen
+    if audited is None:
+        unseen = _in_use(connection, unseen) - set(_ids(connection, map(bytes.fromhex, found["unaudited"])).values())
+    for some in chunks(open_[sample].id for sample in unseen):
+        connection.execute(update(table).where(table.c.id.in_(some)).values(state="withdrawn", answered=now()))
 
 
-def count(connection: Connection, drop: int, due: Collection[int], audited: Collection[str]) -> DropAudit:
-    """What the audit of these samples (hex) is sure of in one drop, and in those that were in use before."""
-    flags, samples = schema.flags, schema.samples
+def _ids(connection: Connection, shas: Iterable[bytes]) -> dict[bytes, int]:
+    samples = schema.samples
+    return {
+        row.sha256: row.id
+        for some in chunks(shas)
+        for row in connection.execute(select(samples.c.sha256, samples.c.id).where(samples.c.sha256.in_(some)))
+    }
+
+
+def _open(connection: Connection, samples: Collection[int] | None) -> dict[int, AnyRow]:
+    """The open flags of these samples, by sample; None: all."""
+    table = schema.flags
+    asked = select(table).where(table.c.state == "open")
+    if samples is None:
+        return {row.sample_id: row for row in connection.execute(asked)}
+    of = (asked.where(table.c.sample_id.in_(some)) for some in chunks(samples))
+    return {row.sample_id: row for query in of for row in connection.execute(query)}
+
+
+def _reviewed(connection: Connection, samples: Iterable[int]) -> set[int]:
+    """Those of these samples whose class a person has said."""
     said = labels.current()
-    rows = connection.execute(
-        select(samples.c.sha256, said.c.drop_id, flags.c.score, flags.c.suggested_score)
-        .select_from(said)
-        .join(samples, samples.c.id == said.c.sample_id)
-        .outerjoin(flags, (flags.c.sample_id == samples.c.id) & (flags.c.state == "open"))
-        .distinct()
-    )
+    asked = select(said.c.sample_id).where(said.c.reviewed)
+    return {
+        sample
+        for some in chunks(samples)
+        for sample in connection.execute(asked.where(said.c.sample_id.in_(some))).scalars()
+    }
+
+
+def _in_use(connection: Connection, samples: Iterable[int]) -> set[int]:
+    """Those of these samples that stand in one class."""
+    said = labels.current()
+    asked = select(said.c.sample_id).group_by(said.c.sample_id).having(func.count(said.c.class_name.distinct()) == 1)
+    return {
+        sample
+        for some in chunks(samples)
+        for sample in connection.execute(asked.where(said.c.sample_id.in_(some))).scalars()
+    }
+
+
+def count(connection: Connection, due: Sequence[int], audited: Collection[int], number: int) -> list[DropAudit]:
+    """What the audit of these samples is sure of in each drop that was due, and in all else that was audited before.
+
+    number: how many were, with those of before.
+    """
+    occurrences = schema.occurrences
+    live = occurrences.c.gone.is_(None) & occurrences.c.class_name.is_not(None)
+    of: dict[int, set[int]] = {drop: set() for drop in due}
+    for some in chunks(due):
+        rows = select(occurrences.c.drop_id, occurrences.c.sample_id).where(live, occurrences.c.drop_id.in_(some))
+        for drop, sample in connection.execute(rows):
+            of[drop].add(sample)
     asked = set(audited)
-    rows_audited = [row for row in rows if row.sha256.hex() in asked]
-    own = [row for row in rows_audited if row.drop_id == drop]
-    mine = [_is_sure(row.score, row.suggested_score) for row in own]
-    doubtful = sum(row.score is not None for row in own) - sum(mine)
-    others = [_is_sure(row.score, row.suggested_score) for row in rows_audited if row.drop_id not in due]
-    return DropAudit(drop, len(mine), sum(mine), len(others), sum(others), doubtful)
+    own = {drop: samples & asked for drop, samples in of.items()}
+    sure = {id_: is_sure(row.score, row.suggested_score) for id_, row in _open(connection, asked).items()}
+    others = max(number - len(set().union(*own.values())), 0)
+    others_sure = min(_count_sure(connection), others)
+    return [
+        DropAudit(
+            drop,
+            len(samples),
+            flagged := sum(sure.get(sample, False) for sample in samples),
+            others,
+            others_sure,
+            sum(sample in sure for sample in samples) - flagged,
+        )
+        for drop, samples in own.items()
+    ]
 
 
-def _is_sure(score: float | None, suggested_score: float | None) -> bool:
-    """Of what is not flagged there are no scores."""
-    return score is not None and suggested_score is not None and is_sure(score, suggested_score)
+def _count_sure(connection: Connection) -> int:
+    """Labels in use that are flagged beyond doubt, those of drops that are being audited apart."""
+    table, occurrences, drops = schema.flags, schema.occurrences, schema.drops
+    used = (
+        select(occurrences.c.id)
+        .join(drops, drops.c.id == occurrences.c.drop_id)
+        .where(occurrences.c.sample_id == table.c.sample_id)
+        .where(occurrences.c.gone.is_(None), occurrences.c.class_name.is_not(None))
+        .where(drops.c.state != "held", drops.c.audited.is_not(None))
+        .exists()
+    )
+    beyond = (table.c.state == "open", table.c.score < UNLIKELY, table.c.suggested_score > SURE)
+    return connection.execute(select(func.count()).select_from(table).where(*beyond, used)).scalar_one()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from policies.labels import SURE, UNLIKELY
 
 USABLE = "usable"
 LABELLED = (USABLE, "flagged", "ungrouped")  # people agree on its class
+AUDITED = (USABLE, "flagged")
 AT_ONCE = 10_000  # rows that are read ahead
 
 Standing = Mapping[tuple[str, str | None, Role | None], int]  # (state, class, role) -> samples
@@ -145,10 +146,16 @@ def classes(connection: Connection) -> list[str]:
 def usable(connection: Connection, *, flagged: bool = False) -> Iterator[Labelled]:
     """Every sample that may be used, sorted by hash; with those, too, whose label is flagged beyond doubt."""
     refresh(connection)
-    states = (USABLE, "flagged") if flagged else (USABLE,)
-    query = _labelled().where(standings.c.state.in_(states)).order_by(samples.c.sha256)
+    query = _labelled().where(standings.c.state.in_(AUDITED if flagged else (USABLE,))).order_by(samples.c.sha256)
     for some in connection.execution_options(yield_per=AT_ONCE).execute(query).partitions():
         yield from (Labelled(*row) for row in some)
+
+
+def usable_of(connection: Connection, ids: Select[int]) -> list[Labelled]:
+    """Of these samples what may be used, and those whose label is flagged beyond doubt."""
+    refresh(connection)
+    of_them = (standings.c.sample_id.in_(ids), standings.c.state.in_(AUDITED))
+    return [Labelled(*row) for row in connection.execute(_labelled().where(*of_them))]
 
 
 def forgotten(connection: Connection) -> set[bytes]:

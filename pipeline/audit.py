@@ -1,17 +1,19 @@
 """Stage `audit`: which labels are probably wrong, told by a classifier of a model's embeddings that never saw them.
 
 Out-of-sample probabilities by K-fold over `train` and `tune`: a linear discriminant with the shrinkage of Ledoit and
-Wolf, which needs no tuning. `judge` is never fitted on: its labels are looked at by a classifier of all the others.
-The flags are cleanlab's, on calibrated probabilities (pipeline/flags.py).
+Wolf. `judge` is never fitted on: its labels are looked at by a classifier of all the others. The flags are cleanlab's,
+on calibrated probabilities (pipeline/flags.py).
 
-What the last audit by this model found is kept. A drop that is small beside it is looked at by one classifier of what
-was audited before, for which all of the drop is new; folds are made again once the data has grown by a fifth.
+What such an audit of all labels ends with is kept (pipeline/kept_audit.py). A drop that is small beside it costs what
+the drop costs: its samples alone are embedded, asked of the classifier of all that was audited (one that was there
+already, of the classifier of its fold), calibrated as then, and flagged where flags ended then. policies/labels.py says
+when that will do; what can only be seen here, and calls for folds all the same, is answered in place of flags.
 """
 
 from __future__ import annotations
 
 import warnings
-import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,116 +22,134 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.durable import read_json, replacing, write_json
-from pipeline.embedding import Embeddings, embed_all
-from pipeline.flags import Labels, Probabilities, calibrate, find_flags
-from policies.job import Outputs, Report
+from pipeline import kept_audit
+from pipeline.cutoff import find_cutoff
+from pipeline.discriminant import Discriminant, fit
+from pipeline.durable import write_json
+from pipeline.embedding import embed_all
+from pipeline.embedding_cache import Embeddings
+from pipeline.flags import Flag, Labels, Probabilities, cool, find_flags, find_temperature
+from pipeline.kept_audit import ALL, KeptAudit
+from pipeline.snapshot import ROW
+from policies.facts import ROLES
+from policies.job import Outputs, Report, StageError
 
 FOLDS = 5
-KEPT = "audit.npz"  # beside the model's embeddings
+KEPT = "audit"  # beside the model's embeddings
+MOVED = 0.2  # of a class are of another now: above that its classifier would only repeat what was said before
 Mask = NDArray[np.bool_]
 
 
-GROWN = 1.2  # times what was audited in folds, above which folds are made again
-
-
 def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], report: Report) -> Outputs:
-    """The stage, on a file of rows: {"classes": […], "samples": [SHA-256 in hex, …], "labels": [int], "judge": [bool]}.
+    """The stage, on a file of rows as a snapshot has them, without its first line; "classes" are their names.
 
-    It writes {"audited": [sample, …], "flags": [{"sample", "given", "suggested", "score", "suggested_score"}, …]},
-    classes by name. Samples that cannot be embedded are left out and named.
+    "whole": these are all labels there are, and are audited in folds; else those of a drop. "changed" is kept with what
+    is found, for whoever asks. It writes {"unaudited": [SHA-256 in hex, …], "audited": how many with those of before,
+    "flags": [{"sample", "given", "suggested", "score", "suggested_score"}, …]}, classes by name. Where folds are needed
+    it writes nothing, and "folds" says why. Samples that cannot be embedded are left out and named.
     """
-    rows = read_json(Path(inputs["rows"]))
-    names = rows["classes"]
-    labels, judge = np.array(rows["labels"], np.int64), np.array(rows["judge"], bool)
-    samples = [bytes.fromhex(name) for name in rows["samples"]]
+    rows = read_rows(Path(inputs["rows"]), inputs["classes"])
+    names = [sample.tobytes() for sample in rows.samples]
     model, store, folder = Path(inputs["model"]), Path(inputs["store"]), Path(inputs["embeddings"])
-    embedded = embed_all(model, store, folder, samples, int(inputs["threads"]), report)
-    kept = np.flatnonzero(embedded.usable)
-    kept = kept[find_auditable(labels[kept], judge[kept])]
-    rest = Rows([rows["samples"][i] for i in kept], labels[kept], judge[kept], names)
-    probabilities = _ask(folder / KEPT, rest, embedded.values[kept], int(inputs["seed"]))
-    said = _tell(rest, calibrate(rest.labels, probabilities)) if len(kept) else []
-    write_json(Path(inputs["found"]), {"audited": rest.samples, "flags": said})
-    return {"found": str(inputs["found"]), "n": len(kept), "flags": len(said), "left_out": embedded.left_out}
+    embedded = embed_all(model, store, folder, names, int(inputs["threads"]), report)
+    found: Found | str
+    if inputs["whole"]:
+        about = {"changed": inputs["changed"]}
+        found = audit_all(folder / KEPT, rows, embedded.values, embedded.usable, int(inputs["seed"]), about)
+    else:
+        kept = kept_audit.load(folder / KEPT)
+        found = audit_few(kept, rows, embedded.values, embedded.usable) if kept else "what was kept cannot be read"
+    if isinstance(found, str):
+        return {"folds": found, "left_out": embedded.left_out}
+    said = {"unaudited": [names[i].hex() for i in np.flatnonzero(~found.audited)], "audited": found.number}
+    write_json(Path(inputs["found"]), {**said, "flags": found.flags})
+    number = int(found.audited.sum())
+    return {"found": str(inputs["found"]), "n": number, "flags": len(found.flags), "left_out": embedded.left_out}
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What is audited: n samples (SHA-256 in hex), their labels and whether they are of judge; the classes' names."""
+    """What is to be audited: n samples, their labels and whether they are of judge; the classes' names."""
 
-    samples: list[str]
+    samples: NDArray[np.uint8]  # (n, 32)
     labels: Labels
     judge: Mask
     classes: list[str]
 
 
-def _tell(rows: Rows, probabilities: Probabilities) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Found:
+    audited: Mask  # (n,)
+    number: int  # that were audited, with those of before
+    flags: list[dict[str, Any]]
+
+
+def read_rows(file: Path, classes: list[str]) -> Rows:
+    """Raises StageError where the file is not whole."""
+    try:
+        rows = np.frombuffer(file.read_bytes(), ROW)
+    except (OSError, ValueError) as error:
+        raise StageError(f"the rows {file} cannot be read: {error}") from error
+    return Rows(rows["sha"].copy(), rows["label"].astype(np.int64), rows["role"] == ROLES.index("judge"), classes)
+
+
+def audit_all(folder: Path, rows: Rows, values: Embeddings, usable: Mask, seed: int, about: Mapping[str, Any]) -> Found:
+    """Flags of all rows, in folds; what they rest on is kept in the folder, with `about`."""
+    audited = usable.copy()
+    audited[usable] = find_auditable(rows.labels[usable], rows.judge[usable])
+    if not audited.any():
+        kept_audit.drop(folder)
+        return Found(audited, 0, [])
+    at = np.flatnonzero(audited)
+    present, labels = np.unique(rows.labels[at], return_inverse=True)
+    judge, classes = rows.judge[at], [rows.classes[label] for label in present]
+    folds = ask_in_folds(values if len(at) == len(values) else values[at], labels, judge, seed)
+    temperature = find_temperature(labels, folds.probabilities)
+    cooled = cool(folds.probabilities, temperature)
+    fitted = Counter(rows.classes[label] for label in rows.labels[usable & ~rows.judge].tolist())
+    told = {"classes": classes, "fitted": fitted, "audited": len(at), "temperature": temperature, **about}
+    end = find_cutoff(labels, cooled)
+    kept_audit.keep(folder, rows.samples[at], labels, folds.of, folds.classifiers, end, told)
+    return Found(audited, len(at), _tell(rows, at, find_flags(labels, cooled), cooled, classes))
+
+
+def audit_few(kept: KeptAudit, rows: Rows, values: Embeddings, usable: Mask) -> Found | str:
+    """Flags of rows that are few beside those that were audited in folds; or why they have to be made again."""
+    index = {name: number for number, name in enumerate(kept.classes)}
+    dense = np.array([index.get(name, -1) for name in rows.classes], np.int64)[rows.labels]
+    audited = usable & (dense >= 0)
+    at = np.flatnonzero(audited)
+    labels, (before, of) = dense[at], kept.recall(rows.samples[at])
+    moved = (before >= 0) & (before != labels) & (of != ALL)
+    left = Counter(kept.classes[label] for label in before[moved].tolist())
+    since = kept.since()
+    for name, number in (Counter(since["left"]) + left).items():
+        if number > MOVED * kept.fitted[name]:
+            return f"{number:,} of {kept.fitted[name]:,} samples of {name} are of another class now"
+    cooled = cool(kept.ask(values[at], of), kept.temperature)
+    said = kept.cutoff.flag(labels, cooled, before != labels)
+    new = usable & ~rows.judge
+    new[at] &= before < 0
+    fitted = Counter(rows.classes[label] for label in rows.labels[new].tolist())
+    kept.count(int((before < 0).sum()), fitted, left)
+    number = len(kept.keys) + int(kept.since()["audited"])
+    return Found(audited, number, _tell(rows, at, said, cooled, kept.classes))
+
+
+def _tell(
+    rows: Rows, at: NDArray[np.int64], flags: list[Flag], probabilities: Probabilities, classes: Any
+) -> list[dict[str, Any]]:
+    """Flags of the rows `at`, as they are written down."""
     return [
         {
-            "sample": rows.samples[flag.index],
-            "given": rows.classes[flag.given],
-            "suggested": rows.classes[flag.suggested],
+            "sample": rows.samples[at[flag.index]].tobytes().hex(),
+            "given": classes[flag.given],
+            "suggested": classes[flag.suggested],
             "score": flag.score,
             "suggested_score": float(probabilities[flag.index, flag.suggested]),
         }
-        for flag in find_flags(rows.labels, probabilities)
+        for flag in flags
     ]
-
-
-def _ask(file: Path, rows: Rows, embeddings: Embeddings, seed: int) -> Probabilities:
-    """Out-of-sample probabilities: those that `file` keeps, and of what is new by one classifier of what is kept.
-
-    All in folds where nothing that fits is kept, or much is new. What was found is kept for the next.
-    """
-    found, known, in_folds = _recall(file, rows)
-    few = len(rows.samples) <= GROWN * in_folds
-    if few and _can_answer(rows, known):
-        fitted, unseen = np.flatnonzero(known & ~rows.judge), np.flatnonzero(~known)
-        if len(unseen):
-            _answer(embeddings, rows.labels, fitted, unseen, found)
-    else:
-        found, in_folds = out_of_sample(embeddings, rows.labels, rows.judge, seed), len(rows.samples)
-    if len(found):
-        _keep(file, rows, found, in_folds)
-    return found
-
-
-def _can_answer(rows: Rows, known: Mask) -> bool:
-    """Whether each class of the new ones has two samples at least among the known ones to fit on."""
-    counts = np.bincount(rows.labels[known & ~rows.judge], minlength=len(rows.classes))
-    return bool((counts[np.unique(rows.labels)] >= 2).all())
-
-
-def _recall(file: Path, rows: Rows) -> tuple[Probabilities, Mask, int]:
-    """What is kept of these rows with these labels: probabilities, of which rows, and how many were in folds."""
-    found = np.zeros((len(rows.samples), int(rows.labels.max(initial=-1)) + 1))
-    known = np.zeros(len(rows.samples), bool)
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            kept = {name: stored[name] for name in stored.files}
-            column = {str(name): number for number, name in enumerate(kept["classes"])}
-            place = dict(zip(kept["samples"].tolist(), range(len(kept["samples"])), strict=True))
-            in_folds = int(kept["in_folds"])
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        return found, known, 0
-    columns = [column.get(name, -1) for name in rows.classes[: found.shape[1]]]
-    for row, sample in enumerate(rows.samples):
-        at = place.get(sample)
-        if at is not None and kept["labels"][at] == columns[rows.labels[row]]:
-            known[row] = True
-            found[row] = [kept["probabilities"][at, c] if c >= 0 else 0.0 for c in columns]
-    return found, known, in_folds
-
-
-def _keep(file: Path, rows: Rows, probabilities: Probabilities, in_folds: int) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    classes = rows.classes[: probabilities.shape[1]]
-    with replacing(file) as aside, aside.open("wb") as stream:
-        np.savez(
-            stream, samples=np.array(rows.samples), labels=rows.labels, probabilities=probabilities,
-            classes=np.array(classes), in_folds=np.array(in_folds),
-        )  # fmt: skip
 
 
 def find_auditable(labels: Labels, judge: Mask) -> Mask:
@@ -143,43 +163,30 @@ def find_auditable(labels: Labels, judge: Mask) -> Mask:
     return found if len(learnt) > 1 else np.zeros(len(labels), bool)
 
 
-def out_of_sample(embeddings: Embeddings, labels: Labels, judge: Mask, seed: int) -> Probabilities:
-    """(n, classes up to the highest label): each row by a classifier that was not fitted on its sample.
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """Each of n rows asked of a classifier that was not fitted on it."""
 
-    All labels are auditable. Of embeddings that are all alike each class is as likely as it is frequent.
-    """
+    probabilities: Probabilities  # (n, classes up to the highest label)
+    of: NDArray[np.int64]  # (n,) the fold that it was left out of, or ALL
+    classifiers: dict[int, Discriminant]  # by fold
+
+
+def ask_in_folds(embeddings: Embeddings, labels: Labels, judge: Mask, seed: int) -> Folds:
+    """All labels are auditable. Of embeddings that are all alike each class is as likely as it is frequent."""
     from sklearn.model_selection import StratifiedKFold
 
-    if not len(labels):
-        return np.zeros((0, 0))
-    fitted = np.flatnonzero(~judge)
-    largest = int(np.unique(labels[fitted], return_counts=True)[1].max())
-    folds = StratifiedKFold(min(FOLDS, largest), shuffle=True, random_state=seed)
-    found = np.zeros((len(labels), int(labels.max()) + 1))
+    fitted, classes = np.flatnonzero(~judge), int(labels.max()) + 1
+    largest = int(np.bincount(labels[fitted]).max())
+    splits = StratifiedKFold(min(FOLDS, largest), shuffle=True, random_state=seed)
+    found, of = np.zeros((len(labels), classes)), np.full(len(labels), ALL)
+    classifiers = {ALL: fit(embeddings, labels, fitted, classes)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes with fewer samples than folds
-        for known, unseen in folds.split(fitted, labels[fitted]):
-            _answer(embeddings, labels, fitted[known], fitted[unseen], found)
-        if judge.any():
-            _answer(embeddings, labels, fitted, np.flatnonzero(judge), found)
-    return found
-
-
-def _answer(
-    embeddings: Embeddings, labels: Labels, known: NDArray[np.int64], unseen: NDArray[np.int64], into: Probabilities
-) -> None:
-    """Writes the probabilities of the unseen samples into their rows."""
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
-    values = embeddings[known].astype(np.float64)
-    spread = values.std(0)
-    told = spread > 1e-6 * max(float(np.abs(values).max(initial=0.0)), 1e-12)
-    if not told.any():
-        present, counts = np.unique(labels[known], return_counts=True)
-        into[np.ix_(unseen, present)] = counts / counts.sum()
-        return
-    centre, scale = values[:, told].mean(0), spread[told]
-    discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-    discriminant.fit((values[:, told] - centre) / scale, labels[known])
-    answers = discriminant.predict_proba((embeddings[unseen][:, told].astype(np.float64) - centre) / scale)
-    into[np.ix_(unseen, discriminant.classes_)] = answers
+        for fold, (known, unseen) in enumerate(splits.split(fitted, labels[fitted])):
+            of[fitted[unseen]] = fold
+            classifiers[fold] = fit(embeddings, labels, fitted[known], classes)
+    for fold, classifier in classifiers.items():
+        here = np.flatnonzero(of == fold)
+        found[here] = classifier.ask(embeddings[here])
+    return Folds(found, of, classifiers)

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.durable import read_json, write_json
-from pipeline.embedding import Embeddings, embed_all
+from pipeline.embedding import embed_all
+from pipeline.embedding_cache import Embeddings
 from policies.job import Outputs, Report
 
 DRAWS = 400  # of clean windows

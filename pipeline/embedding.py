@@ -1,14 +1,12 @@
 """The numbers that a stored model knows an image by: what its last linear layer, the classifier, looks at.
 
-The exported graph has them inside; here the tensor is found and made a second output, in memory. They are kept in
-chunks, so that each image is embedded once by each model.
+The exported graph has them inside; here the tensor is found and made a second output, in memory. They are kept, so
+that each image is embedded once by each model (pipeline/embedding_cache.py).
 """
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pipeline.durable import read_json, replacing
+from pipeline.durable import read_json
+from pipeline.embedding_cache import Cache, Embeddings
 from pipeline.pixels import CHUNK, decode_all
 from policies.job import Report, StageError
 
-Embeddings = NDArray[np.float32]  # (n, width)
+KEEP = 4096  # images that are embedded before they are kept: a kill loses no more
 _LINEAR = ("Gemm", "MatMul", "Conv")
-_SAMPLES, _EMBEDDINGS = ".samples.npy", ".embeddings.npy"
 
 
 def find_embedding(graph: onnx.GraphProto) -> str:
@@ -79,53 +77,6 @@ class Embedder:
         return flat
 
 
-class Cache:
-    """Embeddings by one model, in chunks that are written once: `000001.samples.npy`, `000001.embeddings.npy`, …"""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.chunks = [
-            (np.load(file, allow_pickle=False), _beside(file)) for file in sorted(folder.glob(f"*{_SAMPLES}"))
-        ]
-
-    def known(self) -> dict[bytes, tuple[int, int]]:
-        """Chunk and row by the sample's SHA-256."""
-        return {
-            row.tobytes(): (number, index)
-            for number, (samples, _) in enumerate(self.chunks)
-            for index, row in enumerate(samples)
-        }
-
-    def take(self, samples: Sequence[bytes]) -> Embeddings:
-        """The embeddings of these samples, all of which are known, in their order."""
-        places = self.known()
-        loaded = [np.load(file, mmap_mode="r", allow_pickle=False) for _, file in self.chunks]
-        return np.stack([loaded[number][index] for number, index in (places[sample] for sample in samples)])
-
-    def add(self, samples: Sequence[bytes], embeddings: Embeddings) -> None:
-        """One more chunk; the file of its samples is written last, and says that it is whole."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        rows = np.frombuffer(b"".join(samples), np.uint8).reshape(len(samples), -1)
-        with self._locked():
-            numbers = [int(file.name.removesuffix(_SAMPLES)) for file in self.folder.glob(f"*{_SAMPLES}")]
-            name = self.folder / f"{max(numbers, default=0) + 1:06}"
-            for ending, array in ((_EMBEDDINGS, embeddings), (_SAMPLES, rows)):
-                with replacing(name.with_name(name.name + ending)) as aside, aside.open("wb") as file:
-                    np.save(file, array)
-        self.chunks.append((rows, name.with_name(name.name + _EMBEDDINGS)))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One writer a folder: two that chose the same number would mix the rows of one with the samples of another."""
-        with (self.folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-
-def _beside(file: Path) -> Path:
-    return file.with_name(file.name.removesuffix(_SAMPLES) + _EMBEDDINGS)
-
-
 @dataclass(frozen=True, slots=True)
 class Embedded:
     """What came of embedding n samples."""
@@ -143,15 +94,13 @@ def embed_all(
     A sample that is missing or damaged in the store, or whose embedding is no number, is left out and named.
     """
     cache = Cache(folder)
-    known = cache.known()
-    missing = list(dict.fromkeys(sample for sample in samples if sample not in known))
+    places = cache.find(samples)
+    missing = list(dict.fromkeys(sample for sample, place in zip(samples, places[:, 0], strict=True) if place < 0))
     left_out = _embed_missing(cache, model, store, missing, threads, report) if missing else []
-    known = cache.known()
-    usable = np.array([sample in known for sample in samples], bool)
-    found = [sample for sample in samples if sample in known]
-    taken = cache.take(found) if found else np.zeros((0, 0), np.float32)
-    values = np.zeros((len(samples), taken.shape[1]), np.float32)
-    values[usable] = taken
+    if missing:
+        places = cache.find(samples)
+    usable = places[:, 0] >= 0
+    values = cache.take(places)
     sound = np.isfinite(values).all(1)
     left_out += [f"the embedding of {samples[i].hex()} is no number" for i in np.flatnonzero(~sound).tolist()]
     values[~sound] = 0
@@ -171,8 +120,9 @@ def _embed_missing(
             parts.append(embedder.embed(images))
             done += some
         report(min(start + CHUNK, len(missing)), len(missing), "image")
-    if done:
-        cache.add(done, np.concatenate(parts))
+        if done and (len(done) >= KEEP or start + CHUNK >= len(missing)):
+            cache.add(done, np.concatenate(parts))
+            parts, done = [], []
     return left_out
 
 

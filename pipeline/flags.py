@@ -117,7 +117,17 @@ def find_flags(labels: Labels, probabilities: Probabilities) -> list[Flag]:
 
 
 def calibrate(labels: Labels, probabilities: Probabilities) -> Probabilities:
-    """The probabilities as sure as they have a right to be: cooled until they fit the labels best.
+    """The probabilities as sure as they have a right to be: cooled until they fit the labels best."""
+    present = np.unique(labels)
+    if len(present) < 2:
+        return probabilities
+    cooled = np.zeros_like(probabilities)
+    cooled[:, present] = cool(probabilities[:, present], find_temperature(labels, probabilities))
+    return cooled
+
+
+def find_temperature(labels: Labels, probabilities: Probabilities) -> float:
+    """What the probabilities, of two classes at least that occur as labels, have to be cooled by.
 
     Temperature scaling (Guo and others, On Calibration of Modern Neural Networks, ICML 2017), with a share of labels
     that are of any class, fitted at once, since else wrong labels would be taken for doubt of the classifier. A
@@ -125,21 +135,23 @@ def calibrate(labels: Labels, probabilities: Probabilities) -> Probabilities:
     labels (benchmarks/LOG.md).
     """
     present, dense = np.unique(labels, return_inverse=True)
-    if len(present) < 2:
-        return probabilities
     among = np.log(_among(probabilities, present))
     own = np.arange(len(labels)), dense
 
     def fit(temperature: float) -> float:
-        right = _softmax(among / temperature)[own]
+        right = softmax(among / temperature)[own]
         return min(-float(np.log((1 - noise) * right + noise / len(present)).mean()) for noise in NOISES)
 
-    cooled = np.zeros_like(probabilities)
-    cooled[:, present] = _softmax(among / min(TEMPERATURES, key=fit))
-    return cooled
+    return float(min(TEMPERATURES, key=fit))
 
 
-def _softmax(values: Probabilities) -> Probabilities:
+def cool(probabilities: Probabilities, temperature: float) -> Probabilities:
+    """The probabilities with their logarithms divided by the temperature; all classes occur as labels."""
+    return softmax(np.log(_among(probabilities, np.arange(probabilities.shape[1]))) / temperature)
+
+
+def softmax(values: Probabilities) -> Probabilities:
+    """The shares of each row's exponentials."""
     raised = np.exp(values - values.max(1, keepdims=True))
     shares: Probabilities = raised / raised.sum(1, keepdims=True)
     return shares

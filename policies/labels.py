@@ -9,6 +9,7 @@ random it was sure of 53 to 86% with a network 84% right or better, of 28% at mo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from policies.decision import Decision, Finding
@@ -17,11 +18,43 @@ from policies.statistics import clopper_pearson
 
 SURE = 0.9  # of another class, at least …
 UNLIKELY = 0.02  # … and of the class given, at most
+GROWN = 0.2  # of what was audited in folds has come, gone or been answered since: then folds are made again
 
 
 def is_sure(score: float, suggested_score: float) -> bool:
     """Whether a flag is beyond doubt: probabilities of the class given and of the one suggested."""
     return suggested_score > SURE and score < UNLIKELY
+
+
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """What was last audited in folds, and what became of it since. "Fitted": all samples but those of judge."""
+
+    audited: int
+    fitted: Mapping[str, int]  # class -> samples
+    since: int  # samples that were audited by what the folds left
+    since_fitted: Mapping[str, int]
+    changed: int  # files that went, and answers of people
+
+
+def needs_folds(folds: Folds | None, drop: int, fitted: Mapping[str, int]) -> str:
+    """Why a drop of so many samples, `fitted` of them by class, cannot be audited alone; "": it can.
+
+    By what the folds left it is looked at for the price of the drop. That holds as long as there is little that they
+    have not seen: of all, and of each class, of which two samples at least have to be known.
+    """
+    if folds is None:
+        return "nothing was audited by this network yet"
+    come = folds.since + folds.changed + drop
+    if come > GROWN * folds.audited:
+        return f"{come:,} have come or changed since {folds.audited:,} were"
+    for name, number in fitted.items():
+        known, new = folds.fitted.get(name, 0), folds.since_fitted.get(name, 0) + number
+        if known < 2 <= known + new:
+            return f"{name} is new"
+        if 2 <= known < new:
+            return f"{name} has more than doubled, from {known:,} samples"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -424,16 +424,24 @@ def answer(stage, inputs, earlier):
         Path(inputs["compared"]).write_text(json.dumps(figures))
         return {"compared": inputs["compared"], "n": 1}
     if stage == "audit":
-        rows = json.loads(Path(inputs["rows"]).read_text())
         wrong = HERE / "wrong.json"
         wrong = json.loads(wrong.read_text()) if wrong.exists() else {}
+        classes = inputs["classes"]
+        rows = [(sha.hex(), label) for sha, label, _ in struct.iter_unpack("<32sHB", Path(inputs["rows"]).read_bytes())]
+        others = {name: next((o for o in sorted(("cat", "dog", *classes)) if o != name)) for name in classes}
         flags = [
-            {"sample": sample, "given": rows["classes"][label], "suggested": rows["classes"][label - 1],
+            {"sample": sample, "given": classes[label], "suggested": others[classes[label]],
              "score": wrong[sample][0], "suggested_score": wrong[sample][1]}
-            for sample, label in zip(rows["samples"], rows["labels"]) if sample in wrong
+            for sample, label in rows if sample in wrong
         ]
-        Path(inputs["found"]).write_text(json.dumps({"audited": rows["samples"], "flags": flags}))
-        return {"found": inputs["found"], "n": len(rows["samples"]), "flags": len(flags)}
+        kept = Path(inputs["embeddings"]) / "audit" / "about.json"
+        if inputs["whole"]:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            fitted = {name: sum(classes[label] == name for _, label in rows) for name in classes}
+            kept.write_text(json.dumps({"audited": len(rows), "fitted": fitted, "changed": inputs["changed"]}))
+        audited = len(rows) if inputs["whole"] else json.loads(kept.read_text())["audited"] + len(rows)
+        Path(inputs["found"]).write_text(json.dumps({"unaudited": [], "audited": audited, "flags": flags}))
+        return {"found": inputs["found"], "n": len(rows), "flags": len(flags), "asked": [sample for sample, _ in rows]}
     return {}
 
 

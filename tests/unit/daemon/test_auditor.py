@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from daemon import data_views, flags, schema, standings, views
 from daemon.auditor import Auditor
@@ -35,11 +36,13 @@ class Lane:
         self.auditor.want()
         while self.auditor.step() or self.auditor.child:
             if self.auditor.child:
-                event = self.queue.get(timeout=60)
-                if isinstance(event, ChildSpoke):
-                    self.auditor.hear(event.line)
-                elif isinstance(event, ChildEnded):
-                    self.auditor.bury(event.status, event.last_words)
+                self.pass_on(self.queue.get(timeout=60))
+
+    def pass_on(self, event: Event) -> None:
+        if isinstance(event, ChildSpoke):
+            self.auditor.hear(event.line)
+        elif isinstance(event, ChildEnded):
+            self.auditor.bury(event.status, event.last_words)
 
     def usable(self) -> dict[int, str]:
         with self.world.journal.connect() as connection:
@@ -254,10 +257,156 @@ def test_what_is_no_longer_flagged_is_withdrawn(lane: Lane, stand_in: StandIn) -
     stand_in.flag(*lane.shas(new[0]))
     lane.work()
     stand_in.flag()
-    lane.world.samples("cat", "train", 1, mark="newest")
+    lane.world.samples("cat", "train", 30, mark="newest")
     lane.work()
     assert [row.state for row in lane.world.rows(schema.flags)] == ["withdrawn"]
     assert new[0] in lane.usable()
+
+
+def test_of_a_small_drop_only_its_own_flags_are_withdrawn(lane: Lane, stand_in: StandIn) -> None:
+    one, other = lane.world.samples("cat", "train", 2, mark="new")
+    stand_in.flag(*lane.shas(one, other))
+    lane.work()
+    stand_in.flag()
+    lane.world.move(one, "cat")
+    lane.work()
+    states = {row.sample_id: row.state for row in lane.world.rows(schema.flags)}
+    assert states == {one: "withdrawn", other: "open"}
+
+
+def test_what_is_gone_or_in_two_classes_keeps_its_flag_when_all_is_audited(lane: Lane, stand_in: StandIn) -> None:
+    gone, twice, seen = lane.world.samples("cat", "train", 3, mark="new")
+    stand_in.flag(*lane.shas(gone, twice, seen))
+    lane.work()
+    lane.world.vanish(gone)
+    lane.world.appear(twice, "dog")
+    stand_in.flag()
+    lane.world.samples("cat", "train", 30, mark="newest")
+    lane.work()
+    assert stand_in.runs[-1]["inputs"]["whole"]
+    states = {row.sample_id: row.state for row in lane.world.rows(schema.flags)}
+    assert states == {gone: "open", twice: "open", seen: "withdrawn"}
+
+
+def asked(lane: Lane) -> set[bytes]:
+    """The samples that the last job names."""
+    rows = (lane.world.config.state / "audits" / "rows").read_bytes()
+    return {rows[start : start + 32] for start in range(0, len(rows), 35)}
+
+
+def test_the_job_of_a_small_drop_names_its_samples_alone(lane: Lane, stand_in: StandIn) -> None:
+    assert (stand_in.runs[0]["inputs"]["whole"], len(asked(lane))) == (True, 60)
+    first = lane.world.samples("cat", "train", 3, mark="first")
+    second = lane.world.samples("owl", "judge", 3, mark="second")  # a class that nothing can be fitted on yet
+    lane.world.appear(first[0], "dog")  # in conflict: used nowhere
+    lane.work()
+    assert not stand_in.runs[-1]["inputs"]["whole"]
+    assert asked(lane) == set(lane.shas(*first[1:], *second))
+    assert sorted(stand_in.runs[-1]["inputs"]["classes"]) == ["cat", "owl"]
+    assert all(row.audited for row in lane.world.rows(schema.drops))
+
+
+def test_a_small_drop_is_compared_with_all_that_was_audited(lane: Lane, stand_in: StandIn) -> None:
+    old = lane.world.samples("cat", "train", 40, mark="old")
+    stand_in.flag(*lane.shas(*old[:4]))
+    lane.work()
+    lane.world.vanish(old[0])  # no longer one of the others
+    new = lane.world.samples("cat", "train", 20, mark="new")
+    stand_in.flag(*lane.shas(*new[:3]))
+    lane.work()
+    assert not stand_in.runs[-1]["inputs"]["whole"]
+    drop = lane.world.rows(schema.drops)[-1].id
+    with lane.world.journal.begin() as connection:
+        connection.execute(update(schema.drops).where(schema.drops.c.id == drop).values(audited=None))  # as it was
+        (audit,) = flags.count(connection, [drop], new, 120)
+    assert (audit.samples, audit.flagged, audit.others, audit.others_flagged, audit.doubtful) == (20, 3, 100, 3, 0)
+
+
+def add_owls(lane: Lane) -> None:
+    lane.world.samples("owl", "train", 2)
+
+
+def add_many(lane: Lane) -> None:
+    lane.world.samples("dog", "train", 13, mark="new")
+
+
+def take_away(lane: Lane) -> None:
+    with lane.world.journal.begin() as connection:
+        connection.execute(update(schema.drops).where(schema.drops.c.id == 1).values(gone=12))
+    lane.world.samples("dog", "train", 1, mark="new")
+
+
+def damage(lane: Lane) -> None:
+    (kept,) = (lane.world.config.state / "embeddings").glob("*/audit/about.json")
+    kept.write_text("{")
+    lane.world.samples("dog", "train", 1, mark="new")
+
+
+def promote_another(lane: Lane) -> None:
+    lane.world.champion("newer", 2)
+    lane.world.samples("dog", "train", 1, mark="new")
+
+
+@pytest.mark.parametrize(
+    ("happens", "why"),
+    [
+        (add_owls, "owl is new"),
+        (add_many, "13 have come or changed since 60 were"),
+        (take_away, "13 have come or changed since 60 were"),
+        (damage, "nothing was audited by this network yet"),
+        (promote_another, "nothing was audited by this network yet"),
+    ],
+)
+def test_all_labels_are_audited_where_a_drop_alone_would_not_do(
+    lane: Lane, stand_in: StandIn, happens: Callable[[Lane], None], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    happens(lane)
+    with caplog.at_level("INFO", logger="relearn"):
+        lane.work()
+    assert f"all labels are audited: {why}" in caplog.messages
+    assert stand_in.runs[-1]["inputs"]["whole"]
+    assert len(asked(lane)) > 60
+    lane.world.samples("dog", "train", 1, mark="newest")
+    lane.work()
+    assert not stand_in.runs[-1]["inputs"]["whole"]
+
+
+def test_a_child_that_needs_all_labels_is_asked_again_with_them(lane: Lane, stand_in: StandIn) -> None:
+    new = lane.world.samples("cat", "train", 2, mark="new")
+    stand_in.say("audit", folds="because")
+    lane.auditor.want()
+    lane.auditor.step()
+    while lane.auditor.child:
+        lane.pass_on(lane.queue.get(timeout=60))
+    assert lane.auditor.busy
+    assert lane.world.rows(schema.drops)[-1].audited is None
+    stand_in.say("audit")
+    lane.work()
+    assert [run["inputs"]["whole"] for run in stand_in.runs] == [True, False, True]
+    assert asked(lane) >= set(lane.shas(*new))
+    assert lane.world.rows(schema.drops)[-1].audited is not None
+
+
+def test_a_label_is_not_taken_for_a_class_that_is_gone(lane: Lane, stand_in: StandIn) -> None:
+    dogs = {row.sample_id for row in lane.world.rows(schema.occurrences, class_name="dog")}
+    new = lane.world.samples("cat", "train", 2, mark="new")
+    stand_in.flag(*lane.shas(new[0]))  # as a dog
+    lane.world.vanish(*dogs)
+    lane.work()
+    assert [run["inputs"]["whole"] for run in stand_in.runs] == [True, False, True]
+    assert len(asked(lane)) == 32
+
+
+def test_an_audit_that_was_killed_is_done_again(lane: Lane, stand_in: StandIn) -> None:
+    new = lane.world.samples("cat", "train", 30, mark="new")[:1] + lane.world.samples("cat", "train", 2, mark="more")
+    stand_in.flag(*lane.shas(*new))
+    stand_in.behave(audit=["ok", "die without a word", "ok"])
+    lane.work()
+    assert lane.open() == []
+    successor = Lane(lane.world)  # a daemon that knows nothing of it
+    successor.work()
+    assert len(lane.open()) == 3
+    assert all(row.audited for row in lane.world.rows(schema.drops))
 
 
 def test_a_move_after_the_review_is_a_newer_act(lane: Lane, stand_in: StandIn) -> None:

@@ -21,7 +21,7 @@ from daemon.journal import add, change, get
 from daemon.serving import Serving
 from deploy import artifact
 from pipeline import pixels
-from pipeline.embedding import Cache
+from pipeline.embedding_cache import Cache
 from pipeline.images import decode
 
 World = Any  # tests/unit/daemon/conftest.py
@@ -273,8 +273,9 @@ def test_every_byte_of_it_goes_and_none_of_another(served: World) -> None:
     shard = np.load(state / "pixels" / "8x8-stretch" / "0.npy", allow_pickle=False)
     assert sum(not row.any() for row in shard) == 1
     embedded = Cache(state / "embeddings" / "served")
-    assert (sha in embedded.known(), other in embedded.known()) == (False, True)
-    assert embedded.take([other]).tolist() == [[1.0] * 4]
+    places = embedded.find([sha, other])
+    assert (places[:, 0] >= 0).tolist() == [False, True]
+    assert embedded.take(places[1:]).tolist() == [[1.0] * 4]
     (request,) = served.rows(schema.requests, kind="forget")
     assert request.state == "done"
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline import audit
-from pipeline.audit import find_auditable, out_of_sample
-from pipeline.embedding import Cache
+from pipeline import audit, kept_audit
+from pipeline.audit import ask_in_folds, find_auditable
+from pipeline.embedding_cache import Cache
 from pipeline.flags import calibrate, find_flags
+from pipeline.snapshot import ROW
 from policies.labels import DropAudit, hold, is_sure
 from policies.settings import LabelSettings
 
@@ -23,6 +25,10 @@ def clouds(classes: int, each: int, width: int = 16) -> tuple[Any, Any]:
     labels = np.repeat(np.arange(classes), each)
     centres = draw.normal(size=(classes, width)) * 3
     return (centres[labels] + draw.normal(size=(len(labels), width))).astype(np.float32), labels
+
+
+def out_of_sample(embeddings: Any, labels: Any, judge: Any, seed: int) -> Any:
+    return ask_in_folds(embeddings, labels, judge, seed).probabilities
 
 
 def test_each_answer_is_of_a_classifier_that_never_saw_the_sample() -> None:
@@ -80,6 +86,10 @@ def test_a_class_of_two_samples_is_audited() -> None:
     assert np.allclose(found.sum(1), 1)
 
 
+def write_rows(file: Path, rows: Sequence[tuple[bytes, int, int]]) -> None:
+    file.write_bytes(np.array([(list(sha), label, role) for sha, label, role in rows], ROW).tobytes())
+
+
 def test_swapped_labels_are_found(trained: Any, colours: Any, tmp_path: Path, said: Any) -> None:
     """On the embedding of a trained model, with a tenth of the labels swapped."""
     rows = [row for row in colours.rows if row[2] != 1]  # of tune some labels are wrong already
@@ -87,111 +97,197 @@ def test_swapped_labels_are_found(trained: Any, colours: Any, tmp_path: Path, sa
     swapped = list(range(0, len(rows), 10))
     for index in swapped:
         labels[index] = (labels[index] + 1) % 3
-    asked = {
-        "classes": ["red", "green", "blue"],
-        "samples": [sha for sha, _, _ in rows],
-        "labels": labels,
-        "judge": [role == 2 for _, _, role in rows],
-    }
-    (tmp_path / "rows.json").write_text(json.dumps(asked))
+    lost = "f" * 64  # one whose content is gone ends nothing
+    table = [(bytes.fromhex(sha), label, role) for (sha, _, role), label in zip(rows, labels, strict=True)]
+    write_rows(tmp_path / "rows", [*table, (bytes.fromhex(lost), 0, 0)])
     inputs = {
         "model": str(trained.model),
         "store": str(colours.store),
         "embeddings": str(tmp_path / "embeddings"),
-        "rows": str(tmp_path / "rows.json"),
+        "rows": str(tmp_path / "rows"),
+        "classes": ["red", "green", "blue"],
+        "whole": True,
+        "changed": 0,
         "found": str(tmp_path / "found.json"),
         "seed": 0,
         "threads": 1,
     }
-    file = colours.store / "ff" / ("f" * 64)  # one whose content is gone ends nothing
-    asked["samples"].append(file.name)
-    asked["labels"].append(0)
-    asked["judge"].append(False)
-    (tmp_path / "rows.json").write_text(json.dumps(asked))
     outputs = audit.run(inputs, {}, said)
-    assert file.name in outputs["left_out"][0]
+    assert lost in outputs["left_out"][0]
     found = json.loads((tmp_path / "found.json").read_text())
-    assert outputs["n"] == len(found["audited"]) == len(rows)
+    assert (outputs["n"], found["audited"], found["unaudited"]) == (len(rows), len(rows), [lost])
     flagged = {flag["sample"] for flag in found["flags"]}
-    wrong = {asked["samples"][index] for index in swapped}
+    wrong = {rows[index][0] for index in swapped}
     assert len(flagged & wrong) >= 0.8 * len(wrong)
     assert len(flagged - wrong) <= 3
     assert all(flag["suggested_score"] > flag["score"] for flag in found["flags"])
 
 
-@pytest.fixture
-def kept(tmp_path: Path) -> Any:
-    """An audit of embeddings that are there already, and how often a classifier was fitted for it."""
+class Kept:
+    """Audits of embeddings that are there already; a sample is named by its number."""
 
-    def run(embeddings: Any, labels: Any) -> dict[str, Any]:
-        samples = [bytes([*divmod(number, 256), *[0] * 30]) for number in range(len(labels))]
-        new = [number for number, sample in enumerate(samples) if sample not in Cache(tmp_path / "e").known()]
-        if new:
-            Cache(tmp_path / "e").add([samples[number] for number in new], embeddings[new])
-        names = sorted({f"class {label}" for label in labels})
-        rows = {
-            "classes": names,
-            "samples": [sample.hex() for sample in samples],
-            "labels": [names.index(f"class {label}") for label in labels],
-            "judge": [number % 5 == 4 for number in range(len(labels))],
-        }
-        (tmp_path / "rows.json").write_text(json.dumps(rows))
-        paths = {"rows": str(tmp_path / "rows.json"), "embeddings": str(tmp_path / "e"), "model": "", "store": ""}
-        inputs = {**paths, "found": str(tmp_path / "found.json"), "seed": 0, "threads": 1}
-        audit.run(inputs, {}, lambda *_a, **_k: None)
-        found: dict[str, Any] = json.loads((tmp_path / "found.json").read_text())
+    def __init__(self, folder: Path, embeddings: Any, labels: Any) -> None:
+        self.folder = folder
+        self.labels = labels.copy()
+        self.shas = [number.to_bytes(2) + bytes(30) for number in range(len(labels))]
+        Cache(folder / "e").add(self.shas, embeddings)
+
+    def outputs(self, rows: Sequence[int], whole: bool) -> dict[str, Any]:
+        """Every fifth is of judge. The classes are those of the rows, as the daemon names them."""
+        names = sorted({f"class {self.labels[number]}" for number in rows}, reverse=not whole)
+        table = [
+            (self.shas[number], names.index(f"class {self.labels[number]}"), 2 if number % 5 == 4 else 0)
+            for number in rows
+        ]
+        write_rows(self.folder / "rows", table)
+        paths = {"rows": str(self.folder / "rows"), "embeddings": str(self.folder / "e"), "model": "", "store": ""}
+        about = {"classes": names, "whole": whole, "changed": 7, "seed": 0, "threads": 1}
+        return audit.run({**paths, **about, "found": str(self.folder / "found.json")}, {}, lambda *_a, **_k: None)
+
+    def __call__(self, rows: Sequence[int], *, whole: bool = False) -> dict[str, Any]:
+        assert "folds" not in self.outputs(rows, whole)
+        found: dict[str, Any] = json.loads((self.folder / "found.json").read_text())
         return found
 
-    return run
+    def flagged(self, rows: Sequence[int], *, whole: bool = False) -> dict[int, tuple[str, str]]:
+        flags = self(rows, whole=whole)["flags"]
+        return {int(flag["sample"][:4], 16): (flag["given"], flag["suggested"]) for flag in flags}
+
+    def about(self, name: str = "about") -> Any:
+        return json.loads((self.folder / "e" / audit.KEPT / f"{name}.json").read_text())
 
 
-def test_a_small_drop_is_looked_at_by_one_classifier_of_the_rest(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fits: list[tuple[int, int]] = []
-    answer = audit._answer
+@pytest.fixture
+def kept(tmp_path: Path) -> Callable[..., Kept]:
+    """Five hundred and more samples in three clouds, in any order, of which a tenth is labelled wrongly."""
 
-    def count(embeddings: Any, labels: Any, known: Any, unseen: Any, into: Any) -> None:
-        fits.append((len(known), len(unseen)))
-        answer(embeddings, labels, known, unseen, into)
+    def make(number: int = 560, apart: float = 1.0) -> Kept:
+        embeddings, truth = clouds(3, number // 3 + 1)
+        order = np.random.default_rng(0).permutation(len(truth))[:number]
+        draw = np.random.default_rng(1)
+        labels = np.where(draw.random(number) < 0.1, (truth[order] + 1) % 3, truth[order])
+        noise = draw.normal(size=(number, 16)) * (1 / apart - 1) * 3
+        return Kept(tmp_path, (embeddings[order] + noise).astype(np.float32), labels)
 
-    monkeypatch.setattr(audit, "_answer", count)
-    embeddings, truth = clouds(3, 70)
-    order = np.random.default_rng(0).permutation(210)
-    embeddings, labels = embeddings[order], truth[order].copy()
-    labels[150:153] = (labels[150:153] + 1) % 3
-    kept(embeddings[:150], labels[:150])
-    assert len(fits) == audit.FOLDS + 1  # and once for judge
-    found = kept(embeddings[:160], labels[:160])
-    assert fits[audit.FOLDS + 1 :] == [(120, 10)]
-    assert len(found["audited"]) == 160
-    assert sorted(flag["sample"][:4] for flag in found["flags"]) == ["0096", "0097", "0098"]  # 150, 151, 152
-    kept(embeddings[:160], labels[:160])
-    assert len(fits) == audit.FOLDS + 2  # nothing is new
-    corrected = np.r_[truth[order][:152], labels[152:170]]
-    found = kept(embeddings[:170], corrected)
-    assert fits[-1][1] == 12  # two labels were answered since, and ten are new
-    assert [flag["sample"][:4] for flag in found["flags"]] == ["0098"]
-    kept(embeddings, labels)
-    assert len(fits) == 2 * (audit.FOLDS + 1) + 2  # it has grown by more than a fifth
+    return make
 
 
-def test_a_new_class_is_audited_in_folds(kept: Any) -> None:
-    embeddings, labels = clouds(3, 60)
-    kept(embeddings[:120], labels[:120])
-    found = kept(embeddings[:128], labels[:128])
-    assert len(found["audited"]) == 128
+@pytest.mark.parametrize("apart", [1.0, 0.6])
+def test_a_small_drop_alone_is_flagged_as_with_all_others(kept: Any, apart: float) -> None:
+    """By clear and by blurred embeddings; the folds of all differ, so that what is at the edge may."""
+    audits = kept(apart=apart)
+    audits(range(500), whole=True)
+    alone = audits(range(500, 560))
+    assert (alone["unaudited"], alone["audited"]) == ([], 560)
+    together = audits(range(560), whole=True)
+    of_drop = [flag for flag in together["flags"] if int(flag["sample"][:4], 16) >= 500]
+    by_sample = {flag["sample"]: flag for flag in alone["flags"]}
+    both = [flag for flag in of_drop if flag["sample"] in by_sample]
+    assert len(both) >= 5
+    assert len(of_drop) + len(by_sample) - 2 * len(both) <= 2
+    for flag in both:
+        other = by_sample[flag["sample"]]
+        assert (flag["given"], flag["suggested"]) == (other["given"], other["suggested"])
+        assert abs(flag["suggested_score"] - other["suggested_score"]) < 0.1
 
 
-def test_what_is_kept_and_damaged_is_found_again(kept: Any, tmp_path: Path) -> None:
-    embeddings, labels = clouds(2, 40)
-    labels[:3] = 1
-    found = kept(embeddings, labels)
-    for content in (b"", b"PK\x03\x04broken"):
-        (tmp_path / "e" / audit.KEPT).write_bytes(content)
-        assert kept(embeddings, labels) == found
+def test_asked_again_the_same_samples_get_the_same_answers(kept: Any) -> None:
+    """Of a file that is renamed, or a drop that is audited once more after a kill."""
+    audits = kept()
+    some = {audits.shas[number].hex() for number in range(100, 180)}
+    before = {flag["sample"]: flag for flag in audits(range(500), whole=True)["flags"] if flag["sample"] in some}
+    after = {flag["sample"]: flag for flag in audits(range(100, 180))["flags"]}
+    assert after.keys() == before.keys()
+    for sample, flag in after.items():
+        assert (flag["given"], flag["suggested"]) == (before[sample]["given"], before[sample]["suggested"])
+        assert np.isclose(flag["score"], before[sample]["score"], rtol=1e-6, atol=0)
+    assert audits.about("since")["audited"] == 0
+    new = audits.flagged(range(500, 560))
+    assert audits.flagged(range(500, 560)) == new
+
+
+def test_a_corrected_label_is_asked_of_a_classifier_that_did_not_see_it(kept: Any) -> None:
+    audits = kept(300)
+    flagged = audits.flagged(range(300), whole=True)
+    wrong = [number for number in flagged if number % 5 != 4][:6]
+    for number in wrong:
+        audits.labels[number] = int(flagged[number][1][-1])
+    assert audits.flagged(wrong) == {}
+    assert sum(audits.about("since")["left"].values()) == 6
+
+
+def test_many_of_a_class_that_are_of_another_now_need_folds(kept: Any) -> None:
+    audits = kept(300)
+    audits(range(300), whole=True)
+    first = [number for number in range(300) if audits.labels[number] == 0 and number % 5 != 4]
+    judge = [number for number in range(300) if audits.labels[number] == 0 and number % 5 == 4]
+    audits.labels[[*first, *judge]] = 1
+    assert "folds" not in audits.outputs(judge, whole=False)  # nothing was fitted on them
+    few = len(first) // 6
+    assert "folds" not in audits.outputs(first[:few], whole=False)
+    said = audits.outputs(first[few : 2 * few], whole=False)["folds"]
+    assert said == f"{2 * few} of {len(first)} samples of class 0 are of another class now"
+
+
+def test_what_the_daemon_is_told_of_folds_and_since(kept: Any) -> None:
+    audits = kept()
+    audits(range(500), whole=True)
+    fitted = {f"class {label}": sum(audits.labels[i] == label for i in range(500) if i % 5 != 4) for label in range(3)}
+    about = audits.about()
+    assert (about["audited"], about["changed"], about["fitted"]) == (500, 7, fitted)
+    audits(range(495, 530))
+    audits(range(530, 540))
+    assert audits.about("since")["audited"] == 40
+    assert sum(audits.about("since")["fitted"].values()) == 32
+    audits(range(540), whole=True)
+    assert not (audits.folder / "e" / audit.KEPT / "since.json").exists()
+
+
+def test_a_class_too_small_to_be_learnt_is_not_audited_but_counted(kept: Any) -> None:
+    audits = kept(300)
+    audits(range(290), whole=True)
+    audits.labels[291] = 9
+    found = audits(range(290, 300))
+    assert found["unaudited"] == [audits.shas[291].hex()]
+    assert audits.about("since")["fitted"]["class 9"] == 1
+
+
+@pytest.mark.parametrize("name", ["about.json", "cutoff.npz", "keys.npy"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04broken", b"{}", None])
+def test_what_is_kept_and_damaged_needs_folds(kept: Any, name: str, content: bytes | None) -> None:
+    audits = kept(100)
+    before = audits(range(100), whole=True)
+    file = audits.folder / "e" / audit.KEPT / name
+    file.write_bytes(content) if content is not None else file.unlink()
+    assert audits.outputs(range(10), whole=False)["folds"] == "what was kept cannot be read"
+    assert audits(range(100), whole=True) == before
+
+
+def test_a_kill_while_it_is_kept_leaves_what_was_there(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    audits = kept()
+    audits(range(500), whole=True)
+    alone = audits.flagged(range(500, 560))
+
+    def die(*_paths: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kept_audit, "settle", die)
+    with pytest.raises(KeyboardInterrupt):
+        audits(range(560), whole=True)
+    assert audits.flagged(range(500, 560)) == alone
+    monkeypatch.undo()
+    audits(range(560), whole=True)
+    assert audits.about()["audited"] == 560
 
 
 def test_without_rows_nothing_is_flagged(kept: Any) -> None:
-    assert kept(np.zeros((0, 4), np.float32), np.zeros(0, int)) == {"audited": [], "flags": []}
+    nothing = {"unaudited": [], "audited": 0, "flags": []}
+    audits = kept(100)
+    assert audits([], whole=True) == nothing
+    audits(range(100), whole=True)
+    assert audits([]) == {**nothing, "audited": 100}
+    assert audits([], whole=True) == nothing
+    assert "folds" in audits.outputs([], whole=False)
 
 
 @pytest.mark.parametrize(("apart", "wrong", "held"), [(0.2, 0.0, 0), (0.4, 0.0, 0), (0.8, 0.0, 0), (0.8, 1 / 3, 3)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ import pytest
 import timm
 import torch
 
-from pipeline.embedding import Cache, Embedder, embed_all, find_embedding
+from pipeline import embedding
+from pipeline.embedding import Embedder, embed_all, find_embedding
+from pipeline.embedding_cache import Cache
 from pipeline.export import export_graph
 from pipeline.model import Served
 from policies.job import StageError
@@ -64,7 +65,26 @@ def test_each_image_is_embedded_once(trained: Any, colours: Any, tmp_path: Path,
     assert sorted(file.name for file in (tmp_path / "kept").glob("*.npy")) == [
         "000001.embeddings.npy", "000001.samples.npy", "000002.embeddings.npy", "000002.samples.npy",
     ]  # fmt: skip
-    assert len(Cache(tmp_path / "kept").known()) == 7
+    assert (Cache(tmp_path / "kept").find(samples) >= 0).all()
+
+
+def test_what_was_embedded_before_a_kill_is_kept(
+    trained: Any, colours: Any, tmp_path: Path, said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "CHUNK", 2)
+    monkeypatch.setattr(embedding, "KEEP", 4)
+    samples = [bytes.fromhex(sha) for sha, _, _ in colours.rows[:9]]
+
+    def die(done: float, *_about: Any, **_figures: Any) -> None:
+        if done > 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_all(trained.model, colours.store, tmp_path / "kept", samples, 1, die)
+    assert (Cache(tmp_path / "kept").find(samples)[:, 0] >= 0).sum() == 4
+    whole = embed_all(trained.model, colours.store, tmp_path / "kept", samples, 1, said)
+    assert whole.usable.all()
+    assert sum(len(np.load(file)) for file in (tmp_path / "kept").glob("*.samples.npy")) == 9
 
 
 def test_a_chunk_that_was_cut_off_is_made_again(trained: Any, colours: Any, tmp_path: Path, said: Any) -> None:
@@ -73,27 +93,6 @@ def test_a_chunk_that_was_cut_off_is_made_again(trained: Any, colours: Any, tmp_
     (tmp_path / "kept" / "000001.samples.npy").unlink()  # it is written last
     again = embed_all(trained.model, colours.store, tmp_path / "kept", samples, 1, said).values
     assert np.array_equal(again, first)
-
-
-def test_two_that_write_at_once_mix_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second comes when the first has chosen its number and written half of its chunk."""
-    one, other = ([bytes([mark, row] * 16) for row in (0, 1)] for mark in (1, 2))
-    caches = [Cache(tmp_path), Cache(tmp_path)]
-    second = threading.Thread(target=lambda: caches[1].add(other, np.full((2, 3), 2, np.float32)))
-    save = np.save
-
-    def save_slowly(file: Any, array: Any) -> None:
-        save(file, array)
-        if threading.current_thread() is threading.main_thread() and not second.ident:
-            second.start()
-            second.join(0.3)
-
-    monkeypatch.setattr(np, "save", save_slowly)
-    caches[0].add(one, np.full((2, 3), 1, np.float32))
-    second.join()
-    kept = Cache(tmp_path)
-    assert len(kept.known()) == 4
-    assert kept.take([*one, *other])[:, 0].tolist() == [1, 1, 2, 2]
 
 
 def test_what_is_missing_or_damaged_in_the_store_is_left_out_and_named(

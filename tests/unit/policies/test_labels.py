@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policies.labels import DropAudit, hold, hold_drop, is_sure
+from policies.labels import DropAudit, Folds, hold, hold_drop, is_sure, needs_folds
 from policies.settings import LabelSettings
 
 
@@ -51,3 +51,31 @@ def test_what_a_person_can_do_is_said() -> None:
 )
 def test_what_is_beyond_doubt(score: float, suggested: float, sure: bool) -> None:
     assert is_sure(score, suggested) is sure
+
+
+@pytest.mark.parametrize(
+    ("drop", "fitted", "since", "since_fitted", "changed", "why"),
+    [
+        (100, {"cat": 100}, 0, {}, 0, ""),
+        (200, {"cat": 200}, 0, {}, 0, ""),  # a fifth
+        (201, {"cat": 200}, 0, {}, 0, "201 have come or changed since 1,000 were"),
+        (100, {"cat": 100}, 90, {"cat": 90}, 11, "201 have come or changed since 1,000 were"),
+        (1, {}, 0, {}, 200, "201 have come or changed since 1,000 were"),
+        (1, {"owl": 1}, 0, {}, 0, ""),  # one of a class cannot be audited
+        (2, {"owl": 2}, 0, {}, 0, "owl is new"),
+        (1, {"owl": 1}, 1, {"owl": 1}, 0, "owl is new"),
+        (1, {"ape": 1}, 0, {}, 0, "ape is new"),  # of which one was there
+        (7, {"hen": 7}, 3, {"hen": 3}, 0, ""),
+        (8, {"hen": 8}, 3, {"hen": 3}, 0, "hen has more than doubled, from 10 samples"),
+        (0, {}, 0, {}, 0, ""),
+    ],
+)
+def test_what_makes_folds_necessary(
+    drop: int, fitted: dict[str, int], since: int, since_fitted: dict[str, int], changed: int, why: str
+) -> None:
+    stood_on = {"cat": 600, "dog": 389, "hen": 10, "ape": 1}
+    assert needs_folds(Folds(1_000, stood_on, since, since_fitted, changed), drop, fitted) == why
+
+
+def test_without_folds_they_are_made() -> None:
+    assert needs_folds(None, 1, {"cat": 1})
