@@ -34,7 +34,7 @@ from PIL import Image
 from scipy.ndimage import affine_transform
 
 from benchmarks.grown import grow
-from benchmarks.reaction import TIMES, react_to_drops, react_to_edits, settled, until
+from benchmarks.reaction import TIMES, decided_since, last_decision, react_to_drops, react_to_edits, settled, until
 from benchmarks.results import publish, spread
 from daemon import snapshot
 from daemon.children import CHECKOUT
@@ -65,9 +65,8 @@ def main() -> None:
             until(lambda: workspace.version() == 1, "the first model is served", patience=1800)
             settled(workspace)
             rows += react(workspace, SMALL, edits=True)
-            workspace.stop_daemon()
             grow(workspace, LARGE)
-            workspace.start_daemon()
+            start_daemon(workspace)
             rows += react(workspace, LARGE, edits=False)
         finally:
             workspace.stop()
@@ -114,7 +113,13 @@ def react(workspace: Workspace, samples: int, *, edits: bool) -> Iterator[dict[s
     workspace.stop_daemon()
     for number in range(3):
         yield {"samples": samples, "what": "snapshot", "number": number, **take_snapshot(workspace)}
+
+
+def start_daemon(workspace: Workspace) -> None:
+    """And waits until it has looked through all that there is."""
+    decided = last_decision(workspace)["id"]
     workspace.start_daemon()
+    until(lambda: decided_since(workspace, decided), "it has started", patience=1800)
     settled(workspace)
 
 
