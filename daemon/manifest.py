@@ -29,6 +29,7 @@ from typing import Any, BinaryIO
 from daemon.children import die_with_parent
 from daemon.originals import Unusable, stream_within
 from daemon.said import Row, Said
+from daemon.scan import UNREADABLE
 from daemon.walk import text
 
 LONGEST_LINE = 65_536  # bytes
@@ -196,6 +197,7 @@ def main() -> int:
         print(json.dumps({"token": job["token"], "stage": "manifest", "event": event, **what}), flush=True)
 
     found = (Path(folder) / name).stat()
+    size, mtime_ns = found.st_size, found.st_mtime_ns
     with closing(Said(Path(job["kept"]))) as said:
         try:
             if stat.S_ISDIR(found.st_mode):
@@ -205,13 +207,16 @@ def main() -> int:
                 reading = read(stream, said, lines=name.endswith(".jsonl"), is_there=there, wanted=wanted)
         except (ManifestError, Unusable) as error:
             reading = Reading(said, refused=1, problems=[str(error)])
+        except PermissionError as error:
+            reading = Reading(said, refused=1, problems=[f"may not be read: {error.strerror}"])
+            size, mtime_ns = UNREADABLE
         whole = wanted is None and reading.rows > reading.refused
         unmentioned = said.unmentioned(Path(job["journal"]), folder) if whole else ()
         rows = chain(said.rows(), unmentioned)
         while chunk := list(islice(rows, CHUNK)):
             say("rows", rows=chunk)
     counts = {"rows": reading.rows, "waiting": reading.waiting, "refused": reading.refused}
-    say("read", size=found.st_size, mtime_ns=found.st_mtime_ns, **counts, problems=reading.problems)
+    say("read", size=size, mtime_ns=mtime_ns, **counts, problems=reading.problems)
     return 0
 
 

@@ -95,7 +95,8 @@ class _Look:
     def at(self, start: Path, known: Iterator[tuple[str, Stat]]) -> None:
         there = self._named(self.walk.files(start))
         file, record = next(there, None), next(known, None)
-        if start == self.watched.folder and record and not (file or self.difference.unnamable):
+        nothing = not (file or self.difference.unnamable or self._has_manifest())
+        if start == self.watched.folder and record and nothing:
             raise FileNotFoundError(f"{start}: is empty or away; what is known of its files stays as it is")
         while file or record:
             if file and record and file.path == record[0]:
@@ -108,6 +109,9 @@ class _Look:
             else:
                 self.difference.gone.append(record[0])
                 record = next(known, None)
+
+    def _has_manifest(self) -> bool:
+        return bool(self.watched.manifest) and os.path.lexists(f"{self.folder}/{self.watched.manifest}")
 
     def _meet(self, file: File, known: Stat | None) -> None:
         full = f"{self.folder}/{file.path}"
@@ -170,8 +174,11 @@ def _is_manifest_changed(connection: Connection, watched: Watched, writing: Coll
         table.c.folder == str(watched.folder), table.c.path == watched.manifest
     )
     known = connection.execute(query).first()
+    file = watched.folder / watched.manifest
     try:
-        found = (watched.folder / watched.manifest).stat()
+        found = file.stat()
     except OSError:
         return False  # one that is away says nothing: what it said stands
+    if known is not None and tuple(known) == UNREADABLE:
+        return os.access(file, os.R_OK)
     return known is None or tuple(known) != (found.st_size, found.st_mtime_ns)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,13 +14,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select
 
-from daemon import labels, schema
+from daemon import labels, manifest, schema
 from daemon.config import Config, load
 from daemon.events import ChildEnded, ChildSpoke
+from daemon.intake import Drop
 from daemon.manifest import LONGEST_LINE, SAID, ManifestError, Reading, read
 from daemon.reader import Reader
 from daemon.said import Said
-from daemon.scan import compare
+from daemon.scan import Difference, compare
 from daemon.sources import Sources
 
 Png = Callable[..., Path]
@@ -275,3 +278,34 @@ def test_images_of_a_manifest_that_could_not_be_read_get_their_class_with_the_ne
     assert lane.classes() == {"1.png": "cat", "2.png": None}
     lane.work()
     assert lane.classes() == {"1.png": "cat", "2.png": "dog"}
+
+
+def test_one_that_may_not_be_read_is_told_once_and_read_when_it_may(
+    lane: Lane, config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root may read everything: here the refusal is played, the rest is real."""
+    (config.folders[0] / "labels.csv").write_text("path,label\n1.png,cat\n")
+    about = {"token": "t", "folder": str(config.folders[0]), "manifest": "labels.csv", "paths": None}
+    job = config.state / "job.json"
+    job.write_text(json.dumps({**about, "kept": str(config.state / "said"), "journal": str(config.state)}))
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(manifest, "stream_within", refuse)
+    monkeypatch.setattr(manifest, "die_with_parent", lambda: None)
+    monkeypatch.setattr("sys.argv", ["", str(job)])
+    assert manifest.main() == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["problems"] == ["may not be read: Permission denied"]
+    drop = Drop(config, lane.journal, config.folders[0], Difference(manifest=True))
+    drop.hear_manifest(told)
+
+    def is_asked_again() -> bool:
+        with lane.journal.connect() as connection:
+            return compare(connection, config.watched(config.folders[0]), None, 0.0).manifest
+
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert not is_asked_again()
+    monkeypatch.undo()
+    assert is_asked_again()
