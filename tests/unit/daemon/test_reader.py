@@ -271,6 +271,35 @@ def test_near_duplicates_are_looked_for_again_where_that_was_cut_off(lane: Lane,
         assert len(connection.execute(select(schema.groups)).all()) == 3
 
 
+def test_what_gets_ready_to_look_for_near_duplicates_is_replaced_where_it_died(
+    lane: Lane, images: Path, png: Png
+) -> None:
+    png(images / "cat" / "1.png", 1)
+    lane.let_settle()
+    lane.reader.scan()
+    while lane.reader.ready is None:
+        lane.reader.step()
+    lane.reader.ready.kill()
+    assert lane.reader.ready.wait(30)
+    lane.work()
+    assert lane.told == ["drop 1: 1 images, 0 gone, 0 rejected"]
+
+
+def test_what_gets_ready_to_look_for_near_duplicates_ends_where_there_is_nothing_to_look_for(
+    lane: Lane, images: Path, png: Png
+) -> None:
+    (images / "cat").mkdir()
+    (images / "cat" / "text.png").write_text("text")
+    lane.let_settle()
+    lane.reader.scan()
+    while lane.reader.ready is None:
+        lane.reader.step()
+    ready = lane.reader.ready
+    lane.work()
+    assert lane.reader.ready is None
+    assert ready.wait(30)
+
+
 def test_pairs_that_were_found_and_not_heard_of_are_found_again(lane: Lane, images: Path, png: Png) -> None:
     png(images / "cat" / "1.png", 1, (64, 64))
     with Image.open(images / "cat" / "1.png") as image:
