@@ -52,10 +52,11 @@ class Lane:
                 self.handle(self.queue.get(timeout=30))
 
     def let_settle(self) -> None:
-        """Until no file is so fresh that a scan leaves it for later."""
+        """Until no file is so fresh that a scan leaves it for later, nor taken to be written still."""
         files = [path for path in self.config.folders[0].rglob("*") if path.is_file()]
         newest = max((path.stat().st_ctime for path in files), default=0.0)
-        while time.time() <= newest + 2 * self.config.settings.watch.settle_seconds:
+        sources, folder = self.reader.sources, self.config.folders[0]
+        while time.time() <= newest + 2 * self.config.settings.watch.settle_seconds or sources.writing(folder):
             threading.Event().wait(0.01)
 
     def handle(self, event: Event) -> None:
@@ -232,7 +233,8 @@ def test_a_reader_that_hangs_is_stopped(lane: Lane, images: Path, png: Png, monk
     lane.let_settle()
     lane.reader.scan()
     while not lane.reader.children:
-        lane.reader.step()
+        if not lane.reader.step():
+            lane.handle(lane.queue.get(timeout=30))
     (hanging,) = lane.reader.children
     lane.reader.stop_overdue()
     assert hanging is not None and not hanging.wait(0.05)  # within its time it is left alone
