@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,12 @@ from daemon.children import die_with_parent
 from daemon.decode import decode
 from daemon.descriptor import SIZE
 from daemon.duplicates import Index
+from daemon.neighbours import Ints
 from daemon.originals import Unusable
 from daemon.store import place
 
 CHUNK = 50_000  # samples at once
-LEFT = np.dtype([("sha256", "V32"), ("descriptor", "u1", SIZE)])  # of the reading children
+LEFT = np.dtype([("sha256", "S32"), ("descriptor", "u1", SIZE)])  # of the reading children
 MATCHING = """
     SELECT DISTINCT occurrences.sample_id FROM occurrences JOIN drops ON drops.id = occurrences.drop_id
     JOIN samples ON samples.id = occurrences.sample_id
@@ -57,57 +58,65 @@ def main() -> int:
         asked = json.loads(line)
         left = Left([Path(file) for file in job["pictures"]])
         for samples in _new_samples(Path(job["journal"]), index, all_of_it=asked["all"]):
-            made = {sha: _describe(store, sha) for _, sha in samples if sha not in left}
-            if described := [(id_, sha) for id_, sha in samples if sha in left or made[sha] is not None]:
-                ids, shas = zip(*described, strict=True)
-                pairs = [[int(one), int(other)] for one, other in index.add(ids, left.pick(shas, made))]
+            rows = left.find([sha for _, sha in samples])
+            made: list[bytes] = []
+            for at in np.flatnonzero(rows < 0).tolist():
+                if picture := _describe(store, samples[at][1]):
+                    rows[at] = len(left) + len(made)
+                    made.append(picture)
+            if (rows >= 0).any():
+                ids = np.array([id_ for id_, _ in samples])[rows >= 0]
+                found = index.add(ids.tolist(), left.pick(rows[rows >= 0], made))
+                pairs = [[int(one), int(other)] for one, other in found]
                 said = {"token": job["token"], "stage": "match", "event": "pairs", "pairs": pairs}
                 print(json.dumps(said), flush=True)
     return 0
 
 
 class Left:
-    """What the reading children have left, by its hash."""
+    """What the reading children have left, a row an image."""
 
     def __init__(self, files: list[Path]) -> None:
-        self.files = [file for file in files if file.exists() and file.stat().st_size >= LEFT.itemsize]
-        self.rows: dict[bytes, tuple[int, int]] = {}  # file and row
-        for number, file in enumerate(self.files):
-            shas = _map(file)["sha256"].tobytes()
-            for row, start in enumerate(range(0, len(shas), 32)):
-                self.rows[shas[start : start + 32]] = number, row
+        there = [file for file in files if file.exists() and file.stat().st_size >= LEFT.itemsize]
+        self.parts = [np.memmap(file, LEFT, "r", shape=(file.stat().st_size // LEFT.itemsize,)) for file in there]
+        shas = np.concatenate([np.empty(0, "S32"), *(part["sha256"] for part in self.parts)])
+        self.order = np.argsort(shas, kind="stable")
+        self.shas = shas[self.order]
 
-    def __contains__(self, sha: bytes) -> bool:
-        return sha in self.rows
+    def __len__(self) -> int:
+        return len(self.shas)
 
-    def pick(self, shas: Sequence[bytes], made: Mapping[bytes, bytes | None]) -> Picked:
-        """The descriptors of these images, those of `made` among them."""
-        others = np.frombuffer(b"".join(filter(None, made.values())), np.uint8).reshape(-1, SIZE)
-        rows = {sha: (len(self.files), row) for row, sha in enumerate(sha for sha, one in made.items() if one)}
-        places = np.array([self.rows.get(sha) or rows[sha] for sha in shas])
-        return Picked([*(_map(file)["descriptor"] for file in self.files), others], places)
+    def find(self, shas: Sequence[bytes]) -> Ints:
+        """The row of each; -1: there is none."""
+        if not len(self):
+            return np.full(len(shas), -1)
+        asked = np.frombuffer(b"".join(shas), "S32")
+        at = np.minimum(np.searchsorted(self.shas, asked), len(self) - 1)
+        return np.where(self.shas[at] == asked, self.order[at], -1)
+
+    def pick(self, rows: Ints, made: Sequence[bytes]) -> Picked:
+        """The descriptors of these rows; those from the last on are of `made`."""
+        others = np.frombuffer(b"".join(made), np.uint8).reshape(-1, SIZE)
+        return Picked([*(part["descriptor"] for part in self.parts), others], rows)
 
 
 class Picked:
     """Descriptors, read where they lie: of 50,000 images they are 50 MB."""
 
-    def __init__(self, parts: list[NDArray[np.uint8]], places: NDArray[np.int64]) -> None:
-        self.parts, self.places = parts, places  # (images, 2): part and row
+    def __init__(self, parts: list[NDArray[np.uint8]], rows: Ints) -> None:
+        self.parts, self.rows = parts, rows
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.rows)
 
-    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
-        places = self.places[rows]
-        found = np.empty((len(places), SIZE), np.uint8)
-        for number, part in enumerate(self.parts):
-            here = np.flatnonzero(places[:, 0] == number)
-            found[here] = part[places[here, 1]]
+    def __getitem__(self, chosen: slice | Ints) -> NDArray[np.uint8]:
+        rows, first = self.rows[chosen], 0
+        found = np.empty((len(rows), SIZE), np.uint8)
+        for part in self.parts:
+            here = (rows >= first) & (rows < first + len(part))
+            found[here] = part[rows[here] - first]
+            first += len(part)
         return found
-
-
-def _map(file: Path) -> NDArray[np.void]:
-    return np.memmap(file, LEFT, "r", shape=(file.stat().st_size // LEFT.itemsize,))
 
 
 def _new_samples(journal: Path, index: Index, *, all_of_it: bool) -> Iterator[list[tuple[int, bytes]]]:

@@ -284,7 +284,7 @@ class Reader:
             "store": str(self.config.state / "store"),
             "pictures": [str(self._file(f"{part.number}.pictures")) for part in self.parts],
         }
-        return self._start(f"match{number}.{self.crashes}.{now():.0f}", "daemon.match", about, listens=True)
+        return self._start(f"match{number}.{self.crashes}.{now():.0f}", "daemon.match", about)
 
     def _match(self, *, all_of_it: bool = False) -> None:
         ready, self.ready = self.ready, None
@@ -317,8 +317,9 @@ class Reader:
             file.unlink(missing_ok=True)
         self.drop, self.parts = None, []
 
-    def _start(self, token: str, module: str, about: dict[str, Any], *, listens: bool = False) -> Child:
+    def _start(self, token: str, module: str, about: dict[str, Any]) -> Child:
         file = write_job(self._file(f"{module}.{token}.json"), {"token": token, **about})
+        listens = module == "daemon.match"
         child = Child(token, module, [str(file)], self.put, environment=CALM, listens=listens)
         self._heard = time.monotonic()
         self.sources.fire_at(now() + PATIENCE_SECONDS, "reading")

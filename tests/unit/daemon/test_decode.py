@@ -217,6 +217,20 @@ def test_what_lies_behind_a_link_out_of_the_folder_is_not_read(
     assert not stored(tmp_path)
 
 
+def test_a_folder_that_becomes_a_link_out_is_not_read_on(
+    job: Callable[..., Any], folder: Path, png: Callable[..., Path], tmp_path: Path
+) -> None:
+    """It is held while one batch is read, and never longer: its files would lie elsewhere by then."""
+    for index in range(4):
+        png(folder / "a" / f"{index}.png", index)
+    reading = read_files(job(*(f"a/{index}.png" for index in range(4)), batch=1))
+    next(reading)
+    (folder / "a").rename(tmp_path / "elsewhere")
+    (folder / "a").symlink_to(tmp_path / "elsewhere")
+    rest = [file for files in reading for file in files]
+    assert "is a link out of the watched folder" in rest[-1]["reason"]
+
+
 def test_what_is_still_being_written_is_looked_at_again(
     job: Callable[..., Any],
     folder: Path,

@@ -52,10 +52,11 @@ class Lane:
                 self.handle(self.queue.get(timeout=30))
 
     def let_settle(self) -> None:
-        """Until no file is so fresh that a scan leaves it for later."""
+        """Until no file is so fresh that a scan leaves it for later, nor taken to be written still."""
         files = [path for path in self.config.folders[0].rglob("*") if path.is_file()]
         newest = max((path.stat().st_ctime for path in files), default=0.0)
-        while time.time() <= newest + 2 * self.config.settings.watch.settle_seconds:
+        sources, folder = self.reader.sources, self.config.folders[0]
+        while time.time() <= newest + 2 * self.config.settings.watch.settle_seconds or sources.writing(folder):
             threading.Event().wait(0.01)
 
     def handle(self, event: Event) -> None:
@@ -232,7 +233,8 @@ def test_a_reader_that_hangs_is_stopped(lane: Lane, images: Path, png: Png, monk
     lane.let_settle()
     lane.reader.scan()
     while not lane.reader.children:
-        lane.reader.step()
+        if not lane.reader.step():
+            lane.handle(lane.queue.get(timeout=30))
     (hanging,) = lane.reader.children
     lane.reader.stop_overdue()
     assert hanging is not None and not hanging.wait(0.05)  # within its time it is left alone
@@ -269,6 +271,35 @@ def test_near_duplicates_are_looked_for_again_where_that_was_cut_off(lane: Lane,
     with lane.journal.connect() as connection:
         assert len(connection.execute(select(schema.near_duplicates)).all()) == 1
         assert len(connection.execute(select(schema.groups)).all()) == 3
+
+
+def test_what_gets_ready_to_look_for_near_duplicates_is_replaced_where_it_died(
+    lane: Lane, images: Path, png: Png
+) -> None:
+    png(images / "cat" / "1.png", 1)
+    lane.let_settle()
+    lane.reader.scan()
+    while lane.reader.ready is None:
+        lane.reader.step()
+    lane.reader.ready.kill()
+    assert lane.reader.ready.wait(30)
+    lane.work()
+    assert lane.told == ["drop 1: 1 images, 0 gone, 0 rejected"]
+
+
+def test_what_gets_ready_to_look_for_near_duplicates_ends_where_there_is_nothing_to_look_for(
+    lane: Lane, images: Path, png: Png
+) -> None:
+    (images / "cat").mkdir()
+    (images / "cat" / "text.png").write_text("text")
+    lane.let_settle()
+    lane.reader.scan()
+    while lane.reader.ready is None:
+        lane.reader.step()
+    ready = lane.reader.ready
+    lane.work()
+    assert lane.reader.ready is None
+    assert ready.wait(30)
 
 
 def test_pairs_that_were_found_and_not_heard_of_are_found_again(lane: Lane, images: Path, png: Png) -> None:

@@ -218,6 +218,17 @@ def test_reading_is_no_change(listen: Callable[..., Heard], images: Path, png: P
     assert not leads_to(event, read)
 
 
+def test_a_folder_that_is_moved_in_is_told_of_as_one(
+    listen: Callable[..., Heard], images: Path, png: Png, tmp_path: Path
+) -> None:
+    """Not with each of its files: of 50,000 that alone took a second."""
+    for name in ("1.png", "deep/2.png"):
+        png(tmp_path / "coming" / name)
+    heard = listen()
+    (tmp_path / "coming").rename(images / "cat")
+    assert heard.path(images / "cat" / "deep" / "2.png") == DropSettled(images, frozenset({images / "cat"}))
+
+
 def test_a_change_of_the_folder_itself_means_to_look_at_all_of_it(listen: Callable[..., Heard], images: Path) -> None:
     heard = listen()
     images.chmod(0o700)
