@@ -15,21 +15,23 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import affine_transform
 
 from benchmarks.results import publish, spread
 from daemon import views
-from daemon.demo.digits import SIZE, cut
+from daemon.demo.digits import Digit, cut
 from daemon.demo.processes import ROOMY_MB, TARGET, TIGHT_MB, Workspace
 from deploy.triton import Triton
 
 TIMES = 20
 IMAGES = 100
+SIDE = 24  # pixels
 EPOCHS = 12
 SETTLE = 1.0  # of the workspace's config.toml
 WAIT_SECONDS = 300.0
@@ -109,10 +111,30 @@ def decided_since(workspace: Workspace, decision: int) -> bool:
 
 def drop(images: Path, rng: np.random.Generator, name: str) -> float:
     """Writes images that were never seen before, of ten classes; returns when the last was closed."""
+    digits = by_class()
     for index in range(IMAGES):
-        pixels = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(images / str(index % 10) / f"{name}-{index}.png")
+        of_class = digits[str(index % 10)]
+        picture = warp(of_class[int(rng.integers(len(of_class)))].pixels, rng)
+        Image.fromarray(picture).save(images / str(index % 10) / f"{name}-{index}.png", compress_level=1)
     return time.time()
+
+
+@cache
+def by_class() -> dict[str, list[Digit]]:
+    """The digits of the first two waves."""
+    waves, found = cut(), dict[str, list[Digit]]()
+    for digit in (*waves.first, *waves.second):
+        found.setdefault(digit.name, []).append(digit)
+    return found
+
+
+def warp(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A digit (8, 8) as another hand would have written it: (SIDE, SIDE), turned, moved and scaled, under noise."""
+    turn, scale = rng.normal(0, 0.15), SIDE / 8 * rng.uniform(0.8, 1.1)
+    matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / scale
+    offset = np.array([3.5, 3.5]) - matrix @ (np.array([SIDE, SIDE]) / 2 - 0.5 + rng.normal(0, 1.5, 2))
+    enlarged = affine_transform(pixels.astype(np.float32), matrix, offset, (SIDE, SIDE), order=1)
+    return np.clip(enlarged + rng.normal(0, 24, enlarged.shape), 0, 255).astype(np.uint8)
 
 
 def last_decision(workspace: Workspace) -> dict[str, Any]:

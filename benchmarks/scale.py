@@ -31,19 +31,26 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import affine_transform
 
 from benchmarks.grown import grow
-from benchmarks.reaction import TIMES, decided_since, last_decision, react_to_drops, react_to_edits, settled, until
+from benchmarks.reaction import (
+    TIMES,
+    by_class,
+    decided_since,
+    last_decision,
+    react_to_drops,
+    react_to_edits,
+    settled,
+    until,
+    warp,
+)
 from benchmarks.results import publish, spread
 from daemon import snapshot
 from daemon.children import CHECKOUT
-from daemon.demo.digits import Digit, cut
 from daemon.demo.processes import Workspace
 from daemon.journal import open_journal
 
 SMALL, LARGE = 50_000, 1_000_000
-SIDE = 24  # pixels
 EPOCHS = 2
 STATUS_TIMES = 11
 SETTINGS = """
@@ -85,19 +92,12 @@ def configure(workspace: Workspace) -> None:
 
 
 def fill(images: Path, number: int) -> None:
-    """Digits of eight pixels enlarged to SIDE, turned, moved and scaled, under noise."""
-    waves, rng = cut(), np.random.default_rng(0)
-    digits: list[Digit] = [*waves.first, *waves.second]
-    for name in {digit.name for digit in digits}:
+    rng, digits = np.random.default_rng(0), [digit for of_class in by_class().values() for digit in of_class]
+    for name in by_class():
         (images / name).mkdir(parents=True, exist_ok=True)
     for index in range(number):
         digit = digits[index % len(digits)]
-        turn, scale = rng.normal(0, 0.15), SIDE / 8 * rng.uniform(0.8, 1.1)
-        matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / scale
-        offset = np.array([3.5, 3.5]) - matrix @ (np.array([SIDE, SIDE]) / 2 - 0.5 + rng.normal(0, 1.5, 2))
-        enlarged = affine_transform(digit.pixels.astype(np.float32), matrix, offset, (SIDE, SIDE), order=1)
-        noisy = np.clip(enlarged + rng.normal(0, 24, enlarged.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(images / digit.name / f"{index}.png", compress_level=1)
+        Image.fromarray(warp(digit.pixels, rng)).save(images / digit.name / f"{index}.png", compress_level=1)
 
 
 def react(workspace: Workspace, samples: int, *, edits: bool) -> Iterator[dict[str, Any]]:
