@@ -134,7 +134,8 @@ def warp(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / scale
     offset = np.array([3.5, 3.5]) - matrix @ (np.array([SIDE, SIDE]) / 2 - 0.5 + rng.normal(0, 1.5, 2))
     enlarged = affine_transform(pixels.astype(np.float32), matrix, offset, (SIDE, SIDE), order=1)
-    return np.clip(enlarged + rng.normal(0, 24, enlarged.shape), 0, 255).astype(np.uint8)
+    noisy: np.ndarray = np.clip(enlarged + rng.normal(0, 24, enlarged.shape), 0, 255).astype(np.uint8)
+    return noisy
 
 
 def last_decision(workspace: Workspace) -> dict[str, Any]:
