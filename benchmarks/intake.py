@@ -41,7 +41,8 @@ from daemon.journal import open_journal
 CHECKOUT = Path(__file__).resolve().parent.parent
 DATA = CHECKOUT.parent / "shared" / "data"
 SETTLE = 1.0
-LOOK_SECONDS = 0.1  # between two looks at memory and journal; looking more often takes from what is measured
+LOOK_SECONDS = 0.1  # between two looks at memory; looking more often takes from what is measured
+ASK_SECONDS = 0.02  # between two questions to the journal
 SETS = {"cifar": ("cifar10/images.tar.gz", "train"), "photos": ("clothing/images.tar", ".")}
 CONFIG = """version = 1
 [watch]
@@ -212,7 +213,7 @@ def wait(condition: Any, seconds: float = 600.0) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError("it did not come to that in time")
-        time.sleep(LOOK_SECONDS)
+        time.sleep(ASK_SECONDS)
 
 
 if __name__ == "__main__":
