@@ -7,7 +7,6 @@ in its folder (pipeline/kept_audit.py).
 from __future__ import annotations
 
 import json
-import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,16 +14,15 @@ from pathlib import Path
 
 from sqlalchemy import Connection, func, select
 
-from daemon import standings
+from daemon import labels, standings
 from daemon.journal import chunks
 from daemon.schema import drops, occurrences
-from daemon.schema import labels as answers
+from daemon.snapshot import ROW
 from daemon.standings import Labelled
 from policies.facts import ROLES
 from policies.labels import Folds, needs_folds
 
 KEPT = "audit"  # beside a network's embeddings
-_ROW = struct.Struct("<32sHB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +45,8 @@ def count_changes(connection: Connection) -> int:
     """A count that grows with each file that goes from a folder of labelled images, and each answer of a person."""
     labelled = select(drops.c.folder).where(drops.c.audited.is_not(None)).distinct()
     gone = connection.execute(select(func.sum(drops.c.gone)).where(drops.c.folder.in_(labelled))).scalar()
-    said = connection.execute(select(func.max(answers.c.id))).scalar()
-    return (gone or 0) + (said or 0)
+    said = connection.execute(select(func.count()).where(labels.reviewed())).scalar_one()
+    return (gone or 0) + said
 
 
 def why_all(embeddings: Path, rows: Sequence[Labelled], changes: int) -> str:
@@ -77,6 +75,6 @@ def write(file: Path, rows: Iterable[Labelled]) -> Written:
     with file.open("wb") as stream:
         for row in rows:
             label = index.setdefault(row.name, len(index))
-            stream.write(_ROW.pack(row.sha256, label, ROLES.index(row.role)))
+            stream.write(ROW.pack(row.sha256, label, ROLES.index(row.role)))
             number += 1
     return Written(file, list(index), number)

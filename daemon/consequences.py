@@ -64,7 +64,7 @@ def _snapshots(
             _, rows = snapshot.read(file)
         except FileNotFoundError:  # no stored model needs it
             continue
-        except (OSError, ValueError, KeyError):
+        except OSError:
             unreadable.append(id_)
             continue
         if roles := Counter(rows[sha][1] for sha in shas if sha in rows):

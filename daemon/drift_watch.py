@@ -119,7 +119,7 @@ class DriftWatch(Errand):
         self, connection: Connection, trained_on: AnyRow, index: Mapping[str, int]
     ) -> list[tuple[int, bytes, str | None]]:
         """Drop, hash and class of what may be used to train and tune: of judge nothing is looked at."""
-        usable, _ = standings.changed_since(connection, trained_on.standing, trained_on.classes)
+        usable = standings.usable_since(connection, trained_on.changed, trained_on.classes)
         return [(one.drop, one.sha256, one.name) for one in usable if one.role != "judge" and one.name in index]
 
     def _start(self, reference: dict[str, list[Any]]) -> None:

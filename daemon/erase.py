@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -21,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon import store
+from daemon.audit_rows import KEPT
 from deploy import artifact, durable
 from deploy.artifact import GOLDEN, MANIFEST
 
 NOBODY = "forgotten"  # in a shard's list of images, for a row that is overwritten
-_SAMPLES, _EMBEDDINGS = ".samples.npy", ".embeddings.npy"  # as pipeline/embedding.py calls them
+_SAMPLES, _EMBEDDINGS = ".samples.npy", ".embeddings.npy"  # as pipeline/embedding_cache.py calls them
 Pictures = set[str]  # hashes of decoded images
 
 
@@ -37,6 +39,7 @@ def erase(state: Path, shas: Collection[bytes]) -> list[str]:
     lost = erase_golden(state / "artifacts", find_pictures(state / "pixels", shas))
     erase_pixels(state / "pixels", shas)
     erase_embeddings(state / "embeddings", shas)
+    shutil.rmtree(state / "audits", ignore_errors=True)  # what audits were last asked, and said
     erase_copies(state / "store", shas)
     return lost
 
@@ -141,9 +144,15 @@ def _names_any(index: Path, shas: Collection[bytes]) -> bool:
 
 
 def erase_embeddings(folder: Path, shas: Collection[bytes]) -> None:
-    """Overwrites what any model knows them by, then their names; what lost its list of names goes."""
+    """Overwrites what any model knows them by, then their names; what lost its list of names goes.
+
+    What the last audit in folds left goes as a whole: its classifiers have learnt from them.
+    """
     for model in sorted(path for path in folder.glob("*") if path.is_dir()):
         with _locked(model):
+            shutil.rmtree(model / KEPT, ignore_errors=True)
+            for places in model.glob("places.*"):
+                places.unlink()
             for values in (*model.glob(f"*{_EMBEDDINGS}"), *model.glob(".*.tmp")):
                 names = values.with_name(values.name.removesuffix(_EMBEDDINGS) + _SAMPLES)
                 if values.suffix == ".tmp" or not names.exists():
@@ -184,7 +193,7 @@ def _hash(image: NDArray[Any]) -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """The lock of pipeline/pixels.py and pipeline/embedding.py: a child may be adding to the folder."""
+    """The lock of pipeline/pixels.py and pipeline/embedding_cache.py: a child may be adding to the folder."""
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

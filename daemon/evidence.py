@@ -32,7 +32,7 @@ def gather(
     policies = config.settings.policies
     at_least = policies.new_class.samples if champion else policies.volume.first_samples_per_class
     held = {name for name, number in counts.items() if number >= at_least} | set(champion.classes if champion else ())
-    changed, unusable = standings.changed_since(connection, before.standing, before.classes)
+    changed = standings.usable_since(connection, before.changed, before.classes)
     new = [row for row in changed if row.name in held and before.class_of(row.sha256) != row.name]
     ended, failures, failed_at, words = _history(connection, target)
     judge = _proof(connection, config, champion) if champion else ()
@@ -51,7 +51,7 @@ def gather(
         champion_classes=champion.classes if champion else (),
         counts=dict(counts),
         new_by_class=dict(Counter(row.name for row in new)),
-        gone=sum(1 for sha in unusable if sha in before.rows),
+        gone=sum(1 for sha in standings.unusable_since(connection, before.changed) if sha in before.rows),
         trained_on=len(before.rows),
         new_answers=_new_answers(connection, champion, new) if champion else (),
         judge=judge,
@@ -111,7 +111,7 @@ def unobserved(connection: Connection, config: Config, target: str) -> tuple[tar
     if champion is None:
         return None
     before = _last_training(connection, config, target)
-    changed, _ = standings.changed_since(connection, before.standing, before.classes)
+    changed = standings.usable_since(connection, before.changed, before.classes)
     table = schema.observations
     seen = set(connection.execute(select(table.c.sample_id).where(table.c.artifact_id == champion.artifact)).scalars())
     known = set(champion.classes)
@@ -138,7 +138,7 @@ class _Trained:
 
     rows: Mapping[bytes, tuple[str, Role]] = field(default_factory=dict)
     classes: Sequence[str] = ()
-    standing: int = 0  # the last change that it knew of
+    changed: int = 0  # the last change to a standing that it knew of
 
     def class_of(self, sha: bytes) -> str | None:
         return self.rows[sha][0] if sha in self.rows else None
@@ -149,9 +149,9 @@ def _last_training(connection: Connection, config: Config, target: str) -> _Trai
     if cycle is None:
         return _Trained()
     table = schema.snapshots
-    standing = connection.execute(select(table.c.standing).where(table.c.id == cycle.snapshot_id)).scalar_one()
+    changed = connection.execute(select(table.c.changed).where(table.c.id == cycle.snapshot_id)).scalar_one()
     classes, rows = snapshot.read(config.state / "snapshots" / f"{cycle.snapshot_id}.snapshot")
-    return _Trained(rows, classes, standing)
+    return _Trained(rows, classes, changed)
 
 
 def _drift(connection: Connection, since: float | None) -> tuple[DriftCheck, ...]:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, func, select, update
 from daemon import labels, schema, standings
 from daemon.errors import NotFound, UsageError
 from daemon.journal import AnyRow, add, change, chunks, get, now
-from policies.labels import SURE, UNLIKELY, DropAudit, is_sure
+from policies.labels import DropAudit, is_sure
 from policies.suggest import nearest
 
 _UNNAMABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of what daemon/intake.py writes as \xNN
@@ -145,7 +145,7 @@ def _count_sure(connection: Connection) -> int:
         .where(drops.c.state != "held", drops.c.audited.is_not(None))
         .exists()
     )
-    beyond = (table.c.state == "open", table.c.score < UNLIKELY, table.c.suggested_score > SURE)
+    beyond = (table.c.state == "open", standings.beyond_doubt())
     return connection.execute(select(func.count()).select_from(table).where(*beyond, used)).scalar_one()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, insert, select, update
 
-from daemon import consequences, enough, named_images, schema, snapshot
+from daemon import consequences, enough, named_images, schema, snapshot, standings
 from daemon.config import Config
 from daemon.errors import NotFound, UsageError
 from daemon.journal import add, change, chunks, now
@@ -115,15 +115,17 @@ def compare(connection: Connection, folder: Path, one: str, other: str) -> tuple
 
     None where either cannot be read.
     """
-    learnt = []
+    if one == other:
+        return 0, 0
+    forgotten, learnt = standings.forgotten(connection), []
     for id_ in (one, other):
         try:
             _, rows = snapshot.read(folder / f"{id_}.snapshot")
         except OSError:
             return 0, 0
-        learnt.append({sha for sha, (_, role) in rows.items() if role != "judge"})
+        learnt.append({sha for sha in forgotten if sha in rows and rows[sha][1] != "judge"})
     mine, others = learnt
-    return len(forgotten_of(connection, mine - others)), len(forgotten_of(connection, others - mine))
+    return len(mine - others), len(others - mine)
 
 
 def undo(connection: Connection, signs: str, by: str) -> str:

@@ -116,6 +116,13 @@ def _on_connect(connection: DBAPIConnection, _record: object) -> None:
     cursor.close()
 
 
+def begin_writing(connection: Connection) -> None:
+    """From here on nobody else writes until the transaction ends: the driver begins one with the first write alone."""
+    raw = connection.connection.driver_connection
+    if isinstance(raw, sqlite3.Connection) and not raw.in_transaction:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
 def now() -> float:
     """Seconds since the epoch; the one clock of what is written down."""
     return time.time()
@@ -167,6 +174,7 @@ __all__ = [
     "AnyRow",
     "add",
     "add_many",
+    "begin_writing",
     "change",
     "chunks",
     "claim",

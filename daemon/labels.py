@@ -6,7 +6,7 @@ touched, renamed, or taken away and put back is none: what was answered of that 
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Select, Subquery, case, exists, func, literal_column, select
+from sqlalchemy import ColumnElement, Select, Subquery, case, exists, func, literal_column, select, true
 
 from daemon.schema import drops, labels, occurrences, standings
 
@@ -26,9 +26,9 @@ def held() -> Subquery:
     return _current(occurrences.c.class_name.is_not(None) & (drops.c.state == "held"))
 
 
-def standing(of: Select[int]) -> Subquery:
-    """The same of these samples (ids), held drops and what is unlabelled too: with `held` for each row."""
-    return _current(occurrences.c.sample_id.in_(of))
+def of_samples(ids: Select[int]) -> Subquery:
+    """The same of these samples, held drops and what is unlabelled too: with `held` for each row."""
+    return _current(occurrences.c.sample_id.in_(ids), labels.c.sample_id.in_(ids))
 
 
 def conflicting() -> Select[int]:
@@ -36,10 +36,16 @@ def conflicting() -> Select[int]:
     return select(standings.c.sample_id).where(standings.c.state == "conflict")
 
 
-def _current(which: ColumnElement[bool]) -> Subquery:
+def reviewed() -> ColumnElement[bool]:
+    """Which labels are people's answers; the word is written out, since a partial index is of these."""
+    return labels.c.source == literal_column(f"'{REVIEW}'")
+
+
+def _current(which: ColumnElement[bool], reviews: ColumnElement[bool] | None = None) -> Subquery:
     newest = (
         select(labels.c.sample_id, func.max(labels.c.id).label("id"))
-        .where(labels.c.source == literal_column(f"'{REVIEW}'"))  # written out: a partial index is of these
+        .where(reviewed())
+        .where(true() if reviews is None else reviews)
         .group_by(labels.c.sample_id)
         .subquery()
     )
@@ -48,7 +54,7 @@ def _current(which: ColumnElement[bool]) -> Subquery:
     )
     then = occurrences.alias()
     # The review was of this class: a file of the sample lay in its folder at that moment.
-    reviewed = review.c.at.is_not(None) & exists().where(
+    is_reviewed = review.c.at.is_not(None) & exists().where(
         then.c.sample_id == occurrences.c.sample_id,
         then.c.class_name == occurrences.c.class_name,
         then.c.first_seen <= review.c.at,
@@ -58,8 +64,8 @@ def _current(which: ColumnElement[bool]) -> Subquery:
         select(
             occurrences.c.sample_id,
             occurrences.c.drop_id,
-            case((reviewed, review.c.class_name), else_=occurrences.c.class_name).label("class_name"),
-            case((reviewed, True), else_=False).label("reviewed"),
+            case((is_reviewed, review.c.class_name), else_=occurrences.c.class_name).label("class_name"),
+            case((is_reviewed, True), else_=False).label("reviewed"),
             (drops.c.state == "held").label("held"),
         )
         .join(drops, drops.c.id == occurrences.c.drop_id)

@@ -198,7 +198,7 @@ snapshots = Table(
     Column("classes", JSON, nullable=False),
     Column("counts", JSON, nullable=False),  # class -> role -> samples
     Column("left_out", JSON, nullable=False),  # reason -> samples
-    Column("standing", Integer, nullable=False, server_default="0"),  # the last change to any that it knows of
+    Column("changed", Integer, nullable=False, server_default="0"),  # the last change to a standing that it knows of
     Column("file", String, nullable=False),
 )
 

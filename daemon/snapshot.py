@@ -6,6 +6,7 @@ The file: one line of JSON {"format": 1, "id", "classes", "rows"}, then 35 bytes
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
@@ -22,13 +23,13 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects.sqlite import insert
 
 from daemon import standings
-from daemon.journal import now
+from daemon.journal import begin_writing, now
 from daemon.schema import snapshots
-from daemon.standings import Labelled, Standing
+from daemon.standings import Counts, Labelled
 from deploy import durable
 from policies.facts import ROLES, Role
 
-_ROW = struct.Struct("<32sHB")
+ROW = struct.Struct("<32sHB")
 _SHA = 32
 _LEFT_OUT = {  # standing -> why such samples are in no snapshot
     "flagged": "flagged beyond doubt, and not answered yet",
@@ -53,16 +54,16 @@ class Rows(Mapping[bytes, tuple[str, Role]]):
         self._body = body
 
     def __len__(self) -> int:
-        return len(self._body) // _ROW.size
+        return len(self._body) // ROW.size
 
     def __iter__(self) -> Iterator[bytes]:
-        return (sha for sha, _, _ in _ROW.iter_unpack(self._body))
+        return (sha for sha, _, _ in ROW.iter_unpack(self._body))
 
     def __getitem__(self, sha: bytes) -> tuple[str, Role]:
         at = bisect_left(range(len(self)), sha, key=self._sha)
         if at == len(self) or self._sha(at) != sha:
             raise KeyError(sha.hex())
-        _, label, role = _ROW.unpack_from(self._body, at * _ROW.size)
+        _, label, role = ROW.unpack_from(self._body, at * ROW.size)
         return self.classes[label], ROLES[role]
 
     def items(self) -> ItemsView[bytes, tuple[str, Role]]:
@@ -71,13 +72,13 @@ class Rows(Mapping[bytes, tuple[str, Role]]):
     def of_role(self, role: Role) -> Iterator[tuple[bytes, str]]:
         """Hash and class of each sample of this role."""
         wanted = ROLES.index(role)
-        return ((sha, self.classes[label]) for sha, label, given in _ROW.iter_unpack(self._body) if given == wanted)
+        return ((sha, self.classes[label]) for sha, label, given in ROW.iter_unpack(self._body) if given == wanted)
 
     def all(self) -> Iterator[tuple[bytes, tuple[str, Role]]]:
-        return ((sha, (self.classes[label], ROLES[role])) for sha, label, role in _ROW.iter_unpack(self._body))
+        return ((sha, (self.classes[label], ROLES[role])) for sha, label, role in ROW.iter_unpack(self._body))
 
     def _sha(self, at: int) -> bytes:
-        return bytes(self._body[at * _ROW.size : at * _ROW.size + _SHA])
+        return bytes(self._body[at * ROW.size : at * ROW.size + _SHA])
 
 
 class _Items(ItemsView[bytes, tuple[str, Role]]):
@@ -102,6 +103,7 @@ def choose_classes(counts: Mapping[str, int], known: Sequence[str], at_least: in
 
 def take(connection: Connection, folder: Path, *, known: Sequence[str], at_least: int) -> Snapshot:
     """Takes a snapshot of what is usable now, writes its file and its row. The same content gives the same id."""
+    begin_writing(connection)  # all that is read is of one moment
     standing = standings.count(connection)
     usable = standings.by_class(standing)
     classes = choose_classes(usable, known, at_least)
@@ -110,14 +112,14 @@ def take(connection: Connection, folder: Path, *, known: Sequence[str], at_least
     id_ = _write(folder, classes, sum(usable[name] for name in classes), standings.usable(connection))
     row = insert(snapshots).values(
         id=id_, created=now(), classes=classes, counts=counts, left_out=left_out, file=f"{id_}.snapshot",
-        standing=standings.latest(connection),
+        changed=standings.latest(connection),
     )  # fmt: skip
     # Of the same content as before: what changes is counted from now on.
-    connection.execute(row.on_conflict_do_update(index_elements=["id"], set_={"standing": row.excluded.standing}))
+    connection.execute(row.on_conflict_do_update(index_elements=["id"], set_={"changed": row.excluded.changed}))
     return Snapshot(id_, classes, folder / f"{id_}.snapshot", counts, left_out)
 
 
-def _left_out(standing: Standing, usable: Mapping[str, int], classes: Collection[str]) -> dict[str, int]:
+def _left_out(standing: Counts, usable: Mapping[str, int], classes: Collection[str]) -> dict[str, int]:
     few = {f"class {name} has only {n} samples": n for name, n in usable.items() if name not in classes}
     of_state: Counter[str] = Counter()
     for (state, _, _), number in standing.items():
@@ -126,15 +128,25 @@ def _left_out(standing: Standing, usable: Mapping[str, int], classes: Collection
 
 
 def read(file: Path) -> tuple[tuple[str, ...], Rows]:
-    """The classes of a snapshot and its rows, from the file alone. Raises OSError, ValueError, KeyError."""
+    """The classes of a snapshot and its rows, from the file alone, which must stay as it is meanwhile.
+
+    Raises OSError, also where it is damaged.
+    """
     with file.open("rb") as stream:
-        header = json.loads(stream.readline())
+        try:
+            header = json.loads(stream.readline())
+            classes, promised = tuple(header["classes"]), header["rows"] * ROW.size
+        except (ValueError, KeyError, TypeError):
+            raise _damaged(file) from None
         start, size = stream.tell(), os.fstat(stream.fileno()).st_size
+        if size - start != promised:
+            raise _damaged(file)
         whole = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-    if size - start != header["rows"] * _ROW.size:
-        raise ValueError(f"{file}: {header['rows']} rows are promised, and {(size - start) / _ROW.size:g} are there")
-    rows = Rows(header["classes"], whole[start:])
-    return rows.classes, rows
+    return classes, Rows(classes, whole[start:])
+
+
+def _damaged(file: Path) -> OSError:
+    return OSError(errno.EIO, "is no whole snapshot: restore it from a backup, or remove it", str(file))
 
 
 def _write(folder: Path, classes: Sequence[str], rows: int, found: Iterable[Labelled]) -> str:
@@ -148,7 +160,7 @@ def _write(folder: Path, classes: Sequence[str], rows: int, found: Iterable[Labe
     try:
         with aside.open("wb") as stream:
             stream.write(json.dumps(header).encode() + b"\n")
-            packed = (_ROW.pack(row.sha256, labels[row.name], roles[row.role]) for row in found if row.name in labels)
+            packed = (ROW.pack(row.sha256, labels[row.name], roles[row.role]) for row in found if row.name in labels)
             while part := b"".join(islice(packed, standings.AT_ONCE)):
                 digest.update(part)
                 stream.write(part)
@@ -158,7 +170,6 @@ def _write(folder: Path, classes: Sequence[str], rows: int, found: Iterable[Labe
             stream.flush()
             os.fsync(stream.fileno())
         durable.move(aside, folder / f"{header['id']}.snapshot")
-    except OSError:
+    finally:
         aside.unlink(missing_ok=True)
-        raise
     return str(header["id"])

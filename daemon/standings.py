@@ -1,8 +1,9 @@
 """Where each sample stands: its class as people last said, its role, and whether it may be used.
 
 All of it follows from other tables, and is kept so that a question about all samples costs no more than its answer.
-Triggers of the journal (migration 0008) note which samples a change touches; before the change is committed, what was
-noted is worked out again (daemon/journal.py). So nobody reads a standing that is older than what it follows from.
+Triggers of the journal (migration 0008) note which samples a change touches; before the change is committed, by whoever
+opened the journal with `open_journal`, what was noted is worked out again. New samples stand somewhere once their drop
+is over.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, case, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, delete, exists, func, or_, select
 from sqlalchemy.dialects.sqlite import insert
 
 from daemon import labels
@@ -25,7 +26,7 @@ LABELLED = (USABLE, "flagged", "ungrouped")  # people agree on its class
 AUDITED = (USABLE, "flagged")
 AT_ONCE = 10_000  # rows that are read ahead
 
-Standing = Mapping[tuple[str, str | None, Role | None], int]  # (state, class, role) -> samples
+Counts = Mapping[tuple[str, str | None, Role | None], int]  # (state, class, role) -> samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def refresh(connection: Connection) -> None:
 
 
 def _work_out() -> Select[Any]:
-    said = labels.standing(select(stale.c.sample_id))
+    said = labels.of_samples(select(stale.c.sample_id))
     free, held = said.c.held.is_(False), said.c.held.is_(True)
     by_sample = (
         select(
@@ -70,12 +71,7 @@ def _work_out() -> Select[Any]:
     )
     one, several = by_sample.c.classes == 1, by_sample.c.classes > 1
     held_alone = (by_sample.c.classes == 0) & (by_sample.c.held > 0)
-    sure = exists().where(
-        flags.c.sample_id == samples.c.id,
-        flags.c.state == "open",
-        flags.c.suggested_score > SURE,
-        flags.c.score < UNLIKELY,
-    )
+    sure = exists().where(flags.c.sample_id == samples.c.id, flags.c.state == "open", beyond_doubt())
     state = case(
         (samples.c.forgotten.is_not(None), "forgotten"),
         (by_sample.c.sample_id.is_(None), "gone"),
@@ -107,13 +103,18 @@ def _work_out() -> Select[Any]:
     )
 
 
+def beyond_doubt() -> ColumnElement[bool]:
+    """Whether a flag is (policies.labels.is_sure), for a query."""
+    return and_(flags.c.suggested_score > SURE, flags.c.score < UNLIKELY)
+
+
 def latest(connection: Connection) -> int:
     """The number of the last change to any standing."""
     refresh(connection)
     return int(connection.execute(select(func.coalesce(func.max(standings.c.changed), 0))).scalar_one())
 
 
-def count(connection: Connection) -> Standing:
+def count(connection: Connection) -> Counts:
     """How many samples there are of each state, class and role."""
     refresh(connection)
     what = (standings.c.state, standings.c.class_name, standings.c.role)
@@ -129,10 +130,10 @@ def count_usable(connection: Connection, ids: Collection[int]) -> Counter[tuple[
     return Counter({(name, role): number for name, role, number in rows})
 
 
-def by_class(standing: Standing) -> Counter[str]:
+def by_class(counts: Counts) -> Counter[str]:
     """How many samples of each class may be used."""
     found: Counter[str] = Counter()
-    for (state, name, _), number in standing.items():
+    for (state, name, _), number in counts.items():
         if state == USABLE and name is not None:
             found[name] += number
     return found
@@ -146,8 +147,9 @@ def classes(connection: Connection) -> list[str]:
 def usable(connection: Connection, *, flagged: bool = False) -> Iterator[Labelled]:
     """Every sample that may be used, sorted by hash; with those, too, whose label is flagged beyond doubt."""
     refresh(connection)
-    query = _labelled().where(standings.c.state.in_(AUDITED if flagged else (USABLE,))).order_by(samples.c.sha256)
-    for some in connection.execution_options(yield_per=AT_ONCE).execute(query).partitions():
+    states = AUDITED if flagged else (USABLE,)
+    query = _labelled().where(standings.c.state.in_(states)).order_by(samples.c.sha256)
+    for some in connection.execute(query.execution_options(yield_per=AT_ONCE)).partitions():
         yield from (Labelled(*row) for row in some)
 
 
@@ -165,18 +167,26 @@ def forgotten(connection: Connection) -> set[bytes]:
     return set(connection.execute(query.where(standings.c.state == "forgotten")).scalars())
 
 
-def changed_since(
-    connection: Connection, number: int, classes_known: Sequence[str]
-) -> tuple[list[Labelled], list[bytes]]:
-    """What may be used of all that changed after that number or is of a class not named; and what may not (hashes)."""
+def usable_since(connection: Connection, number: int, classes_known: Sequence[str]) -> list[Labelled]:
+    """What may be used and was not when the change had that number, or is of another class since.
+
+    classes_known: those that were used then; of others all is told, whenever it came.
+    """
     refresh(connection)
-    query = _labelled().add_columns(standings.c.state).where(standings.c.changed > number)
-    changed = [(state, Labelled(*row)) for *row, state in connection.execute(query)]
-    usable_ = [said for state, said in changed if state == USABLE]
+    changed = _labelled().add_columns(standings.c.state).where(standings.c.changed > number)
+    found = [Labelled(*row) for *row, state in connection.execute(changed) if state == USABLE]
     if others := set(classes(connection)) - set(classes_known):
         of_others = (standings.c.state == USABLE, standings.c.class_name.in_(others), standings.c.changed <= number)
-        usable_ += [Labelled(*row) for row in connection.execute(_labelled().where(*of_others))]
-    return usable_, [said.sha256 for state, said in changed if state != USABLE]
+        found += [Labelled(*row) for row in connection.execute(_labelled().where(*of_others))]
+    return found
+
+
+def unusable_since(connection: Connection, number: int) -> Iterator[bytes]:
+    """The hashes of what may not be used, of all that changed after that number."""
+    refresh(connection)
+    query = _labelled().add_columns(standings.c.state).where(standings.c.changed > number)
+    for some in connection.execute(query.execution_options(yield_per=AT_ONCE)).partitions():
+        yield from (row.sha256 for row in some if row.state != USABLE)
 
 
 def unlabelled(connection: Connection, after: int, also: Collection[int]) -> list[tuple[int, bytes, None]]:

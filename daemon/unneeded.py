@@ -182,7 +182,7 @@ class _Copies:
         for id_ in roots_.snapshots if asked else ():
             try:
                 _, rows = snapshot.read(config.state / "snapshots" / f"{id_}.snapshot")
-            except (OSError, ValueError, KeyError):
+            except OSError:
                 self.unreadable = True  # which images it needs nobody can tell: all of them stay
                 return
             self.needed |= asked & rows.keys()

@@ -13,12 +13,14 @@ down_revision = "0007"
 branch_labels = None
 depends_on = None
 
-OVER = "('ready', 'held')"  # while a drop is being read its new samples count for nothing
+OVER = "('ready', 'held')"  # while a drop is being read its new samples count for nothing, known ones do
+# No row is ever deleted from these tables, and no occurrence passes to another sample: nothing has to note that.
 TRIGGERS = {
     "occurrence_added": f"""AFTER INSERT ON occurrences
         WHEN (SELECT state FROM drops WHERE id = NEW.drop_id) IN {OVER}
+        OR EXISTS (SELECT 1 FROM standings WHERE sample_id = NEW.sample_id)
         BEGIN INSERT OR IGNORE INTO stale VALUES (NEW.sample_id); END""",
-    "occurrence_changed": """AFTER UPDATE OF sample_id, class, drop_id, gone ON occurrences
+    "occurrence_changed": """AFTER UPDATE OF class, drop_id, gone ON occurrences
         BEGIN INSERT OR IGNORE INTO stale VALUES (NEW.sample_id); END""",
     "reviewed": """AFTER INSERT ON labels WHEN NEW.source = 'review'
         BEGIN INSERT OR IGNORE INTO stale VALUES (NEW.sample_id); END""",
@@ -38,7 +40,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_labels_reviewed", "labels", ["sample_id"], unique=False, sqlite_where=sa.text("source = 'review'")
     )
-    op.add_column("snapshots", sa.Column("standing", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("snapshots", sa.Column("changed", sa.Integer(), nullable=False, server_default="0"))
     op.create_table(
         "standings",
         sa.Column("sample_id", sa.Integer(), nullable=False),

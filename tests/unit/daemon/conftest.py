@@ -116,6 +116,9 @@ class World:
                 place = {"folder": self.folder, "path": f"{name}/{sha.hex()}", "class_name": name, "drop_id": drop}
                 found = {"size": 9, "mtime_ns": 1, "first_seen": 1.0}
                 add(connection, schema.occurrences, sample_id=ids[-1], **place, **found)
+                if name:
+                    said = {"source": "folder", "by": "folder", "at": 1.0, "drop_id": drop}
+                    add(connection, schema.labels, sample_id=ids[-1], class_name=name, **said)
         return ids
 
     def relabel(self, sample: int, name: str) -> None:

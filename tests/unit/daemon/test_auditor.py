@@ -171,7 +171,9 @@ def test_answers_are_labels_and_are_not_asked_again(lane: Lane, stand_in: StandI
     assert [lane.usable()[sample] for sample in new[:3]] == ["dog", "cat", "owl"]
     states = {row.id: row.state for row in lane.world.rows(schema.flags)}
     assert [states[number] for number in (first, second, third)] == ["accepted", "kept", "relabelled"]
-    assert [(row.source, row.by) for row in lane.world.rows(schema.labels)[-3:]] == [("review", "ann")] * 3
+    assert [(row.source, row.by) for row in lane.world.rows(schema.labels, source="review")[-3:]] == [
+        ("review", "ann")
+    ] * 3
     stand_in.flag(*lane.shas(*new))
     lane.world.samples("cat", "train", 1, mark="newest")
     lane.work()

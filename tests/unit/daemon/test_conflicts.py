@@ -51,7 +51,7 @@ def test_what_a_person_says_settles_it_until_a_file_says_another(journal: Engine
     with journal.connect() as connection:
         rows = connection.execute(labels.current().select()).all()
     assert {row.class_name for row in rows if row.sample_id == odd[0]} == {"dog"}
-    (row,) = world.rows(schema.labels)
+    (row,) = world.rows(schema.labels, source="review")
     assert (row.sample_id, row.class_name, row.source, row.by) == (odd[0], "dog", "review", "ann")
     world.move(odd[0], "owl")  # a later act
     with journal.connect() as connection:
@@ -81,7 +81,7 @@ def test_an_order_that_names_nothing_writes_nothing(
 ) -> None:
     with pytest.raises(error, match=said):
         settle(journal, *order.pop("named", ()), **order)
-    assert world.rows(schema.labels) == []
+    assert world.rows(schema.labels, source="review") == []
 
 
 def test_a_class_may_be_new(journal: Engine, odd: list[int]) -> None:

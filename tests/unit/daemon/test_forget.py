@@ -284,7 +284,10 @@ def test_what_killed_children_left_of_it_goes_too(served: World) -> None:
     state = served.config.state
     left = [state / "pixels" / "8x8-stretch" / name for name in ("7.npy", ".8.npy.tmp")]
     left += [state / "embeddings" / "served" / name for name in ("000009.embeddings.npy", ".000010.samples.npy.tmp")]
+    left += [state / "embeddings" / "served" / "audit" / "about.json", state / "audits" / "rows"]  # has learnt from it
+    left.append(state / "embeddings" / "served" / "places.000001.npy")
     for file in left:
+        file.parent.mkdir(exist_ok=True)
         file.write_bytes(b"of an image, perhaps")
     ask(served, what="cat/0.png")
     remove(served)

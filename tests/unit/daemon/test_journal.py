@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
@@ -23,6 +26,24 @@ from daemon.errors import NotFound, RelearnError, WrongJournal
 from daemon.journal import HEAD, add, change, claim, get, migrate_apart, open_journal, revision
 
 MIGRATIONS = Path(module.__file__).parent / "migrations"
+STANDINGS = "daemon.migrations.versions.0008_standings"
+OLD_ROWS = """
+    INSERT INTO drops (id, folder, state, started, added, gone, rejected) VALUES
+        (1, '/images', 'ready', 1, 0, 0, 0), (2, '/images', 'held', 1, 0, 0, 0);
+    INSERT INTO groups (id, key, role, given) VALUES (1, 'a', 'train', 1), (2, 'b', 'judge', 1);
+    INSERT INTO samples (id, sha256, bytes, width, height, mode, group_id, first_seen, forgotten)
+        SELECT value, randomblob(32), 9, 8, 8, 'RGB', CASE value WHEN 3 THEN 2 WHEN 6 THEN NULL ELSE 1 END, 1,
+        CASE value WHEN 8 THEN 2 END FROM json_each('[1, 2, 3, 4, 5, 6, 7, 8, 9]');
+    INSERT INTO occurrences (folder, path, sample_id, class, size, mtime_ns, drop_id, first_seen, gone)
+        SELECT '/images', value, value, CASE value WHEN 3 THEN 'dog' WHEN 6 THEN NULL ELSE 'cat' END, 9, 1,
+        CASE value WHEN 4 THEN 2 ELSE 1 END, 1, CASE value WHEN 7 THEN 2 END
+        FROM json_each('[1, 2, 3, 4, 5, 6, 7, 8, 9]');
+    INSERT INTO occurrences (folder, path, sample_id, class, size, mtime_ns, drop_id, first_seen)
+        VALUES ('/images', 'again', 2, 'dog', 9, 1, 1, 1);
+    INSERT INTO labels (sample_id, class, source, by, at) VALUES (9, 'dog', 'review', 'a person', 2);
+    INSERT INTO flags (sample_id, given, suggested, score, suggested_score, model_id, at, state)
+        VALUES (5, 'cat', 'dog', 0.001, 0.99, 'm', 1, 'open');
+"""
 DROP = {"folder": "/images", "state": "reading", "started": 1.0, "added": 0, "gone": 0, "rejected": 0}
 
 
@@ -191,6 +212,41 @@ def test_before_a_migration_all_is_backed_up(state: Path, journal: Engine, monke
     with closing(sqlite3.connect(state / "journal.before-9999.db")) as backup:
         assert backup.execute("SELECT id, folder FROM drops").fetchall() == [(drop, "/images")]
         assert backup.execute("SELECT version_num FROM alembic_version").fetchone() == (HEAD,)
+
+
+def test_a_journal_of_before_standings_has_them_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that a sample may be in it, and what was kept is what would have been worked out from nothing."""
+    state = tmp_path / "old"
+    state.mkdir()
+    with monkeypatch.context() as before:
+        before.setattr(module, "HEAD", "0007")
+        before.setattr("daemon.standings.refresh", lambda _connection: None)
+        before.setattr(command, "upgrade", partial(upgrade_to, command.upgrade, "0007"))
+        open_journal(state, migrate=True).dispose()
+    with closing(sqlite3.connect(state / "journal.db")) as raw:
+        raw.executescript(OLD_ROWS)
+    engine = open_journal(state, migrate=True)
+    table = schema.standings
+    with engine.connect() as connection:
+        found = {row.sample_id: (row.class_name, row.role, row.state) for row in connection.execute(select(table))}
+    engine.dispose()
+    assert found == {
+        1: ("cat", "train", "usable"), 2: (None, "train", "conflict"), 3: ("dog", "judge", "usable"),
+        4: ("cat", "train", "held"), 5: ("cat", "train", "flagged"), 6: (None, None, "unlabelled"),
+        7: (None, "train", "gone"), 8: ("cat", "train", "forgotten"), 9: ("dog", "train", "usable"),
+    }  # fmt: skip
+
+
+def upgrade_to(upgrade: Any, revision: str, config: Any, _head: str) -> None:
+    upgrade(config, revision)
+
+
+def test_the_triggers_are_those_of_the_newest_journal(journal: Engine) -> None:
+    """A migration that alters a table by copying it takes its triggers away, without a word."""
+    with journal.connect() as connection:
+        query = "SELECT name FROM sqlite_master WHERE type = 'trigger'"
+        found = set(connection.exec_driver_sql(query).scalars())
+    assert found == {f"stale_{name}" for name in importlib.import_module(STANDINGS).TRIGGERS}
 
 
 def test_a_damaged_journal_is_named(state: Path) -> None:

@@ -157,3 +157,25 @@ def test_a_sample_keeps_its_role_when_it_moves_or_comes_back(
     _, moved = read(snap().file)
     assert {sha: role for sha, (_, role) in moved.items()} == {sha: role for sha, (_, role) in before.items()}
     assert {name for name, _ in moved.values()} == {"dog"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no JSON\n", b"[1, 2]\n", b'{"format": 1}\n', b'{"classes": ["a"], "rows": 2}\n' + b"x" * 35]
+)
+def test_a_damaged_file_is_named_as_what_the_daemon_bears(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "0123.snapshot"
+    file.write_bytes(content)
+    with pytest.raises(OSError, match="is no whole snapshot: restore it from a backup, or remove it") as told:
+        read(file)
+    assert str(file) in str(told.value)
+
+
+def test_the_rows_are_found_by_hash_and_no_other(drop: Callable[..., None], snap: Callable[..., Snapshot]) -> None:
+    drop(cat=12, dog=11)
+    _, rows = read(snap().file)
+    listed = dict(rows.items())
+    assert list(listed) == sorted(listed)
+    assert all(rows[sha] == said for sha, said in listed.items())
+    assert all(sha not in rows for sha in (bytes(32), b"\xff" * 32, next(iter(listed))[:-1] + b"?"))
+    judged = {sha: name for sha, (name, role) in listed.items() if role == "judge"}
+    assert dict(rows.of_role("judge")) == judged

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, delete, insert, select, update
 
 from daemon import schema, standings
 from daemon.journal import add, change, now
+from policies.labels import SURE, UNLIKELY, is_sure
 from tests.unit.daemon.conftest import World
 
 CLASSES = ("cat", "dog")
@@ -120,6 +121,24 @@ def test_new_samples_of_a_drop_count_once_it_is_over(world: World) -> None:
     assert of(world, new) == ("cat", None, "ungrouped")
 
 
+def test_a_known_one_that_a_drop_shows_in_another_class_is_in_conflict_at_once(world: World) -> None:
+    (sample,) = world.samples("cat", "train")
+    with world.journal.begin() as connection:
+        drop = add(connection, schema.drops, folder=world.folder, state="reading", started=2.0)
+        place = {"folder": world.folder, "path": "dog/copy", "class_name": "dog", "drop_id": drop}
+        add(connection, schema.occurrences, sample_id=sample, size=9, mtime_ns=1, first_seen=2.0, **place)
+    assert of(world, sample)[2] == "conflict"
+
+
+@pytest.mark.parametrize(("score", "suggested"), [(UNLIKELY, 0.99), (0.0, SURE), (UNLIKELY - 1e-9, SURE + 1e-9)])
+def test_a_query_and_the_policy_agree_on_what_is_beyond_doubt(world: World, score: float, suggested: float) -> None:
+    (sample,) = world.samples("cat", "train")
+    number = flag(world, sample, sure=True)
+    with world.journal.begin() as connection:
+        change(connection, schema.flags, number, score=score, suggested_score=suggested)
+    assert (of(world, sample)[2] == "flagged") is is_sure(score, suggested)
+
+
 def test_what_a_transaction_changed_stands_before_it_is_committed(world: World) -> None:
     (sample,) = world.samples("cat", "train")
     with world.journal.begin() as connection:
@@ -144,11 +163,22 @@ def test_what_changed_since_is_told_with_what_may_not_be_used_any_more(world: Wo
     forget(world, one)
     world.move(other, "dog")
     with world.journal.connect() as connection:
-        usable, unusable = standings.changed_since(connection, since, ["cat", "dog"])
-        of_other_classes, _ = standings.changed_since(connection, standings.latest(connection), ["dog"])
+        unusable = list(standings.unusable_since(connection, since))
+        usable = standings.usable_since(connection, since, ["cat", "dog"])
+        of_other_classes = standings.usable_since(connection, standings.latest(connection), ["dog"])
     assert [(row.sample, row.name) for row in usable] == [(other, "dog")]
     assert unusable == [world.row(schema.samples, id=one).sha256]
     assert [row.sample for row in of_other_classes] == [third]
+
+
+def read_again(world: World, sample: int, name: str) -> None:
+    """A file of it in a drop that is still being read; that of "dog" is over a moment later."""
+    with world.journal.begin() as connection:
+        drop = add(connection, schema.drops, folder=world.folder, state="reading", started=now())
+        place = {"folder": world.folder, "path": f"{name}/{drop} read", "class_name": name, "drop_id": drop}
+        add(connection, schema.occurrences, sample_id=sample, size=9, mtime_ns=1, first_seen=now(), **place)
+    if name == "dog":
+        hold(world, drop, "ready")
 
 
 def last_drop(world: World, sample: int) -> int:
@@ -170,6 +200,7 @@ def answer(world: World, sample: int) -> None:
 OPERATIONS: dict[str, Callable[[World, int, str], Any]] = {
     "move": lambda world, sample, name: world.move(sample, name),
     "appear": lambda world, sample, name: world.appear(sample, name, at=now()),
+    "read": read_again,
     "vanish": lambda world, sample, name: world.vanish(sample, at=now()),
     "relabel": lambda world, sample, name: world.relabel(sample, name),
     "review": review,
