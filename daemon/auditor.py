@@ -38,6 +38,7 @@ class Auditor(Errand):
         super().__init__(config, journal, put)
         self.due = False
         self.drops: list[int] = []  # that are being audited
+        self.own: list[Labelled] = []  # what those drops brought
         self.model = ""
         self.because = ""  # of which all labels are audited, and not the drops' alone
         self.again = ""  # why they have to be at the next step
@@ -61,9 +62,9 @@ class Auditor(Errand):
             model = (backbone.name if backbone else targets.embedding_model(connection)) if drops else None
             if model is None:
                 return True
-            asked: Iterable[Labelled]
-            asked, changes = audit_rows.of_drops(connection, drops), audit_rows.count_changes(connection)
-            self.because = self.again or audit_rows.why_all(self._embeddings(model), asked, changes)
+            self.own, changes = audit_rows.of_drops(connection, drops), audit_rows.count_changes(connection)
+            self.because = self.again or audit_rows.why_all(self._embeddings(model), self.own, changes)
+            asked: Iterable[Labelled] = self.own
             if self.because:
                 log.info("all labels are audited: %s", self.because)
                 asked = standings.usable(connection, flagged=True)
@@ -102,9 +103,10 @@ class Auditor(Errand):
         found = json.loads(Path(outputs["found"]).read_text(encoding="utf-8"))
         unaudited = {bytes.fromhex(sha) for sha in found["unaudited"]}
         with self.journal.begin() as connection:
-            rows = [row for row in audit_rows.of_drops(connection, self.drops) if row.sha256 not in unaudited]
-            audited = {row.sample for row in rows}
-            own = {row.name for row in rows}
+            still = set(audit_rows.of_drops(connection, self.drops))  # as they were when it was asked
+            rows = [row for row in self.own if row in still and row.sha256 not in unaudited]
+            audited, own = {row.sample for row in rows}, {row.name for row in rows}
+            self.own = []
             if not self.because and not _suggested(found) - own <= set(standings.classes(connection)):
                 self._ask_again("what a label was taken for is a class that no image is of any more")
                 return
