@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -115,8 +115,9 @@ class Reading:
         temporary = store.incoming(self.store, next(self.incoming))
         try:
             sha256, size = store.copy_large(original, temporary)
-            looks, picture = self._decode(temporary)
-        except Unusable:
+            with store.opened(temporary) as copy:
+                looks, picture = self._decode(copy)
+        except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         if self.refer:
@@ -143,12 +144,10 @@ class Reading:
             self.pictures.unlink(missing_ok=True)  # a record that is torn would spoil those after it
         return batch.told
 
-    def _decode(self, source: bytes | Path) -> tuple[dict[str, Any], bytes]:
+    def _decode(self, source: bytes | BinaryIO) -> tuple[dict[str, Any], bytes]:
         signal.setitimer(signal.ITIMER_REAL, SECONDS)  # ends this process: no decoder listens to anything else
         try:
             return decode(source, self.max_pixels)
-        except OSError as error:  # the copy cannot be read back
-            raise store.StoreUnwritable(str(error)) from error
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -173,10 +172,10 @@ def read_files(job: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
             yield settling.result()
 
 
-def decode(source: Path | bytes, max_pixels: float) -> tuple[dict[str, Any], bytes]:
+def decode(source: bytes | BinaryIO, max_pixels: float) -> tuple[dict[str, Any], bytes]:
     """What an image is ({"width", "height", "mode", "frames"}), and its description, upright as its EXIF says.
 
-    Raises Unusable, or OSError where the bytes cannot be read at all.
+    Raises Unusable, and of a copy in the store that cannot be read back StoreUnwritable.
     """
     try:
         if isinstance(source, bytes) and (plain := plain_jpeg.decode(source, max_pixels)):
@@ -197,11 +196,9 @@ def decode(source: Path | bytes, max_pixels: float) -> tuple[dict[str, Any], byt
         raise Unusable("is no image that can be recognised, whatever its name says") from None
     except MemoryError:
         raise Unusable("takes more memory to decode than a reader may have") from None
-    except Unusable:
+    except (Unusable, store.StoreUnwritable):
         raise
-    except Exception as error:  # whatever odd bytes make Pillow raise
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
+    except Exception as error:  # whatever odd bytes make Pillow raise, also of a place that no file can have
         raise Unusable(f"cannot be decoded: {error}") from None
 
 

@@ -31,7 +31,7 @@ from daemon.descriptor import SIZE
 from daemon.duplicates import Index
 from daemon.neighbours import Ints
 from daemon.originals import Unusable
-from daemon.store import place
+from daemon.store import StoreUnwritable, opened, place
 
 CHUNK = 50_000  # samples at once
 LEFT = np.dtype([("sha256", "S32"), ("descriptor", "u1", SIZE)])  # of the reading children
@@ -134,8 +134,9 @@ def _new_samples(journal: Path, index: Index, *, all_of_it: bool) -> Iterator[li
 def _describe(store: Path, sha: bytes) -> bytes | None:
     """From the stored bytes; None: they are not there, or of no use any more."""
     try:
-        return decode(place(store, sha.hex()), float("inf"))[1]
-    except (OSError, Unusable):
+        with opened(place(store, sha.hex())) as copy:
+            return decode(copy, float("inf"))[1]
+    except (StoreUnwritable, Unusable):
         return None
 
 

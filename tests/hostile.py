@@ -104,6 +104,17 @@ def endless_gif() -> bytes:
     return body[:-1] + body[frame:-1] * 2000
 
 
+def sparse(start: bytes, size: int = 17 << 20) -> Make:
+    """More than is kept in memory while it is decoded (daemon/store.py), nearly all of it a hole."""
+
+    def make(path: Path) -> None:
+        with path.open("wb") as file:
+            file.write(start)
+            file.truncate(size)
+
+    return make
+
+
 def nested(levels: int) -> Make:
     def make(path: Path) -> None:
         at = path.parent
@@ -179,6 +190,14 @@ CORPUS: list[Hostile] = [
             UNKNOWN),
     Hostile(b"endless.gif", write(endless_gif()), None),
     Hostile(b"loop.tif", write(b"II*\0\x08\0\0\0\0\0\x08\0\0\0"), UNKNOWN),
+    # large, and nowhere near what they say of themselves
+    Hostile(b"beyond.tif", sparse(b"II+\0\x08\0\0\0" + struct.pack("<Q", 2**63 - 1)), UNKNOWN),
+    Hostile(b"far-beyond.tif", sparse(b"II+\0\x08\0\0\0" + struct.pack("<Q", 2**64 - 1)), UNKNOWN),
+    Hostile(b"endless-chunk.png", sparse(PNG[:33] + struct.pack(">I", 2**32 - 1) + b"IDAT"),
+            f"{BROKEN}|takes more memory"),
+    Hostile(b"endless.webp", sparse(b"RIFF\xff\xff\xff\xffWEBPVP8L\xff\xff\xff\xff"), UNKNOWN),
+    Hostile(b"pixels-elsewhere.bmp", sparse(b"BM" + struct.pack("<IHHIIiiHHIIiiII", 2**32 - 1, 0, 0, 2**32 - 1, 40, 40,
+                                                              30, 1, 24, 0, 0, 0, 0, 0, 0)), BROKEN),
     # modes
     Hostile(b"sixteen-bits.png", write(png(4, 4, (b"\0" + bytes(range(8))) * 4, bits=16, colour=0)), None),
     Hostile(b"one-bit.png", write(image("PNG", "1", seed=10)), None),
