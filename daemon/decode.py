@@ -217,6 +217,11 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def needed(max_pixels: float) -> int:
+    """Bytes of memory that decoding an image of at most so many pixels may take."""
+    return MEMORY_BYTES + BYTES_PER_PIXEL * int(max_pixels)
+
+
 def _rejected(path: str, found: os.stat_result | None, reason: str) -> dict[str, Any]:
     """As it was `found` it is not read again. None: what kept it from being read may pass, the next scan tries it."""
     size, mtime = (found.st_size, found.st_mtime_ns) if found else (-1, -1)
@@ -229,7 +234,7 @@ def main() -> int:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     Image.MAX_IMAGE_PIXELS = None  # the job's own limit is checked before anything is decoded
     warnings.simplefilter("ignore")  # of odd files there are many
-    limit = MEMORY_BYTES + BYTES_PER_PIXEL * int(job["max_pixels"])
+    limit = needed(job["max_pixels"])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for files in read_files(job):
         line = {"token": job["token"], "stage": "intake", "event": "read", "files": files}

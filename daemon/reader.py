@@ -282,6 +282,7 @@ class Reader:
             "journal": str(self.config.state / "journal.db"),
             "index": str(self.config.state / "duplicates"),
             "store": str(self.config.state / "store"),
+            "max_pixels": self.config.settings.watch.max_megapixels * 1e6,
             "pictures": [str(self._file(f"{part.number}.pictures")) for part in self.parts],
         }
         return self._start(f"match{number}.{self.crashes}.{now():.0f}", "daemon.match", about)
