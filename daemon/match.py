@@ -2,10 +2,10 @@
 
     python -m daemon.match JOB.json
 
-JOB.json: {"token", "journal", "index", "store", "max_pixels", "pictures": [file, …]}. It is started while images are being read, and
-begins with the line {"all": true | false}: whether the whole journal is gone through, or only what is newer than the
-index. `pictures` are what the reading children have left by then (daemon/decode.py); what they lack is made again from
-the store. It prints {"token", "stage": "match", "event": "pairs", "pairs": [[id, id], …]}.
+JOB.json: {"token", "journal", "index", "store", "max_pixels", "pictures": [file, …]}. It is started while images are
+being read, and begins with the line {"all": true | false}: whether the whole journal is gone through, or only what is
+newer than the index. `pictures` are what the reading children have left by then (daemon/decode.py); what they lack is
+made again from the store. It prints {"token", "stage": "match", "event": "pairs", "pairs": [[id, id], …]}.
 Whose drop is still being matched is matched anew: a daemon that was killed may not have heard of its pairs. Of what was
 forgotten the index loses its picture.
 """
