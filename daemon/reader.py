@@ -7,6 +7,7 @@ match      near-duplicates among them and of what was known before (daemon/match
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -81,6 +82,7 @@ class Reader:
         self.linked: set[Path] = set()  # folders with links that notification does not see through
         self.rests_until = 0.0  # after near-duplicates could not be looked for
         self.crashes = 0
+        self._starts = itertools.count()
         self._began = self._said = self._heard = 0.0
         shares = config.settings.roles
         self._shares: dict[Role, float] = {"train": shares.train, "tune": shares.tune, "judge": shares.judge}
@@ -91,6 +93,7 @@ class Reader:
 
     @property
     def children(self) -> list[Child]:
+        """Those at work, and listened to; the one that only gets ready is none of them."""
         return [child for child in (self.child, *(part.child for part in self.parts)) if child]
 
     def scan(self) -> None:
@@ -217,6 +220,7 @@ class Reader:
 
     def _open_drop(self, folder: Path, difference: Difference) -> None:
         self.drop = Drop(self.config, self.journal, folder, difference)
+        self._starts = itertools.count()
         self._began = self._said = self._heard = time.monotonic()
         self.drop.refuse(difference.unnamable, "its name is not UTF-8 text on one line: rename it")
         files = self.drop.files
@@ -256,12 +260,11 @@ class Reader:
             "kept": str(self._file("said")),
             "journal": str(self.config.state / "journal.db"),
         }
-        self.child = self._start(f"manifest{self.drop.id}.{self.crashes}", "daemon.manifest", about)
+        self.child = self._start(f"manifest{self.drop.id}", "daemon.manifest", about)
 
     def _read(self, part: Part) -> None:
         assert self.drop is not None
         part.given = part.unread[:1] if part.alone else part.unread
-        token = f"drop{self.drop.id}.{part.number}.{len(part.unread)}.{part.crashes}"
         about = {
             "store": str(self.config.state / "store"),
             "keep": self.config.settings.store.keep,
@@ -273,7 +276,7 @@ class Reader:
             "max_pixels": self.config.settings.watch.max_megapixels * 1e6,
             "batch": BATCH,
         }
-        part.child = self._start(token, "daemon.decode", about)
+        part.child = self._start(f"drop{self.drop.id}.{part.number}", "daemon.decode", about)
 
     def _prepare_match(self) -> Child:
         """Starts the child that looks for near-duplicates: until it is told to, it only gets ready."""
@@ -285,7 +288,7 @@ class Reader:
             "max_pixels": self.config.settings.watch.max_megapixels * 1e6,
             "pictures": [str(self._file(f"{part.number}.pictures")) for part in self.parts],
         }
-        return self._start(f"match{number}.{self.crashes}.{now():.0f}", "daemon.match", about)
+        return self._start(f"match{number}", "daemon.match", about)
 
     def _match(self, *, all_of_it: bool = False) -> None:
         ready, self.ready = self.ready, None
@@ -318,7 +321,8 @@ class Reader:
             file.unlink(missing_ok=True)
         self.drop, self.parts = None, []
 
-    def _start(self, token: str, module: str, about: dict[str, Any]) -> Child:
+    def _start(self, name: str, module: str, about: dict[str, Any]) -> Child:
+        token = f"{name}.{next(self._starts)}"  # of no other child, however soon it follows
         file = write_job(self._file(f"{module}.{token}.json"), {"token": token, **about})
         listens = module == "daemon.match"
         child = Child(token, module, [str(file)], self.put, environment=CALM, listens=listens)

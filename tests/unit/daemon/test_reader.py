@@ -290,6 +290,29 @@ def test_what_gets_ready_to_look_for_near_duplicates_is_replaced_where_it_died(
     assert lane.told == ["drop 1: 1 images, 0 gone, 0 rejected"]
 
 
+def test_a_child_that_follows_at_once_is_not_taken_for_the_one_before(
+    lane: Lane, images: Path, png: Png, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the one that got ready and died is heard of when its successor is at work, within the same second."""
+    monkeypatch.setattr("daemon.reader.now", lambda: 1.8e9)
+    monkeypatch.setattr(lane.reader.sources, "fire_at", lambda *_: None)
+    png(images / "cat" / "1.png", 1)
+    lane.let_settle()
+    lane.reader.scan()
+    while lane.reader.ready is None:
+        lane.reader.step()
+    died = lane.reader.ready
+    died.kill()
+    assert died.wait(30)
+    while lane.reader.child is None:
+        if not lane.reader.step():
+            lane.handle(lane.queue.get(timeout=30))
+    lane.handle(ChildEnded(died.token, -9, ""))
+    assert lane.reader.child is not None
+    lane.work()
+    assert lane.told == ["drop 1: 1 images, 0 gone, 0 rejected"]
+
+
 def test_what_gets_ready_to_look_for_near_duplicates_ends_where_there_is_nothing_to_look_for(
     lane: Lane, images: Path, png: Png
 ) -> None:
