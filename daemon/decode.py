@@ -36,6 +36,7 @@ from daemon import plain_jpeg, store
 from daemon.children import die_with_parent
 from daemon.descriptor import describe
 from daemon.originals import Originals, Unusable
+from policies.facts import FORMATS
 
 USUAL = ("RGB", "L", "P", "RGBA", "1", "LA", "CMYK")  # modes of which it is known that training can convert them
 SECONDS = 60  # that decoding one file may take
@@ -181,7 +182,7 @@ def decode(source: bytes | BinaryIO, max_pixels: float) -> tuple[dict[str, Any],
         if isinstance(source, bytes) and (plain := plain_jpeg.decode(source, max_pixels)):
             looks = {"width": plain.width, "height": plain.height, "mode": plain.mode, "frames": 1}
             return looks, describe(plain)
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise Unusable(
@@ -193,7 +194,8 @@ def decode(source: bytes | BinaryIO, max_pixels: float) -> tuple[dict[str, Any],
             looks = {"width": width, "height": height, "mode": image.mode, "frames": _count_frames(image)}
             return looks, describe(_upright(image))
     except UnidentifiedImageError:
-        raise Unusable("is no image that can be recognised, whatever its name says") from None
+        known = f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
+        raise Unusable(f"is no image that can be recognised, whatever its name says: {known} are read") from None
     except MemoryError:
         raise Unusable("takes more memory to decode than a reader may have") from None
     except (Unusable, store.StoreUnwritable):

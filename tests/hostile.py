@@ -60,6 +60,14 @@ def bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
+def fits(width: int, height: int) -> bytes:
+    """A gray picture as telescopes write it: a header of cards, then rows, each filled up to 2,880 bytes."""
+    about = {"SIMPLE": "T", "BITPIX": 8, "NAXIS": 2, "NAXIS1": width, "NAXIS2": height}
+    cards = [*(f"{name:8}= {value:>20}" for name, value in about.items()), "END"]
+    header = "".join(f"{card:80}" for card in cards)
+    return f"{header:2880}".encode() + bytes(range(240)) * (width * height // 240) + bytes(-width * height % 2880)
+
+
 def write(content: bytes) -> Make:
     return lambda path: path.write_bytes(content)
 
@@ -127,6 +135,7 @@ def nested(levels: int) -> Make:
 
 
 UNKNOWN = "is no image that can be recognised|cannot be decoded"
+OTHER = "is no image that can be recognised, .*: JPEG, PNG, WEBP, BMP, TIFF and GIF are read"
 BROKEN = "cannot be decoded"
 NAMES = "its name is not UTF-8 text on one line"
 JPEG, PNG, GIF, TIFF = image("JPEG"), image("PNG"), image("GIF", "P"), image("TIFF")
@@ -177,11 +186,17 @@ CORPUS: list[Hostile] = [
     Hostile(b"program.png", write(b"\x7fELF" + bytes(2000)), UNKNOWN),
     Hostile(b"pickle.png", write(b"\x80\x04cos\nsystem\n(S'false'\ntR."), UNKNOWN),
     Hostile(b"postscript.eps", write(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), UNKNOWN),
+    # images of formats that are not read, whole ones
+    Hostile(b"drawing.eps", write(image("EPS", seed=40)), OTHER),
+    Hostile(b"stars.fits", write(fits(40, 30)), OTHER),
+    Hostile(b"pixels.ppm", write(image("PPM", seed=41)), OTHER),
     # two things at once
     Hostile(b"and-an-archive.png", write(image("PNG", seed=5) + ZIP), None),
     Hostile(b"and-a-script.jpg", write(image("JPEG", seed=6) + SCRIPT), None),
     Hostile(b"and-a-page.gif", write(image("GIF", "P", seed=7) + b"<script>alert(1)</script>"), None),
     Hostile(b"two-images.jpg", write(image("JPEG", seed=8) + image("JPEG", seed=9)), None),
+    Hostile(b"two-pictures.mpo", write(image("MPO", seed=42, save_all=True, append_images=[Image.new("RGB", (9, 9))])),
+            None),
     # much beside the picture
     Hostile(b"huge-exif.jpg", write(with_exif(4 << 20)), None),
     Hostile(b"broken-exif.jpg", write(JPEG[:2] + b"\xff\xe1\x00\x10Exif\0\0MM\0*\xff\xff\xff\xff" + JPEG[2:]), None),

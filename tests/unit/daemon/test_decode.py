@@ -194,6 +194,7 @@ def test_a_copy_that_cannot_be_read_back_is_no_fault_of_the_file(
     assert list((tmp_path / "store" / "incoming").iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # as the child does
 @pytest.mark.parametrize("few", [10, 16 << 20])
 def test_a_place_that_no_file_has_is_the_files_own_fault(
     job: Callable[..., Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
