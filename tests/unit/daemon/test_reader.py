@@ -243,7 +243,7 @@ def test_a_reader_that_hangs_is_stopped(lane: Lane, images: Path, png: Png, monk
     assert hanging is not None and not hanging.wait(0.05)  # within its time it is left alone
     monkeypatch.setattr("daemon.reader.PATIENCE_SECONDS", 0.0)
     lane.reader.stop_overdue()
-    while not lane.reader.parts[0].crashes:
+    while not lane.reader.parts[0].alone:
         lane.handle(lane.queue.get(timeout=30))
     assert hanging.wait(0)
     for child in lane.reader.children:
