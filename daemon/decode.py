@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -36,6 +36,7 @@ from daemon import plain_jpeg, store
 from daemon.children import die_with_parent
 from daemon.descriptor import describe
 from daemon.originals import Originals, Unusable
+from policies.facts import FORMATS
 
 USUAL = ("RGB", "L", "P", "RGBA", "1", "LA", "CMYK")  # modes of which it is known that training can convert them
 SECONDS = 60  # that decoding one file may take
@@ -115,8 +116,9 @@ class Reading:
         temporary = store.incoming(self.store, next(self.incoming))
         try:
             sha256, size = store.copy_large(original, temporary)
-            looks, picture = self._decode(temporary)
-        except Unusable:
+            with store.opened(temporary) as copy:
+                looks, picture = self._decode(copy)
+        except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         if self.refer:
@@ -143,12 +145,10 @@ class Reading:
             self.pictures.unlink(missing_ok=True)  # a record that is torn would spoil those after it
         return batch.told
 
-    def _decode(self, source: bytes | Path) -> tuple[dict[str, Any], bytes]:
+    def _decode(self, source: bytes | BinaryIO) -> tuple[dict[str, Any], bytes]:
         signal.setitimer(signal.ITIMER_REAL, SECONDS)  # ends this process: no decoder listens to anything else
         try:
             return decode(source, self.max_pixels)
-        except OSError as error:  # the copy cannot be read back
-            raise store.StoreUnwritable(str(error)) from error
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -173,16 +173,16 @@ def read_files(job: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
             yield settling.result()
 
 
-def decode(source: Path | bytes, max_pixels: float) -> tuple[dict[str, Any], bytes]:
+def decode(source: bytes | BinaryIO, max_pixels: float) -> tuple[dict[str, Any], bytes]:
     """What an image is ({"width", "height", "mode", "frames"}), and its description, upright as its EXIF says.
 
-    Raises Unusable, or OSError where the bytes cannot be read at all.
+    Raises Unusable, and of a copy in the store that cannot be read back StoreUnwritable.
     """
     try:
         if isinstance(source, bytes) and (plain := plain_jpeg.decode(source, max_pixels)):
             looks = {"width": plain.width, "height": plain.height, "mode": plain.mode, "frames": 1}
             return looks, describe(plain)
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise Unusable(
@@ -194,14 +194,13 @@ def decode(source: Path | bytes, max_pixels: float) -> tuple[dict[str, Any], byt
             looks = {"width": width, "height": height, "mode": image.mode, "frames": _count_frames(image)}
             return looks, describe(_upright(image))
     except UnidentifiedImageError:
-        raise Unusable("is no image that can be recognised, whatever its name says") from None
+        known = f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
+        raise Unusable(f"is no image that can be recognised, whatever its name says: {known} are read") from None
     except MemoryError:
         raise Unusable("takes more memory to decode than a reader may have") from None
-    except Unusable:
+    except (Unusable, store.StoreUnwritable):
         raise
-    except Exception as error:  # whatever odd bytes make Pillow raise
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
+    except Exception as error:  # whatever odd bytes make Pillow raise, also of a place that no file can have
         raise Unusable(f"cannot be decoded: {error}") from None
 
 
@@ -220,6 +219,11 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def needed(max_pixels: float) -> int:
+    """Bytes of memory that decoding an image of at most so many pixels may take."""
+    return MEMORY_BYTES + BYTES_PER_PIXEL * int(max_pixels)
+
+
 def _rejected(path: str, found: os.stat_result | None, reason: str) -> dict[str, Any]:
     """As it was `found` it is not read again. None: what kept it from being read may pass, the next scan tries it."""
     size, mtime = (found.st_size, found.st_mtime_ns) if found else (-1, -1)
@@ -232,7 +236,7 @@ def main() -> int:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     Image.MAX_IMAGE_PIXELS = None  # the job's own limit is checked before anything is decoded
     warnings.simplefilter("ignore")  # of odd files there are many
-    limit = MEMORY_BYTES + BYTES_PER_PIXEL * int(job["max_pixels"])
+    limit = needed(job["max_pixels"])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for files in read_files(job):
         line = {"token": job["token"], "stage": "intake", "event": "read", "files": files}

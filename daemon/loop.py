@@ -302,6 +302,7 @@ class Daemon:
     def end_children(self) -> None:
         """Every child is asked to end, and ended if it does not."""
         alive = [*(child for lane in self.lanes for child in children_of(lane)), *self.worker.leaving.values()]
+        alive += [self.reader.ready] if self.reader.ready else []
         for child in alive:
             child.stop(grace_seconds=STOP_SECONDS - 2)
         for child in alive:

@@ -2,23 +2,28 @@
 
     python -m daemon.match JOB.json
 
-JOB.json: {"token", "journal", "index", "store", "pictures": [file, …]}. It is started while images are being read, and
-begins with the line {"all": true | false}: whether the whole journal is gone through, or only what is newer than the
-index. `pictures` are what the reading children have left by then (daemon/decode.py); what they lack is made again from
-the store. It prints {"token", "stage": "match", "event": "pairs", "pairs": [[id, id], …]}.
+JOB.json: {"token", "journal", "index", "store", "max_pixels", "pictures": [file, …]}. It is started while images are
+being read, and begins with the line {"all": true | false}: whether the whole journal is gone through, or only what is
+newer than the index. `pictures` are what the reading children have left by then (daemon/decode.py); what they lack is
+made again from the store. It prints {"token", "stage": "match", "event": "pairs", "pairs": [[id, id], …]}.
 Whose drop is still being matched is matched anew: a daemon that was killed may not have heard of its pairs. Of what was
 forgotten the index loses its picture.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import os
+import resource
+import signal
 import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +31,12 @@ from PIL import Image
 
 from daemon import likeness
 from daemon.children import die_with_parent
-from daemon.decode import decode
+from daemon.decode import SECONDS, decode, needed
 from daemon.descriptor import SIZE
 from daemon.duplicates import Index
 from daemon.neighbours import Ints
-from daemon.originals import Unusable
-from daemon.store import place
+from daemon.originals import Unusable, open_regular
+from daemon.store import SourceUnreadable, place, read_few
 
 CHUNK = 50_000  # samples at once
 LEFT = np.dtype([("sha256", "S32"), ("descriptor", "u1", SIZE)])  # of the reading children
@@ -49,7 +54,7 @@ NEW = f"""
 def main() -> int:
     die_with_parent()
     job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    Image.MAX_IMAGE_PIXELS = None  # intake has checked the size before the image came into the store
+    Image.MAX_IMAGE_PIXELS = None  # the job's own limit is checked before anything is decoded
     store = Path(job["store"])
     with Index.open(Path(job["index"])) as index:
         likeness.prepare()
@@ -61,7 +66,7 @@ def main() -> int:
             rows = left.find([sha for _, sha in samples])
             made: list[bytes] = []
             for at in np.flatnonzero(rows < 0).tolist():
-                if picture := _describe(store, samples[at][1]):
+                if picture := _describe(store, samples[at][1], job["max_pixels"]):
                     rows[at] = len(left) + len(made)
                     made.append(picture)
             if (rows >= 0).any():
@@ -131,12 +136,48 @@ def _new_samples(journal: Path, index: Index, *, all_of_it: bool) -> Iterator[li
                 yield new
 
 
-def _describe(store: Path, sha: bytes) -> bytes | None:
-    """From the stored bytes; None: they are not there, or of no use any more."""
+def _describe(store: Path, sha: bytes, max_pixels: float) -> bytes | None:
+    """From the stored bytes; None: they are not there, are others by now, or of no use any more.
+
+    With store.keep = "reference" a person's own file stands there, and may have become anything.
+    """
     try:
-        return decode(place(store, sha.hex()), float("inf"))[1]
-    except (OSError, Unusable):
+        opened, found = open_regular(str(place(store, sha.hex())))
+        with open(opened, "rb") as original, _bounded(max_pixels):  # noqa: PTH123  (a descriptor, not a path)
+            content = read_few(opened, found.st_size)
+            source = original if content is None else io.BytesIO(content)
+            if hashlib.file_digest(source, "sha256").digest() != sha:
+                return None
+            source.seek(0)
+            picture = decode(source if content is None else content, max_pixels)[1]
+            after = os.fstat(opened)
+    except (OSError, SourceUnreadable, Unusable):
         return None
+    return picture if (found.st_size, found.st_mtime_ns) == (after.st_size, after.st_mtime_ns) else None
+
+
+@contextmanager
+def _bounded(max_pixels: float) -> Iterator[None]:
+    """No more time and memory than a reading child has. Raises Unusable.
+
+    The memory is on top of what this child has by now: the index that it maps grows with the journal.
+    """
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    limit, hard = used + needed(max_pixels), before[1]
+    listened = signal.signal(signal.SIGALRM, _stop)
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        signal.signal(signal.SIGALRM, listened)
+
+
+def _stop(*_: object) -> NoReturn:
+    raise Unusable("takes too long to decode")
 
 
 if __name__ == "__main__":

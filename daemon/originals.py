@@ -7,6 +7,8 @@ import stat
 from typing import BinaryIO
 
 HELD = os.O_PATH | os.O_CLOEXEC  # takes hold of what a path leads to without opening it
+READ = os.O_RDONLY | os.O_CLOEXEC
+DESCRIPTORS = "/proc/self/fd"  # what this process holds, as links to where it lies
 
 
 class Unusable(Exception):
@@ -23,6 +25,7 @@ class Originals:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.home = os.path.realpath(folder)
+        self._descriptors = os.open(DESCRIPTORS, HELD)  # a microsecond less a look than by its path
         self._above: str | None = None
         self._held: int | None = None
 
@@ -36,8 +39,9 @@ class Originals:
             held = os.open(name, HELD | os.O_NOFOLLOW, dir_fd=self._held)
             try:
                 found = os.fstat(held)
-                if not stat.S_ISLNK(found.st_mode):
-                    return _open(held, found), found
+                if not stat.S_ISLNK(found.st_mode) and self._lies_within(held):
+                    _refuse_odd(found)
+                    return os.open(str(held), READ, dir_fd=self._descriptors), found
             finally:
                 os.close(held)
         return open_within(f"{self.folder}/{path}", self.home)
@@ -48,15 +52,16 @@ class Originals:
         self._above = self._held = None
 
     def _hold(self, above: str) -> int | None:
-        """The folder; None where it does not lie within, or is none: then each file is told what is wrong with it."""
+        """The folder; None where there is none: then each file is told what is wrong with it."""
         try:
-            held = os.open(f"{self.folder}/{above}", HELD | os.O_DIRECTORY)
+            return os.open(f"{self.folder}/{above}", HELD | os.O_DIRECTORY)
         except OSError:
             return None
-        if f"{_real(held)}/".startswith(f"{self.home}/"):
-            return held
-        os.close(held)
-        return None
+
+    def _lies_within(self, held: int) -> bool:
+        """Asked of each file: the folder that is held may have been moved out meanwhile."""
+        real = os.readlink(str(held), dir_fd=self._descriptors)
+        return lies_below(real, self.home)
 
 
 def open_within(file: str, home: str) -> tuple[int, os.stat_result]:
@@ -72,8 +77,18 @@ def open_within(file: str, home: str) -> tuple[int, os.stat_result]:
         raise
     try:
         found, real = os.fstat(held), _real(held)
-        if not real.startswith(f"{home}/"):
+        if not lies_below(real, home):
             raise Unusable(f"is a link out of the watched folder, to {real}", found)
+        return _open(held, found), found
+    finally:
+        os.close(held)
+
+
+def open_regular(file: str) -> tuple[int, os.stat_result]:
+    """As `open_within`, wherever it lies: for those that know by its hash what they look for."""
+    held = os.open(file, HELD)
+    try:
+        found = os.fstat(held)
         return _open(held, found), found
     finally:
         os.close(held)
@@ -84,15 +99,24 @@ def stream_within(file: str, home: str) -> BinaryIO:
     return open(open_within(file, home)[0], "rb")  # noqa: PTH123  (a descriptor, not a path)
 
 
+def lies_below(path: str, home: str) -> bool:
+    """Of real paths, "/" among them."""
+    return path.startswith(home if home == "/" else f"{home}/")
+
+
 def _real(held: int) -> str:
-    return os.readlink(f"/proc/self/fd/{held}")  # noqa: PTH115  (as fast as can be)
+    return os.readlink(f"{DESCRIPTORS}/{held}")  # noqa: PTH115  (as fast as can be)
 
 
 def _open(held: int, found: os.stat_result) -> int:
+    _refuse_odd(found)
+    return os.open(f"{DESCRIPTORS}/{held}", READ)
+
+
+def _refuse_odd(found: os.stat_result) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise Unusable("is a link to a folder that holds it, or behind another link: it is not followed", found)
     if not stat.S_ISREG(found.st_mode):
         raise Unusable("is no regular file (a device, pipe or socket is never opened)", found)
     if found.st_size == 0:
         raise Unusable("is empty", found)
-    return os.open(f"/proc/self/fd/{held}", os.O_RDONLY | os.O_CLOEXEC)

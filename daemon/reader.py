@@ -7,6 +7,7 @@ match      near-duplicates among them and of what was known before (daemon/match
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -15,7 +16,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from daemon.config import Config
 from daemon.events import DropSettled, Event
 from daemon.intake import Drop, write_job
 from daemon.journal import now
+from daemon.part import Part, why
 from daemon.scan import Difference, compare
 from daemon.schema import drops
 from daemon.sources import Sources
@@ -41,18 +42,6 @@ FEW = 256  # files that are not worth a second child
 PARTS = 2
 CALM = {"OPENBLAS_NUM_THREADS": "1"}  # its threads wait for one another by spinning, eight times the work on busy cores
 SAY_SECONDS = 10.0  # between two words of how far a long drop is
-
-
-@dataclass(slots=True)
-class Part:
-    """The files of a drop that one child reads."""
-
-    number: int
-    unread: list[str]
-    given: list[str] = field(default_factory=list)  # to its child: what the child's numbers mean
-    alone: bool = False  # the first of them has ended a child: it is tried by itself
-    crashes: int = 0
-    child: Child | None = None
 
 
 class Reader:
@@ -80,7 +69,7 @@ class Reader:
         self.outdated = False  # the index holds pictures of images that were forgotten
         self.linked: set[Path] = set()  # folders with links that notification does not see through
         self.rests_until = 0.0  # after near-duplicates could not be looked for
-        self.crashes = 0
+        self._starts = itertools.count()
         self._began = self._said = self._heard = 0.0
         shares = config.settings.roles
         self._shares: dict[Role, float] = {"train": shares.train, "tune": shares.tune, "judge": shares.judge}
@@ -91,6 +80,7 @@ class Reader:
 
     @property
     def children(self) -> list[Child]:
+        """Those at work, and listened to; the one that only gets ready is none of them."""
         return [child for child in (self.child, *(part.child for part in self.parts)) if child]
 
     def scan(self) -> None:
@@ -161,11 +151,9 @@ class Reader:
 
     def _bury_single(self, token: str, status: int, last_words: str) -> None:
         if status == 0:
-            self.crashes = 0
             if token.startswith("match"):
                 self._place()
             return
-        self.crashes += 1
         log.error("%s ended with status %d: %s", token, status, last_words[-500:])
         if token.startswith("match"):
             self.unmatched = True  # no role is given before it is known what is near to what
@@ -178,8 +166,7 @@ class Reader:
     def _take(self, token: str, files: list[dict[str, Any]]) -> None:
         assert self.drop is not None
         part = next(part for part in self.parts if part.child and part.child.token == token)
-        part.crashes = 0
-        part.unread = part.unread[len(files) :]
+        part.take(len(files))
         self.drop.record(files)
         if (moment := time.monotonic()) >= self._said + SAY_SECONDS:
             self._said = moment
@@ -217,6 +204,7 @@ class Reader:
 
     def _open_drop(self, folder: Path, difference: Difference) -> None:
         self.drop = Drop(self.config, self.journal, folder, difference)
+        self._starts = itertools.count()
         self._began = self._said = self._heard = time.monotonic()
         self.drop.refuse(difference.unnamable, "its name is not UTF-8 text on one line: rename it")
         files = self.drop.files
@@ -256,12 +244,10 @@ class Reader:
             "kept": str(self._file("said")),
             "journal": str(self.config.state / "journal.db"),
         }
-        self.child = self._start(f"manifest{self.drop.id}.{self.crashes}", "daemon.manifest", about)
+        self.child = self._start(f"manifest{self.drop.id}", "daemon.manifest", about)
 
     def _read(self, part: Part) -> None:
         assert self.drop is not None
-        part.given = part.unread[:1] if part.alone else part.unread
-        token = f"drop{self.drop.id}.{part.number}.{len(part.unread)}.{part.crashes}"
         about = {
             "store": str(self.config.state / "store"),
             "keep": self.config.settings.store.keep,
@@ -269,11 +255,11 @@ class Reader:
             "at": str(self._file(f"{part.number}.at")),
             "pictures": str(self._file(f"{part.number}.pictures")),
             "folder": str(self.drop.folder),
-            "files": part.given,
+            "files": part.give(),
             "max_pixels": self.config.settings.watch.max_megapixels * 1e6,
             "batch": BATCH,
         }
-        part.child = self._start(token, "daemon.decode", about)
+        part.child = self._start(f"drop{self.drop.id}.{part.number}", "daemon.decode", about)
 
     def _prepare_match(self) -> Child:
         """Starts the child that looks for near-duplicates: until it is told to, it only gets ready."""
@@ -282,9 +268,10 @@ class Reader:
             "journal": str(self.config.state / "journal.db"),
             "index": str(self.config.state / "duplicates"),
             "store": str(self.config.state / "store"),
+            "max_pixels": self.config.settings.watch.max_megapixels * 1e6,
             "pictures": [str(self._file(f"{part.number}.pictures")) for part in self.parts],
         }
-        return self._start(f"match{number}.{self.crashes}.{now():.0f}", "daemon.match", about)
+        return self._start(f"match{number}", "daemon.match", about)
 
     def _match(self, *, all_of_it: bool = False) -> None:
         ready, self.ready = self.ready, None
@@ -317,7 +304,8 @@ class Reader:
             file.unlink(missing_ok=True)
         self.drop, self.parts = None, []
 
-    def _start(self, token: str, module: str, about: dict[str, Any]) -> Child:
+    def _start(self, name: str, module: str, about: dict[str, Any]) -> Child:
+        token = f"{name}.{next(self._starts)}"  # of no other child, however soon it follows
         file = write_job(self._file(f"{module}.{token}.json"), {"token": token, **about})
         listens = module == "daemon.match"
         child = Child(token, module, [str(file)], self.put, environment=CALM, listens=listens)
@@ -341,17 +329,10 @@ class Reader:
     def _look_for_the_culprit(self, part: Part, status: int, last_words: str) -> None:
         """The file at which a child ended is tried alone, and refused where that ends a child again."""
         assert self.drop is not None
-        part.crashes += 1
         if part.alone:
-            self.drop.refuse(part.unread[:1], _why(status, last_words), again=status == -signal.SIGKILL)
-            part.unread, part.alone = part.unread[1:], False
-            return
-        at = self._file(f"{part.number}.at")
-        number = int(at.read_bytes() or 0) if at.exists() else 0
-        read = len(part.given) - len(part.unread)  # of those that the child was given
-        culprit = part.given[max(number, read)]
-        part.unread = [culprit, *(path for path in part.unread if path != culprit)]
-        part.alone = True
+            self.drop.refuse([part.convict()], why(status, last_words), again=status == -signal.SIGKILL)
+        else:
+            part.suspect(self._file(f"{part.number}.at"))
 
     def stop_overdue(self) -> None:
         """Stops a child that has said nothing for too long: a file that hangs it is found as one that crashes it."""
@@ -385,11 +366,3 @@ class Reader:
     def _look_again(self, folder: Path, paths: list[str]) -> None:
         if paths:
             self.sources.touch(folder, *(folder / path for path in paths))
-
-
-def _why(status: int, last_words: str) -> str:
-    """What is said of a file that ends the process that reads it."""
-    if status == -signal.SIGALRM:
-        return "takes too long to decode"
-    words = next(reversed(last_words.strip().splitlines()), "killed")
-    return f"crashed the process that read it: {words}"

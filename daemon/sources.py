@@ -79,7 +79,7 @@ class Sources:
         self.put: Put = queue.put
         self.scheduler = BackgroundScheduler(timezone=UTC, job_defaults={"misfire_grace_time": None})
         self._settlings: dict[Path, Settling] = {}
-        self._observers: list[BaseObserver] = []
+        self._observers: set[BaseObserver] = set()  # those at work
         self._watched: list[_Watched] = []
         self._overflow = _Overflow(self._look_everywhere)
         self._stopped = threading.Event()
@@ -171,6 +171,7 @@ class Sources:
 
     def _replace(self, watched: _Watched, why: str) -> None:
         watched.observer.stop()
+        self._observers.discard(watched.observer)
         self.put(SourceFailed(why))
         watched.observer = self._observe(
             watched.folder, watched.handler, polling=watched.polling, recursive=watched.recursive
@@ -202,9 +203,9 @@ class Sources:
             observer = PollingObserver(timeout=seconds)
             if isinstance(handler, Touch):
                 handler.hears_closing = False
-            observer.schedule(handler, str(folder), recursive=recursive)
+            observer.schedule(handler, str(folder), recursive=recursive, event_filter=CHANGES)
             observer.start()
-        self._observers.append(observer)
+        self._observers.add(observer)
         return observer
 
 

@@ -11,11 +11,13 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 FEW_BYTES = 16 << 20  # so many are kept in memory between hashing and decoding
@@ -74,6 +76,24 @@ def copy_large(original: int, temporary: Path) -> tuple[str, int]:
             copy.flush()
         copy.seek(0)
         return hashlib.file_digest(copy, "sha256").hexdigest(), copy.tell()
+
+
+class _Copy(io.FileIO):
+    """A copy that is read back: what fails then is the store's fault. Seeking is not: where to, odd bytes may say."""
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        with _writing():
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        with _writing():
+            return super().readall()
+
+
+def opened(copy: Path) -> BinaryIO:
+    """A copy, to be decoded. Raises StoreUnwritable, then and whenever it cannot be read."""
+    with _writing():
+        return io.BufferedReader(_Copy(copy))
 
 
 def _create(final: str, content: bytes) -> bool:

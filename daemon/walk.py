@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from daemon.originals import lies_below
+
 Stat = tuple[int, int]  # size, mtime in nanoseconds
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -94,7 +96,7 @@ class Walk:
         except OSError:
             return False
         around = f"{os.path.realpath(Path(link).parent)}/"
-        within = real.startswith(f"{home}/") and not around.startswith(f"{real}/") and Path(real).is_dir()
+        within = lies_below(real, home) and not around.startswith(f"{real}/") and Path(real).is_dir()
         self.links |= within
         return within
 

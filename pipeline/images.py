@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from policies.facts import FORMATS
 from policies.job import StageError
 
 Resize = Literal["stretch", "crop"]
@@ -30,12 +31,12 @@ def decode(data: bytes, size: Size, resize: Resize) -> NDArray[np.uint8]:
 
     "stretch" resizes to the size whatever the proportions; "crop" fits the shorter side and cuts the centre out.
     Both are bilinear with antialiasing. Transparency is laid on white; 16 bits a channel become 8.
-    Raises StageError where the bytes are no image that Pillow decodes.
+    Raises StageError where the bytes are no image of the formats that are read (policies/facts.py).
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return _prepare(image, size, resize)
     except Exception as error:  # whatever odd bytes make Pillow raise
         raise StageError(f"cannot be decoded: {error}") from error

@@ -16,6 +16,10 @@ from typing import Any, Literal, TypeVar
 Role = Literal["train", "tune", "judge"]
 ROLES: tuple[Role, ...] = ("train", "tune", "judge")
 
+# The formats of images that are read, by Pillow's names, and none of its other forty: the fewer parsers see odd bytes
+# the better, and one of them runs programs. What phones write with several pictures (MPO) is a JPEG.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+
 Preference = Literal["accuracy", "throughput", "latency_p95_ms", "memory_mb", "artifact_mb"]
 MAXIMIZED: frozenset[str] = frozenset({"accuracy", "throughput"})
 

@@ -60,6 +60,14 @@ def bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
+def fits(width: int, height: int) -> bytes:
+    """A gray picture as telescopes write it: a header of cards, then rows, each filled up to 2,880 bytes."""
+    about = {"SIMPLE": "T", "BITPIX": 8, "NAXIS": 2, "NAXIS1": width, "NAXIS2": height}
+    cards = [*(f"{name:8}= {value:>20}" for name, value in about.items()), "END"]
+    header = "".join(f"{card:80}" for card in cards)
+    return f"{header:2880}".encode() + bytes(range(240)) * (width * height // 240) + bytes(-width * height % 2880)
+
+
 def write(content: bytes) -> Make:
     return lambda path: path.write_bytes(content)
 
@@ -104,6 +112,17 @@ def endless_gif() -> bytes:
     return body[:-1] + body[frame:-1] * 2000
 
 
+def sparse(start: bytes, size: int = 17 << 20) -> Make:
+    """More than is kept in memory while it is decoded (daemon/store.py), nearly all of it a hole."""
+
+    def make(path: Path) -> None:
+        with path.open("wb") as file:
+            file.write(start)
+            file.truncate(size)
+
+    return make
+
+
 def nested(levels: int) -> Make:
     def make(path: Path) -> None:
         at = path.parent
@@ -116,6 +135,7 @@ def nested(levels: int) -> Make:
 
 
 UNKNOWN = "is no image that can be recognised|cannot be decoded"
+OTHER = "is no image that can be recognised, .*: JPEG, PNG, WEBP, BMP, TIFF and GIF are read"
 BROKEN = "cannot be decoded"
 NAMES = "its name is not UTF-8 text on one line"
 JPEG, PNG, GIF, TIFF = image("JPEG"), image("PNG"), image("GIF", "P"), image("TIFF")
@@ -166,11 +186,17 @@ CORPUS: list[Hostile] = [
     Hostile(b"program.png", write(b"\x7fELF" + bytes(2000)), UNKNOWN),
     Hostile(b"pickle.png", write(b"\x80\x04cos\nsystem\n(S'false'\ntR."), UNKNOWN),
     Hostile(b"postscript.eps", write(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), UNKNOWN),
+    # images of formats that are not read, whole ones
+    Hostile(b"drawing.eps", write(image("EPS", seed=40)), OTHER),
+    Hostile(b"stars.fits", write(fits(40, 30)), OTHER),
+    Hostile(b"pixels.ppm", write(image("PPM", seed=41)), OTHER),
     # two things at once
     Hostile(b"and-an-archive.png", write(image("PNG", seed=5) + ZIP), None),
     Hostile(b"and-a-script.jpg", write(image("JPEG", seed=6) + SCRIPT), None),
     Hostile(b"and-a-page.gif", write(image("GIF", "P", seed=7) + b"<script>alert(1)</script>"), None),
     Hostile(b"two-images.jpg", write(image("JPEG", seed=8) + image("JPEG", seed=9)), None),
+    Hostile(b"two-pictures.mpo", write(image("MPO", seed=42, save_all=True, append_images=[Image.new("RGB", (9, 9))])),
+            None),
     # much beside the picture
     Hostile(b"huge-exif.jpg", write(with_exif(4 << 20)), None),
     Hostile(b"broken-exif.jpg", write(JPEG[:2] + b"\xff\xe1\x00\x10Exif\0\0MM\0*\xff\xff\xff\xff" + JPEG[2:]), None),
@@ -179,6 +205,14 @@ CORPUS: list[Hostile] = [
             UNKNOWN),
     Hostile(b"endless.gif", write(endless_gif()), None),
     Hostile(b"loop.tif", write(b"II*\0\x08\0\0\0\0\0\x08\0\0\0"), UNKNOWN),
+    # large, and nowhere near what they say of themselves
+    Hostile(b"beyond.tif", sparse(b"II+\0\x08\0\0\0" + struct.pack("<Q", 2**63 - 1)), UNKNOWN),
+    Hostile(b"far-beyond.tif", sparse(b"II+\0\x08\0\0\0" + struct.pack("<Q", 2**64 - 1)), UNKNOWN),
+    Hostile(b"endless-chunk.png", sparse(PNG[:33] + struct.pack(">I", 2**32 - 1) + b"IDAT"),
+            f"{BROKEN}|takes more memory"),
+    Hostile(b"endless.webp", sparse(b"RIFF\xff\xff\xff\xffWEBPVP8L\xff\xff\xff\xff"), UNKNOWN),
+    Hostile(b"pixels-elsewhere.bmp", sparse(b"BM" + struct.pack("<IHHIIiiHHIIiiII", 2**32 - 1, 0, 0, 2**32 - 1, 40, 40,
+                                                              30, 1, 24, 0, 0, 0, 0, 0, 0)), BROKEN),
     # modes
     Hostile(b"sixteen-bits.png", write(png(4, 4, (b"\0" + bytes(range(8))) * 4, bits=16, colour=0)), None),
     Hostile(b"one-bit.png", write(image("PNG", "1", seed=10)), None),

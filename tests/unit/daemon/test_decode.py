@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -179,15 +178,32 @@ def test_what_may_pass_is_tried_again_by_the_next_scan(
 
 
 def test_a_copy_that_cannot_be_read_back_is_no_fault_of_the_file(
-    job: Callable[..., Any], folder: Path, png: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., Any], folder: Path, tmp_path: Path, png: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(image: Image.Image) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+    """As of a disk that fails: a large copy whose first bytes are an error (EIO), which the kernel says of this one."""
+
+    def lose(original: int, temporary: Path) -> tuple[str, int]:
+        temporary.symlink_to("/proc/self/mem")
+        return 64 * "0", 9
 
     png(folder / "a" / "x.png")
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    monkeypatch.setattr("daemon.store.FEW_BYTES", 10)
+    monkeypatch.setattr("daemon.store.copy_large", lose)
     with pytest.raises(StoreUnwritable, match="Input/output error"):
         told(job("a/x.png"))
+    assert list((tmp_path / "store" / "incoming").iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # as the child does
+@pytest.mark.parametrize("few", [10, 16 << 20])
+def test_a_place_that_no_file_has_is_the_files_own_fault(
+    job: Callable[..., Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    """In memory and beyond what is kept there: the kernel refuses to go there with an error of its own (EINVAL)."""
+    (folder / "a" / "x.tif").write_bytes(b"II+\0\x08\0\0\0" + struct.pack("<Q", 2**63 - 1))
+    monkeypatch.setattr("daemon.store.FEW_BYTES", few)
+    assert "sha256" not in told(job("a/x.tif"))["a/x.tif"]
+    assert stored(tmp_path) == set()
 
 
 def test_a_file_that_is_gone_is_said_to_be_gone(job: Callable[..., Any], folder: Path) -> None:

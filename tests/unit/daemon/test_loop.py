@@ -36,7 +36,7 @@ from daemon.events import (
 )
 from daemon.journal import claim
 from daemon.lock import is_running, locked
-from daemon.loop import Daemon
+from daemon.loop import Daemon, children_of
 from daemon.stock import artifact_folder
 
 World = Any  # tests/unit/daemon/conftest.py
@@ -600,6 +600,20 @@ def test_a_daemon_stops_when_it_is_told_to_and_its_children_with_it(
         assert [row.outcome for row in world.rows(schema.attempts)] == ["done", "lost"]
     finally:
         end(later)
+
+
+def test_the_child_that_gets_ready_is_asked_to_end_with_the_others(daemon: Daemon, config: Config, png: Png) -> None:
+    """It is no work at hand: nobody waits for it, nor listens to it, until it is told to begin."""
+    images = config.folders[0]
+    file = png(images / "cat" / "1.png")
+    daemon.reader.waiting.append(DropSettled(images, frozenset({file})))
+    while daemon.reader.ready is None:
+        if not daemon.reader.step():
+            daemon.handle(daemon.queue.get(timeout=30))
+    ready = daemon.reader.ready
+    assert ready not in children_of(daemon.reader)
+    daemon.end_children()
+    assert ready.wait(0)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
 import struct
 import threading
 import time
@@ -19,11 +20,13 @@ from PIL import Image
 from sqlalchemy import Engine, select, update
 
 from daemon import schema
-from daemon.config import Config
+from daemon.config import Config, load
+from daemon.duplicates import Index
 from daemon.events import ChildEnded, ChildSpoke, DropSettled, Event
 from daemon.journal import AnyRow
 from daemon.reader import FEW, Reader
 from daemon.sources import Sources, running
+from tests.hostile import bomb
 
 Png = Callable[..., Path]
 
@@ -240,7 +243,7 @@ def test_a_reader_that_hangs_is_stopped(lane: Lane, images: Path, png: Png, monk
     assert hanging is not None and not hanging.wait(0.05)  # within its time it is left alone
     monkeypatch.setattr("daemon.reader.PATIENCE_SECONDS", 0.0)
     lane.reader.stop_overdue()
-    while not lane.reader.parts[0].crashes:
+    while not lane.reader.parts[0].alone:
         lane.handle(lane.queue.get(timeout=30))
     assert hanging.wait(0)
     for child in lane.reader.children:
@@ -283,6 +286,29 @@ def test_what_gets_ready_to_look_for_near_duplicates_is_replaced_where_it_died(
         lane.reader.step()
     lane.reader.ready.kill()
     assert lane.reader.ready.wait(30)
+    lane.work()
+    assert lane.told == ["drop 1: 1 images, 0 gone, 0 rejected"]
+
+
+def test_a_child_that_follows_at_once_is_not_taken_for_the_one_before(
+    lane: Lane, images: Path, png: Png, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the one that got ready and died is heard of when its successor is at work, within the same second."""
+    monkeypatch.setattr("daemon.reader.now", lambda: 1.8e9)
+    monkeypatch.setattr(lane.reader.sources, "fire_at", lambda *_: None)
+    png(images / "cat" / "1.png", 1)
+    lane.let_settle()
+    lane.reader.scan()
+    while lane.reader.ready is None:
+        lane.reader.step()
+    died = lane.reader.ready
+    died.kill()
+    assert died.wait(30)
+    while lane.reader.child is None:
+        if not lane.reader.step():
+            lane.handle(lane.queue.get(timeout=30))
+    lane.handle(ChildEnded(died.token, -9, ""))
+    assert lane.reader.child is not None
     lane.work()
     assert lane.told == ["drop 1: 1 images, 0 gone, 0 rejected"]
 
@@ -333,3 +359,39 @@ def test_an_image_that_gets_its_label_later_is_still_known_to_what_comes(lane: L
     with lane.journal.connect() as connection:
         assert len(connection.execute(select(schema.near_duplicates)).all()) == 1
         assert len(connection.execute(select(schema.groups)).all()) == 2
+
+
+BECOMES: dict[str, Callable[[Path, bytes], object]] = {
+    "edited, alike another": lambda file, other: file.write_bytes(other),
+    "a pipe": lambda file, _: (file.unlink(), os.mkfifo(file)),
+    "a bomb": lambda file, _: file.write_bytes(bomb(12_000)),
+    "gone": lambda file, _: file.unlink(),
+}
+
+
+@pytest.mark.parametrize("becomes", BECOMES)
+def test_an_index_that_is_made_anew_is_of_the_images_that_were_taken_in(
+    lane: Lane, images: Path, png: Png, becomes: str
+) -> None:
+    """With references the user's own files stand in the store, and may have become anything by then."""
+    lane.reader.config = load(lane.config.workspace, ["watch.settle_seconds=0.01", "store.keep=reference"])
+    for index in range(3):
+        png(images / "cat" / f"{index}.png", index, (64, 64))
+    lane.work()
+    with Image.open(images / "cat" / "1.png") as image:
+        image.resize((48, 48)).save(images.parent / "other.png")
+    BECOMES[becomes](images / "cat" / "0.png", (images.parent / "other.png").read_bytes())
+    shutil.rmtree(lane.config.state / "duplicates")
+    lane.reader.waiting.clear()  # before a scan comes to it
+    lane.reader.unmatched = True
+    while lane.reader.step() or lane.reader.child:
+        if isinstance(event := lane.queue.get(timeout=30), ChildSpoke | ChildEnded):
+            lane.handle(event)
+    with lane.journal.connect() as connection:
+        (changed,) = connection.execute(
+            select(schema.occurrences.c.sample_id).where(schema.occurrences.c.path == "cat/0.png")
+        ).scalars()
+        ids = list(connection.execute(select(schema.samples.c.id)).scalars())
+        assert connection.execute(select(schema.near_duplicates)).all() == []
+    with Index.open(lane.config.state / "duplicates") as index:
+        assert (len(ids), index.missing(ids)) == (3, [changed])

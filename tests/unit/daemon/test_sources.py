@@ -16,9 +16,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from watchdog.observers.api import BaseObserver
+from watchdog.observers.polling import PollingObserver
 
 from daemon import settling as module
 from daemon import sources
@@ -368,6 +370,41 @@ def test_a_folder_that_cannot_be_watched_is_polled(
     heard.path(png(images / "cat" / "1.png"))
 
 
+def test_a_folder_that_is_polled_for_want_of_watches_hears_of_the_same_changes(
+    listen: Callable[..., Heard], images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    class Polling(PollingObserver):
+        def schedule(self, *arguments: Any, **named: Any) -> Any:
+            asked.append(named.get("event_filter"))
+            return super().schedule(*arguments, **named)
+
+    class Refused:
+        def schedule(self, *_arguments: object, **_named: object) -> None:
+            raise OSError(28, "inotify watch limit reached")
+
+    monkeypatch.setattr(sources, "PollingObserver", Polling)
+    listen("watch.polling=true")
+    wanted = asked[0]
+    monkeypatch.setattr(sources, "Observer", Refused)
+    listen()
+    assert wanted and all(filter_ == wanted for filter_ in asked)
+
+
+def test_of_a_folder_that_is_replaced_again_and_again_one_observer_is_kept(
+    listen: Callable[..., Heard], images: Path
+) -> None:
+    heard = listen()
+    before = len(heard.sources._observers)
+    for number in range(3):
+        images.rename(images.with_name(f"away{number}"))
+        images.mkdir()
+        heard.until(lambda event: isinstance(event, SourceFailed))
+        heard.until(lambda event: isinstance(event, DropSettled))
+    assert len(heard.sources._observers) == before
+
+
 GONE = "the watch ends with the folder: what comes into the new one is not noticed"
 
 
@@ -511,7 +548,7 @@ def test_at_the_end_nothing_is_left_running(config: Config, eventually: Callable
     quick = dataclasses.replace(config)
     heard = Heard(quick)
     with pytest.raises(ZeroDivisionError), running(heard.sources):
-        observers: list[BaseObserver] = heard.sources._observers
+        observers: set[BaseObserver] = heard.sources._observers
         assert all(observer.is_alive() for observer in observers)
         raise ZeroDivisionError
     assert not heard.sources.scheduler.running

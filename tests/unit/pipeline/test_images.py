@@ -208,6 +208,18 @@ def test_what_is_no_image_is_told(data: bytes) -> None:
         decode(data, (8, 8), "stretch")
 
 
+@pytest.mark.parametrize("kind", ["PPM", "TGA", "ICO"])
+def test_a_format_that_is_not_promised_is_not_tried(encode: Encode, kind: str) -> None:
+    with pytest.raises(StageError, match="cannot be decoded: cannot identify"):
+        decode(encode(noise(8, 8), kind), (8, 8), "stretch")
+
+
+def test_what_phones_write_with_several_pictures_is_a_jpeg(encode: Encode) -> None:
+    image, second = noise(8, 8), Image.fromarray(noise(8, 8, 1))
+    found = decode(encode(image, "MPO", save_all=True, append_images=[second]), (8, 8), "stretch")
+    assert np.array_equal(found, decode(encode(image, "JPEG"), (8, 8), "stretch"))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "BMP"])
 def test_an_image_that_breaks_off_is_told(encode: Encode, kind: str) -> None:
     data = encode(noise(64, 64), kind)
