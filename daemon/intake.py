@@ -18,9 +18,9 @@ from daemon import forget
 from daemon.config import Config
 from daemon.erase import erase_copies
 from daemon.journal import AnyRow, add, add_many, change, chunks, now
-from daemon.scan import UNREADABLE, Difference
+from daemon.scan import Difference
 from daemon.schema import drops, labels, manifests, occurrences, rejections, samples
-from daemon.walk import text
+from daemon.walk import UNREADABLE, text
 
 File = Mapping[Any, Any]  # what the reading child says of one (daemon/decode.py)
 Said = tuple[str | None, str | None]  # class and group, as a manifest says

@@ -29,8 +29,7 @@ from typing import Any, BinaryIO
 from daemon.children import die_with_parent
 from daemon.originals import Unusable, stream_within
 from daemon.said import Row, Said
-from daemon.scan import UNREADABLE
-from daemon.walk import text
+from daemon.walk import UNREADABLE, text
 
 LONGEST_LINE = 65_536  # bytes
 SAID = 200  # problems that are told one by one

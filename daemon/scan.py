@@ -17,11 +17,10 @@ from sqlalchemy import Connection, select, union_all
 
 from daemon.journal import chunks
 from daemon.schema import manifests, occurrences, rejections
-from daemon.walk import File, Stat, Walk, text
+from daemon.walk import UNREADABLE, File, Stat, Walk, text
 from daemon.watched import Watched
 
 Records = Generator[tuple[str, Stat], None, None]  # what the journal knows: paths and what they were
-UNREADABLE: Stat = (-1, -1)  # of a file that may not be read: a change of its mode changes neither size nor mtime
 
 
 @dataclass(slots=True)

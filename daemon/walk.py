@@ -17,6 +17,7 @@ from pathlib import Path
 from daemon.originals import lies_below
 
 Stat = tuple[int, int]  # size, mtime in nanoseconds
+UNREADABLE: Stat = (-1, -1)  # of a file that may not be read: a change of its mode changes neither size nor mtime
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
