@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from sqlalchemy import Connection, func, null, select
 
 from daemon.errors import ConfigError
@@ -14,6 +14,7 @@ from daemon.journal import AnyRow, add, get, now
 from daemon.schema import constraint_files
 from daemon.text_file import parse_toml, read_text
 from daemon.toml_lines import nearest_line
+from daemon.walk import text
 from policies.constraints import contradictions
 from policies.facts import Requirement, to_dict
 from policies.suggest import nearest
@@ -22,8 +23,13 @@ ACCELERATOR = re.compile(r"^(cpu|cuda|sm\d{2,3})$")
 TARGET_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 
 
+def _refuse_bool(value: Any) -> Any:
+    """`true` equals 1, for Python."""
+    return str(value) if isinstance(value, bool) else value
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class _Accelerator(_Section):
@@ -63,7 +69,7 @@ class _Prefer(_Section):
 
 
 class _ConstraintFile(_Section):
-    version: Literal[1]
+    version: Annotated[Literal[1], BeforeValidator(_refuse_bool)]
     accelerator: _Accelerator = _Accelerator()
     input: _Input
     require: _Require = _Require()
@@ -96,26 +102,26 @@ def read(file: Path) -> Requirement:
         raise ConfigError(f"{file}: is not there") from None
 
 
-def parse(text: str, file: Path) -> Requirement:
+def parse(content: str, file: Path) -> Requirement:
     """As `read`, of a text already read; `file` names it in errors and gives the target's name."""
     if not TARGET_NAME.match(file.stem) or file.stem.endswith("-candidate"):
         raise ConfigError(
-            f"{file}: the file's name is the Triton model's: letters, digits, - and _ alone, "
+            f"{text(str(file))}: the file's name is the Triton model's: letters, digits, - and _ alone, "
             "and not ending in -candidate; rename the file"
         )
-    plain = parse_toml(text, file)
+    plain = parse_toml(content, file)
     try:
         parsed = _ConstraintFile.model_validate(plain)
     except ValidationError as error:
-        lines = [_explain(problem, file, text) for problem in error.errors(include_url=False)]
+        lines = [_explain(problem, file, content) for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(lines)) from None
     if parsed.prefer.maximize and parsed.prefer.minimize:
-        where = f"{file}:{nearest_line(text, 'prefer.minimize')}"
+        where = f"{file}:{nearest_line(content, 'prefer.minimize')}"
         raise ConfigError(f"{where}: prefer.minimize: prefer one thing: maximize or minimize, not both")
     requirement = _requirement(parsed, file.stem)
     if wrong := contradictions(requirement):
         # each sentence opens with its key
-        raise ConfigError("\n".join(f"{file}:{nearest_line(text, said.split(' is ')[0])}: {said}" for said in wrong))
+        raise ConfigError("\n".join(f"{file}:{nearest_line(content, said.split(' is ')[0])}: {said}" for said in wrong))
     return requirement
 
 
@@ -130,10 +136,10 @@ def _requirement(parsed: _ConstraintFile, target: str) -> Requirement:
     )
 
 
-def _explain(problem: Any, file: Path, text: str) -> str:
+def _explain(problem: Any, file: Path, content: str) -> str:
     parts = [str(part) for part in problem["loc"]]
     key = ".".join(parts)
-    line = nearest_line(text, key)
+    line = nearest_line(content, key)
     if problem["type"] == "extra_forbidden":
         known = {f"{section}.{name}" for section, names in _KEYS.items() for name in names}
         guess = nearest(key, known | set(_KEYS)) or nearest(
@@ -152,20 +158,20 @@ def take_in(connection: Connection, folder: Path) -> list[AnyRow]:
     An invalid content is a row with its error and no requirement: the last valid one stands. A file that is gone
     leaves its target as it is served, and unmanaged.
     """
-    present = {target: file for file in sorted(folder.glob("*.toml")) if (target := target_of(file))}
+    present = {text(target): file for file in sorted(folder.glob("*.toml")) if (target := target_of(file))}
     known = _newest(connection)
     new = []
     for target, file in present.items():
-        text, requirement, error = _attempt(file)
+        content, requirement, error = _attempt(file)
         row = known.get(target)
-        if row is None or row.gone or row.text != text or row.error != error:
+        if row is None or row.gone or row.text != content or row.error != error:
             new.append(
                 add(
                     connection,
                     constraint_files,
                     target=target,
                     at=now(),
-                    text=text,
+                    text=content,
                     requirement=to_dict(requirement) if requirement else null(),  # None would be JSON's null: a value
                     error=error,
                 )
@@ -184,11 +190,11 @@ def _newest(connection: Connection) -> dict[str, AnyRow]:
 
 
 def _attempt(file: Path) -> tuple[str, Requirement | None, str | None]:
-    text = ""
+    content = ""
     try:
-        text = read_text(file)
-        return text, parse(text, file), None
+        content = read_text(file)
+        return content, parse(content, file), None
     except FileNotFoundError:
-        return text, None, f"{file}: is a link to nothing"
+        return content, None, f"{text(str(file))}: is a link to nothing"
     except ConfigError as error:
-        return text, None, str(error)
+        return content, None, str(error).encode("utf-8", "backslashreplace").decode()

@@ -109,4 +109,7 @@ def _snapshot(connection: Connection, config: Config, target: str, decision: Dec
 
 def _is_whole(connection: Connection, file: Path) -> bool:
     """Whether the snapshot is there, and none of its images was forgotten."""
-    return file.exists() and not forget.forgotten_of(connection, snapshot.read(file)[1])
+    try:
+        return not forget.forgotten_of(connection, snapshot.read(file)[1])
+    except OSError:
+        return False

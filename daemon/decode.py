@@ -19,6 +19,7 @@ import json
 import mmap
 import os
 import resource
+import shutil
 import signal
 import sys
 import warnings
@@ -36,6 +37,7 @@ from daemon import plain_jpeg, store
 from daemon.children import die_with_parent
 from daemon.descriptor import describe
 from daemon.originals import Originals, Unusable
+from daemon.walk import UNREADABLE, stat_of
 from policies.facts import FORMATS
 
 USUAL = ("RGB", "L", "P", "RGBA", "1", "LA", "CMYK")  # modes of which it is known that training can convert them
@@ -99,7 +101,7 @@ class Reading:
             return {"path": path, "again": True}  # it is still being written
         if self.refer:
             self.batch.referred[Path(self.folder, path)] = told["sha256"]
-        told["path"], told["size"], told["mtime_ns"] = path, found.st_size, found.st_mtime_ns
+        told["path"], (told["size"], told["mtime_ns"]) = path, stat_of(found)
         return told
 
     def _take(self, content: bytes) -> dict[str, Any]:
@@ -113,6 +115,9 @@ class Reading:
         return looks
 
     def _take_large(self, original: int) -> dict[str, Any]:
+        size, free = os.fstat(original).st_size, shutil.disk_usage(self.store).free
+        if not self.refer and size > free:  # what else has come is not to wait for it
+            raise Unusable(f"takes {size / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free where the store lies")
         temporary = store.incoming(self.store, next(self.incoming))
         try:
             sha256, size = store.copy_large(original, temporary)
@@ -226,7 +231,7 @@ def needed(max_pixels: float) -> int:
 
 def _rejected(path: str, found: os.stat_result | None, reason: str) -> dict[str, Any]:
     """As it was `found` it is not read again. None: what kept it from being read may pass, the next scan tries it."""
-    size, mtime = (found.st_size, found.st_mtime_ns) if found else (-1, -1)
+    size, mtime = stat_of(found) if found else UNREADABLE
     return {"path": path, "size": size, "mtime_ns": mtime, "reason": reason}
 
 

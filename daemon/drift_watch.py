@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from daemon.journal import AnyRow, add, get, now
 from daemon.stock import model_folder
 from policies.facts import DriftCheck, from_dict, to_dict
 
+log = logging.getLogger("relearn")
 KINDS = ("labelled", "unlabelled")
 LARGEST = 2048  # images of the reference: more would only cost time
 
@@ -63,7 +65,11 @@ class DriftWatch(Errand):
             model = targets.embedding_model(connection)
             if model is None:
                 return True
-            reference = self._reference(connection, model)
+            try:
+                reference = self._reference(connection, model)
+            except OSError as error:
+                log.warning("%s: what the model was tuned on is not known any more: drift is not looked for", error)
+                return True
             least = self.config.settings.policies.drift.samples
             found = [self._window(connection, model, kind, reference["labels"]) for kind in KINDS]
         tuned = Counter(reference["labels"])

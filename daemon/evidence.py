@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from daemon.variants import Devices
 from policies.evidence import Evidence
 from policies.facts import ClassCount, DriftCheck, Requirement, Role, from_dict
 
+log = logging.getLogger("relearn")
 DAY = 86_400.0
 
 
@@ -150,7 +152,11 @@ def _last_training(connection: Connection, config: Config, target: str) -> _Trai
         return _Trained()
     table = schema.snapshots
     changed = connection.execute(select(table.c.changed).where(table.c.id == cycle.snapshot_id)).scalar_one()
-    classes, rows = snapshot.read(config.state / "snapshots" / f"{cycle.snapshot_id}.snapshot")
+    try:
+        classes, rows = snapshot.read(config.state / "snapshots" / f"{cycle.snapshot_id}.snapshot")
+    except OSError as error:
+        log.warning("%s: what the last training knew is not known any more: all counts as new", error)
+        return _Trained()
     return _Trained(rows, classes, changed)
 
 
@@ -215,7 +221,11 @@ def _proof(connection: Connection, config: Config, champion: targets.Champion) -
     ).scalar()
     if id_ is None:
         return ()
-    _, rows = snapshot.read(config.state / "snapshots" / f"{id_}.snapshot")
+    try:
+        _, rows = snapshot.read(config.state / "snapshots" / f"{id_}.snapshot")
+    except OSError as error:
+        log.warning("%s: how good the champion was when it was proven cannot be said", error)
+        return ()
     return targets.judge_set(connection, rows).counts(connection, champion.artifact, champion.classes)
 
 

@@ -20,7 +20,7 @@ from daemon.erase import erase_copies
 from daemon.journal import AnyRow, add, add_many, change, chunks, now
 from daemon.scan import Difference
 from daemon.schema import drops, labels, manifests, occurrences, rejections, samples
-from daemon.walk import UNREADABLE, text
+from daemon.walk import UNREADABLE, stat_of, text
 
 File = Mapping[Any, Any]  # what the reading child says of one (daemon/decode.py)
 Said = tuple[str | None, str | None]  # class and group, as a manifest says
@@ -92,7 +92,7 @@ class Drop:
                 found = (self.folder / path).stat()
             except OSError:
                 continue
-            size, mtime = UNREADABLE if again else (found.st_size, found.st_mtime_ns)
+            size, mtime = UNREADABLE if again else stat_of(found)
             files.append({"path": text(path), "size": size, "mtime_ns": mtime, "reason": reason})
         if files:
             self.record(files)

@@ -89,6 +89,8 @@ class Daemon:
                 try:
                     self.handle(event)
                     self.work()
+                    if event == TimerFired("after trouble"):
+                        self.get_over()
                 except (OSError, OperationalError) as error:
                     self.bear(error)
             self.end_children()
@@ -208,7 +210,6 @@ class Daemon:
                 self.reader.scan()
                 self.read_constraints()
                 self.answer_people()
-                self.get_over()
                 self.because.append("the trouble may be over")
             case "gc":
                 self.sweeper.want("the timer")

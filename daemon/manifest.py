@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 from daemon.children import die_with_parent
 from daemon.originals import Unusable, stream_within
 from daemon.said import Row, Said
-from daemon.walk import UNREADABLE, text
+from daemon.walk import UNREADABLE, stat_of, text
 
 LONGEST_LINE = 65_536  # bytes
 SAID = 200  # problems that are told one by one
@@ -196,7 +196,7 @@ def main() -> int:
         print(json.dumps({"token": job["token"], "stage": "manifest", "event": event, **what}), flush=True)
 
     found = (Path(folder) / name).stat()
-    size, mtime_ns = found.st_size, found.st_mtime_ns
+    size, mtime_ns = stat_of(found)
     with closing(Said(Path(job["kept"]))) as said:
         try:
             if stat.S_ISDIR(found.st_mode):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import OperationalError
 
 from daemon import conflicts, enough, flags, forget, schema, targets
 from daemon.config import Config
@@ -54,12 +55,17 @@ def take(journal: Engine, serving: Serving) -> Iterator[Taken]:
     with journal.connect() as connection:
         asked = list(connection.execute(select(schema.requests).where(schema.requests.c.state == "asked")))
     for request in asked:
-        with journal.begin() as connection:
-            try:
+        try:
+            with journal.begin() as connection:
                 state, answer = _do(connection, serving, request)
-            except RelearnError as error:
-                state, answer = "refused", str(error)
-            claim(connection, schema.requests, request.id, "asked", state, answer=answer)
+                claim(connection, schema.requests, request.id, "asked", state, answer=answer)
+        except (OSError, OperationalError):  # no fault of the request's: it is tried again
+            raise
+        except Exception as error:  # whatever was written: it must not be met at each start again
+            state, answer = "refused", str(error) if isinstance(error, RelearnError) else f"cannot be done: {error!r}"
+            with journal.begin() as connection:
+                said = answer.encode("utf-8", "backslashreplace").decode()  # it may quote what no text can hold
+                claim(connection, schema.requests, request.id, "asked", state, answer=said)
         serving.tend()
         if state != "refused":
             yield Taken(request.kind, request.arguments.get("target", ""), _tell(request, answer))

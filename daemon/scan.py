@@ -17,7 +17,7 @@ from sqlalchemy import Connection, select, union_all
 
 from daemon.journal import chunks
 from daemon.schema import manifests, occurrences, rejections
-from daemon.walk import UNREADABLE, File, Stat, Walk, text
+from daemon.walk import UNREADABLE, File, Stat, Walk, stat_of, text
 from daemon.watched import Watched
 
 Records = Generator[tuple[str, Stat], None, None]  # what the journal knows: paths and what they were
@@ -180,4 +180,4 @@ def _is_manifest_changed(connection: Connection, watched: Watched, writing: Coll
         return False  # one that is away says nothing: what it said stands
     if known is not None and tuple(known) == UNREADABLE:
         return os.access(file, os.R_OK)
-    return known is None or tuple(known) != (found.st_size, found.st_mtime_ns)
+    return known is None or tuple(known) != stat_of(found)

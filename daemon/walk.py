@@ -18,6 +18,7 @@ from daemon.originals import lies_below
 
 Stat = tuple[int, int]  # size, mtime in nanoseconds
 UNREADABLE: Stat = (-1, -1)  # of a file that may not be read: a change of its mode changes neither size nor mtime
+LATEST = 2**63 - 1  # nanoseconds: a journal holds no later date, which file systems do
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -119,7 +120,7 @@ class Walk:
             found = self._stat_link(full, path)  # one to nothing, or to itself
         if found is None:
             return None
-        return File(path, (found.st_size, found.st_mtime_ns), found.st_ctime)
+        return File(path, stat_of(found), found.st_ctime)
 
     def _stat_link(self, full: str, path: str) -> os.stat_result | None:
         with suppress(FileNotFoundError):
@@ -132,6 +133,11 @@ class Walk:
                     return found
                 self.away.append(path)
         return None
+
+
+def stat_of(found: os.stat_result) -> Stat:
+    """What tells whether a file has changed, as the journal can hold it."""
+    return found.st_size, max(min(found.st_mtime_ns, LATEST), -LATEST)
 
 
 def text(path: str) -> str:

@@ -200,8 +200,8 @@ def decode_all(
             return decode(data, size, resize)
         except (OSError, StageError) as error:
             raise StageError(
-                f"the sample {sha} in the store {store} cannot be used: {error}; take the file that has this SHA-256 "
-                "out of its folder"
+                f"the sample {sha} in the store {store} cannot be used: {error}; touch the file that has this "
+                "SHA-256 in its folder and it is copied again, or take it out"
             ) from error
 
     names = iter(shas)

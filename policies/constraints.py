@@ -167,6 +167,9 @@ def _miss(shortfall: Shortfall) -> float:
     return abs(shortfall.found - shortfall.required) / max(abs(shortfall.required), 1e-9)
 
 
+MOST = 10_000  # images at once, and requests: more is a mistyped number
+
+
 def contradictions(requirement: Requirement) -> tuple[str, ...]:
     """Values of a constraint file that can never hold, one sentence each, opening with the key."""
     wrong = []
@@ -174,6 +177,8 @@ def contradictions(requirement: Requirement) -> tuple[str, ...]:
         for key in keys:
             if (value := getattr(requirement, key)) < 1:
                 wrong.append(f"{section}.{key} is {value}: it must be at least 1")
+            elif value > MOST:
+                wrong.append(f"{section}.{key} is {value}: it must be at most {MOST:,}")
     limits = [key for _, key, _, _ in _SPEED] + ["artifact_max_mb"]
     for key in limits:
         value = getattr(requirement, key)

@@ -72,6 +72,11 @@ def test_a_requirement_is_what_the_file_says() -> None:
         ("latency_p95_ms = 5.0", "latency_p95_ms = -5.0", ":6: require.latency_p95_ms is -5"),
         ("latency_p95_ms = 5.0", "latency_p95_ms = inf", ":6: require.latency_p95_ms is inf"),
         ("latency_p95_ms = 5.0", "batch_size = 0", ":6: require.batch_size is 0: it must be at least 1"),
+        ("latency_p95_ms = 5.0", f"batch_size = {10**23}", f":6: require.batch_size is {10**23}: it must be at most"),
+        ("latency_p95_ms = 5.0", "latency_p95_ms = true", ":6: require.latency_p95_ms: "),
+        ("height = 32", "height = 32.0", ":3: input.height: "),
+        ("height = 32", 'height = "32"', ":3: input.height: "),
+        ("version = 1", "version = true", ":1: version: "),
         ("accuracy_min = 0.9", "accuracy_min = 95", "it must lie from 0 to 1 (for 95% write 0.95)"),
         ("accuracy_min = 0.9", "accuracy_min = nan", ":7: require.accuracy_min is nan"),
         ('"a b" = 0.8', '"a b" = 1.8', ":9: require.recall_min.a b is 1.8"),
@@ -192,3 +197,12 @@ def test_targets_are_apart_and_what_cannot_be_read_is_an_error(journal: Engine, 
     assert {name: found.width for name, found in in_force(journal).items()} == {"edge": 48, "phone": 32}
     with journal.connect() as connection:
         assert len(connection.execute(select(constraint_files)).all()) == 4
+
+
+@pytest.mark.parametrize("name", ["\udcff.toml", "new\nline.toml"])
+def test_a_name_that_no_text_can_hold_is_refused_like_any_other(journal: Engine, folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"version = 1")
+    (row,) = [row for row in taken(journal, folder) if row.target != "edge"]
+    assert "the file's name is the Triton model's" in row.error
+    assert "\n" not in row.error
+    assert taken(journal, folder) == []

@@ -364,3 +364,15 @@ def test_a_champion_is_lost_until_a_cycle_came_to_its_end(gather: Any, world: Wo
     world.cycle(state="done", outcome="kept", reason="", started=6.0, ended=7.0)
     assert not gather().lost  # what it built is another, or it would no longer be gone
     assert not gather().beyond_repair
+
+
+def test_without_the_snapshot_of_the_last_training_all_counts_as_new(gather: Any, world: World) -> None:
+    """A training that this asks for brings a new one: nothing waits for what is lost."""
+    data(world)
+    world.champion()
+    assert gather().new_by_class == {}
+    for file in (world.config.state / "snapshots").iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    found = gather()
+    assert (found.trained_on, found.judge) == (0, ())
+    assert found.new_by_class == {"cat": 9, "dog": 9}

@@ -17,6 +17,7 @@ from daemon.intake import Drop, leave_folders
 from daemon.journal import AnyRow
 from daemon.scan import Difference, compare
 from daemon.schema import groups, occurrences, rejections, samples
+from daemon.walk import LATEST
 from daemon.watched import Watched
 
 Png = Callable[..., Path]
@@ -360,3 +361,15 @@ def test_samples_of_a_folder_that_is_no_longer_watched_are_no_longer_seen(
     read_in()  # watched again
     assert [row.gone for row in rows(journal, occurrences)][1:] == [None]
     assert len(rows(journal, samples)) == len(rows(journal, groups)) == 1
+
+
+def test_a_file_of_a_later_date_than_a_journal_can_hold_is_known_like_any_other(
+    read_in: ReadIn, look: Callable[..., Difference], images: Path, png: Png
+) -> None:
+    file = png(images / "cat" / "1.png", 1)
+    os.utime(file, (2**34, 2**34))
+    if file.stat().st_mtime_ns <= LATEST:
+        pytest.skip("this file system holds no such date")
+    assert look() == Difference(read=["cat/1.png"])
+    read_in()
+    assert look() == Difference()

@@ -257,3 +257,22 @@ def test_nothing_is_left_running(config: Config, journal: Engine, tmp_path: Path
     for thread in threading.enumerate()[before:]:
         thread.join(10)
     assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        ("flags", {"how": "accept", "to": None, "chosen": {"ids": [10**23]}}),
+        ("flags", {"how": "accept", "to": None, "chosen": {"pair": ["a", "\udcff"]}}),
+        ("release", {"drop": 10**23}),
+        ("undo", {"image": "\udcffabc12345"}),
+        ("flags", {"no": "such argument"}),
+    ],
+)
+def test_what_cannot_be_done_at_all_is_refused_and_met_once(
+    config: Config, journal: Engine, serving: Serving, kind: str, arguments: dict[str, Any]
+) -> None:
+    request = ask(config, journal, kind, **arguments)
+    assert taken(journal, serving) == []
+    with journal.connect() as connection:
+        assert get(connection, schema.requests, request).state == "refused"
