@@ -47,8 +47,9 @@ def main() -> None:
         errors.print(f"relearn: the journal: {error.orig}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except UnicodeEncodeError as error:  # of an argument, or for a terminal that shows ASCII alone
-        errors.print(f"relearn: text that is not UTF-8, or cannot be shown here: {error.object[error.start : error.end]!a}",
-                     style="red", markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+        what = ascii(error.object[error.start : error.end])
+        said = f"relearn: text that is not UTF-8, or cannot be shown here: {what}"
+        errors.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except OSError as error:  # a full disk, a folder that may not be written
         errors.print(f"relearn: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
