@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from daemon.demo.clients import accuracy
 from daemon.demo.digits import known
 from daemon.demo.processes import TARGET, TIGHT_MB
-from deploy.triton import Triton
+from deploy.triton import Triton, TritonUnavailable
 from tests.acceptance.house import House
 
 
@@ -76,7 +77,7 @@ def test_a_triton_that_comes_back_empty_is_given_its_model_again(served: House, 
     digit = served.waves.held_back[0].as_sent()[None]
 
     def answers() -> Any:
-        with Triton(served.url) as triton:
+        with suppress(TritonUnavailable), Triton(served.url) as triton:
             return triton.is_ready(TARGET, served.version()) and triton.classify(TARGET, digit)
 
     served.until(answers, "the model answers again")
