@@ -113,6 +113,8 @@ def unobserved(connection: Connection, config: Config, target: str) -> tuple[tar
     if champion is None:
         return None
     before = _last_training(connection, config, target)
+    if not before.classes:
+        return None  # its snapshot is lost: what the champion has learnt from cannot be told from what is new
     changed = standings.usable_since(connection, before.changed, before.classes)
     table = schema.observations
     seen = set(connection.execute(select(table.c.sample_id).where(table.c.artifact_id == champion.artifact)).scalars())

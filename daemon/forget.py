@@ -33,10 +33,7 @@ def is_forgotten(connection: Connection, shas: Iterable[bytes]) -> set[bytes]:
 
 def forgotten_of(connection: Connection, rows: Collection[bytes]) -> set[bytes]:
     """The same for whole snapshots: of what was ever forgotten there is less than of what is in them."""
-    samples, erasures = schema.samples, schema.erasures
-    of = select(samples.c.sha256).join(erasures, erasures.c.sample_id == samples.c.id)
-    ever = connection.execute(of.where(samples.c.forgotten.is_not(None), erasures.c.undone.is_(None))).scalars()
-    return {sha for sha in ever if sha in rows}
+    return {sha for sha in standings.forgotten(connection) if sha in rows}
 
 
 def why_refused(connection: Connection, sha: bytes) -> str:

@@ -138,8 +138,10 @@ class Reader:
             self.child = None
             self._bury_single(token, status, last_words)
             return
+        part = next((part for part in self.parts if part.child and part.child.token == token), None)
+        if part is None:
+            return  # it had only got ready, and was not needed
         assert self.drop is not None
-        part = next(part for part in self.parts if part.child and part.child.token == token)
         part.child = None
         if StoreUnwritable.__name__ in last_words:  # no file's fault
             self._give_up(last_words)
@@ -204,7 +206,6 @@ class Reader:
 
     def _open_drop(self, folder: Path, difference: Difference) -> None:
         self.drop = Drop(self.config, self.journal, folder, difference)
-        self._starts = itertools.count()
         self._began = self._said = self._heard = time.monotonic()
         self.drop.refuse(difference.unnamable, "its name is not UTF-8 text on one line: rename it")
         files = self.drop.files

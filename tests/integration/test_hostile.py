@@ -14,10 +14,10 @@ from sqlalchemy import select
 from daemon import reader as module
 from daemon import scan, schema, walk
 from daemon.config import load
-from daemon.events import ChildEnded, ChildSpoke
 from daemon.journal import open_journal
 from daemon.reader import Reader
 from daemon.sources import Sources
+from tests.driven import drive
 from tests.hostile import CORPUS, image, lay
 
 DEEP = "/".join(["d"] * 200) + "/deep.png"
@@ -44,14 +44,7 @@ def test_each_hostile_file_costs_itself_alone(workspace: Path, monkeypatch: pyte
     told: list[str] = []
     reader = Reader(config, journal, queue.put, Sources(config, queue), told.append)
     reader.scan()
-    while reader.step() or reader.busy:
-        if reader.children:
-            event = queue.get(timeout=120)
-            if isinstance(event, ChildSpoke):
-                reader.hear(event.line)
-            elif isinstance(event, ChildEnded) and event.token in {child.token for child in reader.children}:
-                assert event.status == 0, event.last_words
-                reader.bury(event.token, event.status, event.last_words)
+    drive(reader, queue)
     with journal.connect() as connection:
         occurrences, rejections = schema.occurrences, schema.rejections
         known = set(connection.execute(select(occurrences.c.path).where(occurrences.c.gone.is_(None))).scalars())

@@ -13,10 +13,10 @@ from sqlalchemy import select
 from daemon import data_views, scan, schema
 from daemon import reader as module
 from daemon.config import load
-from daemon.events import ChildEnded, ChildSpoke
 from daemon.journal import open_journal
 from daemon.reader import Reader
 from daemon.sources import Sources
+from tests.driven import drive
 from tests.hostile import FIRST_ROW, MANIFESTS, image
 
 PICTURES = {f"{number}.png": image(seed=2000 + number) for number in (1, 2, 3)}
@@ -42,14 +42,7 @@ def test_each_hostile_manifest_costs_itself_alone(workspace: Path, monkeypatch: 
     reader = Reader(config, journal, queue.put, Sources(config, queue), lambda _told: None)
     for _ in range(2):  # nothing is read again
         reader.scan()
-        while reader.step() or reader.busy:
-            if reader.children:
-                event = queue.get(timeout=120)
-                if isinstance(event, ChildSpoke):
-                    reader.hear(event.line)
-                elif isinstance(event, ChildEnded) and event.token in {child.token for child in reader.children}:
-                    assert event.status == 0, event.last_words
-                    reader.bury(event.token, event.status, event.last_words)
+        drive(reader, queue)
     with journal.connect() as connection:
         rejected = data_views.rejected(connection)
         live = list(connection.execute(select(schema.occurrences).where(schema.occurrences.c.gone.is_(None))))

@@ -21,10 +21,10 @@ from sqlalchemy import Table, select
 from daemon import decode, scan, schema
 from daemon import reader as module
 from daemon.config import load
-from daemon.events import ChildEnded, ChildSpoke
 from daemon.journal import AnyRow, open_journal
 from daemon.reader import Reader
 from daemon.sources import Sources
+from tests.driven import drive
 from tests.hostile import image
 
 FILES = 200
@@ -125,14 +125,7 @@ class Lane:
         self.reader.scan()
         self.reader.step()
         meanwhile()
-        while self.reader.step() or self.reader.busy:
-            if self.reader.children:
-                event = self.queue.get(timeout=60)
-                if isinstance(event, ChildSpoke):
-                    self.reader.hear(event.line)
-                elif isinstance(event, ChildEnded) and event.token in {child.token for child in self.reader.children}:
-                    assert event.status == 0, event.last_words
-                    self.reader.bury(event.token, event.status, event.last_words)
+        drive(self.reader, self.queue, patience=60)
 
     def rows(self, table: Table) -> list[AnyRow]:
         with self.journal.connect() as connection:
