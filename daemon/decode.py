@@ -95,7 +95,7 @@ class Reading:
             return _rejected(path, error.found or found, str(error))
         except OSError as error:
             return _rejected(path, None, f"cannot be read: {error.strerror}")
-        except store.SourceUnreadable as error:
+        except (store.SourceUnreadable, store.NoRoom) as error:
             return _rejected(path, None, str(error))
         if (found.st_size, found.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             return {"path": path, "again": True}  # it is still being written
@@ -116,8 +116,8 @@ class Reading:
 
     def _take_large(self, original: int) -> dict[str, Any]:
         size, free = os.fstat(original).st_size, shutil.disk_usage(self.store).free
-        if not self.refer and size > free:  # what else has come is not to wait for it
-            raise Unusable(f"takes {size / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free where the store lies")
+        if not self.refer and size > free:
+            raise store.NoRoom(f"takes {size / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free where the store lies")
         temporary = store.incoming(self.store, next(self.incoming))
         try:
             sha256, size = store.copy_large(original, temporary)

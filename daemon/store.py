@@ -33,6 +33,10 @@ class SourceUnreadable(Exception):
     """The file that is to be copied gives an error when read; nothing is wrong with the store."""
 
 
+class NoRoom(Exception):
+    """A file is larger than what is free: what else has come is not to wait for it."""
+
+
 class StoreUnwritable(Exception):
     """The store takes nothing (a full disk, lost rights); nothing is wrong with the file that is to be copied."""
 

@@ -11,6 +11,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -204,6 +205,19 @@ def test_a_place_that_no_file_has_is_the_files_own_fault(
     monkeypatch.setattr("daemon.store.FEW_BYTES", few)
     assert "sha256" not in told(job("a/x.tif"))["a/x.tif"]
     assert stored(tmp_path) == set()
+
+
+def test_one_larger_than_the_free_disk_waits_and_the_others_do_not(
+    job: Callable[..., Any], folder: Path, png: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    png(folder / "1.png", 1)
+    (folder / "large.png").write_bytes(bytes(2_000_000))
+    monkeypatch.setattr("daemon.store.FEW_BYTES", 1_000_000)
+    monkeypatch.setattr("daemon.decode.shutil.disk_usage", lambda _: SimpleNamespace(free=1_400_000))
+    found = told(job("large.png", "1.png"))
+    assert found["large.png"]["reason"] == "takes 2 MB, and 1 MB are free where the store lies"
+    assert (found["large.png"]["size"], found["large.png"]["mtime_ns"]) == (-1, -1)  # the next scan tries it
+    assert "sha256" in found["1.png"]
 
 
 def test_a_file_that_is_gone_is_said_to_be_gone(job: Callable[..., Any], folder: Path) -> None:

@@ -375,4 +375,5 @@ def test_without_the_snapshot_of_the_last_training_all_counts_as_new(gather: Any
         file.write_bytes(file.read_bytes()[:-1])
     found = gather()
     assert (found.trained_on, found.judge) == (0, ())
+    assert unobserved(world) is None
     assert found.new_by_class == {"cat": 9, "dog": 9}
