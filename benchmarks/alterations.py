@@ -19,8 +19,8 @@ MARGIN, REACH = 4, 2  # pixels at 32 x 32
 SIDE = 32
 
 
-def copies(image: Image.Image, rng: np.random.Generator) -> Iterator[tuple[str, Image.Image]]:
-    """(name, copy) for every alteration of an RGB image, each written as a JPEG and read again.
+def copies(image: Image.Image, rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
+    """(name, copy) for every alteration of an RGB image, each written as a JPEG.
 
     q50 to q95: that JPEG quality, 95 for all others; x0.5 to x2: resized; crop: 95% of width and height, from a random
     place; dark and light: brightness -10% and +10%; mirror: left to right.
@@ -40,10 +40,10 @@ def _brighter(factor: float, value: Any) -> int:
     return int(min(255, round(value * factor)))
 
 
-def _jpeg(image: Image.Image, quality: int = 95) -> Image.Image:
+def _jpeg(image: Image.Image, quality: int = 95) -> bytes:
     written = io.BytesIO()
     image.save(written, "JPEG", quality=quality)
-    return Image.open(written)
+    return written.getvalue()
 
 
 def _crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:

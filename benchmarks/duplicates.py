@@ -16,6 +16,7 @@ Goals: at least .95 of every alteration but mirroring, at most 1 false pair, no 
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 import tarfile
 import tempfile
@@ -33,7 +34,7 @@ from benchmarks.alterations import copies, shown_alike
 from benchmarks.camera import scene
 from benchmarks.results import publish
 from daemon.children import CHECKOUT
-from daemon.descriptor import describe
+from daemon.decode import decode
 from daemon.duplicates import Index
 from daemon.neighbours import among, between
 
@@ -57,10 +58,11 @@ class Seen(NamedTuple):
     descriptors: list[bytes]
     hashes: dict[str, list[Any]]
 
-    def add(self, image: Image.Image) -> None:
+    def add(self, content: bytes) -> None:
         import imagehash
 
-        self.descriptors.append(describe(image))
+        image = _image(content)
+        self.descriptors.append(decode(content, ALL)[1])
         for name in PEERS:
             bits = getattr(imagehash, name)(image).hash.ravel()
             self.hashes[name].append(np.where(bits, 1, -1).astype(np.float32))
@@ -78,18 +80,24 @@ def main() -> None:
                 packed.extractall(folder, filter="data")
             files = sorted(file for file in Path(folder).rglob("*.jpg") if name != "cifar10" or "train" in file.parts)
             files = files[:: max(1, len(files) // chosen.limit)]
-            rows += measure(name, (_load(file) for file in files), files)
+            rows += measure(name, (file.read_bytes() for file in files), files)
     for seed, (name, texture) in enumerate(SCENES.items()):
-        rows += measure(name, scene(seed, min(SCENE_IMAGES, chosen.limit), texture), [])
+        rows += measure(name, map(_png, scene(seed, min(SCENE_IMAGES, chosen.limit), texture)), [])
     publish("duplicates", rows, figures(rows))
 
 
-def _load(file: Path) -> Image.Image:
-    with Image.open(file) as image:
+def _image(content: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(content)) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def measure(name: str, images: Iterable[Image.Image], files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def _png(image: Image.Image) -> bytes:
+    written = io.BytesIO()
+    image.save(written, "PNG", compress_level=1)
+    return written.getvalue()
+
+
+def measure(name: str, images: Iterable[bytes], files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(0)
     originals, altered, sample = Seen([], {peer: [] for peer in PEERS}), dict[str, Seen](), list[int]()
     share = min(1.0, SAMPLED / max(1, len(files) or SCENE_IMAGES))
@@ -97,7 +105,7 @@ def measure(name: str, images: Iterable[Image.Image], files: Sequence[Path]) -> 
         originals.add(image)
         if rng.random() < share:
             sample.append(number)
-            for what, copy in copies(image, rng):
+            for what, copy in copies(_image(image), rng):
                 altered.setdefault(what, Seen([], {peer: [] for peer in PEERS})).add(copy)
     yield of_index(name, originals, altered, sample, files)
     for peer, distances in PEERS.items():
@@ -153,7 +161,7 @@ def judge(name: str, method: str, pairs: Pairs, count: int, files: Sequence[Path
     if not files:
         return said
     chosen = np.random.default_rng(0).permutation(len(pairs))[:look_at]
-    real = [shown_alike(_load(files[pairs[k][0]]), _load(files[pairs[k][1]])) >= CONFIRMED for k in chosen]
+    real = [shown_alike(*(_image(files[at].read_bytes()) for at in pairs[k])) >= CONFIRMED for k in chosen]
     share = float(np.mean(real)) if real else 1.0
     said["false"] = round(len(pairs) * (1 - share) / count * 10_000, 2)
     said["real"] = round(len(pairs) * share)

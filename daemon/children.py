@@ -33,6 +33,14 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
+def wait_for_job() -> dict[str, Any] | None:
+    """Called in a child that listens: what is in the file that it is told. None: it was told none."""
+    if not (line := sys.stdin.readline()):
+        return None
+    job: dict[str, Any] = json.loads(Path(json.loads(line)).read_text(encoding="utf-8"))
+    return job
+
+
 class Child:
     """One running child; its lines and its end arrive as events, under its token."""
 

@@ -1,6 +1,6 @@
 """The child that reads new files: copies, hashes and decodes each, and says what it is or why it cannot be used.
 
-    python -m daemon.decode JOB.json
+    python -m daemon.decode, told a JOB.json
 
 A file that crashes a decoder crashes this child, never the daemon; `at` tells which file it was. JOB.json: {"token",
 "store", "keep", "part", "at", "pictures", "folder", "files": [path, …], "max_pixels", "batch"}. It prints, a batch at
@@ -34,8 +34,8 @@ from typing import Any, BinaryIO
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from daemon import plain_jpeg, store
-from daemon.children import die_with_parent
-from daemon.descriptor import describe
+from daemon.children import die_with_parent, wait_for_job
+from daemon.descriptor import DRAFT, describe
 from daemon.originals import Originals, Unusable
 from daemon.walk import UNREADABLE, stat_of
 from policies.facts import FORMATS
@@ -184,20 +184,23 @@ def decode(source: bytes | BinaryIO, max_pixels: float) -> tuple[dict[str, Any],
     Raises Unusable, and of a copy in the store that cannot be read back StoreUnwritable.
     """
     try:
-        if isinstance(source, bytes) and (plain := plain_jpeg.decode(source, max_pixels)):
-            looks = {"width": plain.width, "height": plain.height, "mode": plain.mode, "frames": 1}
-            return looks, describe(plain)
+        if isinstance(source, bytes) and (found := plain_jpeg.decode(source, max_pixels, DRAFT)):
+            (mode, width, height), gray = found
+            return {"width": width, "height": height, "mode": mode, "frames": 1}, describe(gray, (width, height))
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise Unusable(
                     f"has {width * height / 1e6:.0f} megapixels, more than watch.max_megapixels = {max_pixels / 1e6:g}"
                 )
+            # Of a JPEG all is read and decoded, and only its gray worked out.
+            mode, drafted = image.mode, image.draft("L", (DRAFT, DRAFT))
             image.load()
             if image.mode not in USUAL:
                 image.crop((0, 0, 1, 1)).convert("RGB")  # what training could not convert is refused here
-            looks = {"width": width, "height": height, "mode": image.mode, "frames": _count_frames(image)}
-            return looks, describe(_upright(image))
+            looks = {"width": width, "height": height, "mode": mode if drafted else image.mode}
+            looks["frames"] = _count_frames(image)
+            return looks, describe(_upright(image), (width, height))
     except UnidentifiedImageError:
         known = f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
         raise Unusable(f"is no image that can be recognised, whatever its name says: {known} are read") from None
@@ -238,7 +241,8 @@ def _rejected(path: str, found: os.stat_result | None, reason: str) -> dict[str,
 def main() -> int:
     die_with_parent()
     gc.freeze()  # what was imported is no garbage
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    if (job := wait_for_job()) is None:
+        return 0
     Image.MAX_IMAGE_PIXELS = None  # the job's own limit is checked before anything is decoded
     warnings.simplefilter("ignore")  # of odd files there are many
     limit = needed(job["max_pixels"])

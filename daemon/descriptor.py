@@ -14,21 +14,23 @@ SIZE = SIDE * SIDE + 2
 SIXTEEN_BITS = 257.0  # 65535 / 255
 # What is much larger is first averaged in whole pixels down to four times the size: as exact, and faster.
 REDUCING_GAP = 4.0
+DRAFT = int(SIDE * REDUCING_GAP)  # pixels a side of which it is made equally well
 
 
-def describe(image: Image.Image) -> bytes:
+def describe(image: Image.Image, size: tuple[int, int] | None = None) -> bytes:
     """SIZE bytes: 32 x 32 gray values, row by row, then the image's size √(width · height) as two bytes, low one first.
 
     The thumbnail is stretched to the square by an antialiased cubic filter: the comparison shifts it by parts of a
     pixel, which a sharper filter would falsify. The size tells how much noise to expect: a JPEG artifact is averaged
     away in the thumbnail of a photo, and not in that of an icon. The image is taken as it lies: upright is the
     caller's matter. Any mode that training takes; raises what Pillow raises of others (ValueError, OSError).
+    size: width and height, where the image was decoded smaller than it is.
     """
     gray = _gray(image)
     if gray.size != (SIDE, SIDE):
         gray = gray.resize((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP)
-    size = min(round(math.sqrt(image.width * image.height)), 0xFFFF)
-    return gray.tobytes() + size.to_bytes(2, "little")
+    side = min(round(math.sqrt(math.prod(size or image.size))), 0xFFFF)
+    return gray.tobytes() + side.to_bytes(2, "little")
 
 
 def _gray(image: Image.Image) -> Image.Image:

@@ -16,6 +16,13 @@ class DropSettled:
 
 
 @dataclass(frozen=True, slots=True)
+class ImagesComing:
+    """Files or folders have begun to come into a watched folder, `many` or not yet; they have not settled."""
+
+    many: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ConstraintsTouched:
     """A file in the constraints folder was written, moved or removed."""
 
@@ -95,6 +102,7 @@ class Stop:
 
 Event = (
     DropSettled
+    | ImagesComing
     | ConstraintsTouched
     | TimerFired
     | PersonAsked

@@ -5,7 +5,6 @@ Nothing of the user's is modified, moved or deleted.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from operator import itemgetter
 from pathlib import Path
@@ -218,9 +217,3 @@ def leave_folders(journal: Engine, but: Iterable[Path]) -> None:
         for table in (occurrences, rejections):
             left = (table.c.folder.not_in(watched), table.c.gone.is_(None))
             connection.execute(update(table).where(*left).values(gone=now()))
-
-
-def write_job(file: Path, job: dict[str, Any]) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(job), encoding="utf-8")
-    return file

@@ -31,6 +31,7 @@ from daemon.events import (
     ConstraintsTouched,
     DropSettled,
     Event,
+    ImagesComing,
     PersonAsked,
     SettingsEdited,
     SourceFailed,
@@ -168,6 +169,9 @@ class Daemon:
         match event:
             case DropSettled():
                 self.reader.waiting.append(event)
+            case ImagesComing():
+                if not self.worker.measures:
+                    self.reader.get_ready(many=event.many)
             case ConstraintsTouched():
                 self.read_constraints()
             case PersonAsked():
@@ -303,7 +307,7 @@ class Daemon:
     def end_children(self) -> None:
         """Every child is asked to end, and ended if it does not."""
         alive = [*(child for lane in self.lanes for child in children_of(lane)), *self.worker.leaving.values()]
-        alive += [self.reader.ready] if self.reader.ready else []
+        alive += self.reader.crew.ready
         for child in alive:
             child.stop(grace_seconds=STOP_SECONDS - 2)
         for child in alive:

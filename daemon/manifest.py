@@ -1,6 +1,6 @@
 """The child that reads a manifest: the file in a watched folder that says which image is of which class.
 
-    python -m daemon.manifest JOB.json
+    python -m daemon.manifest, told a JOB.json
 
 CSV with a header (path,label or path,label,group, in any order, other columns are passed over; "," ";" or a tab), or
 JSON Lines ({"path": …, "label": …, "group": …}). It is streamed: rows whose image is not there are counted, not kept,
@@ -26,7 +26,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from daemon.children import die_with_parent
+from daemon.children import die_with_parent, wait_for_job
 from daemon.originals import Unusable, stream_within
 from daemon.said import Row, Said
 from daemon.walk import UNREADABLE, stat_of, text
@@ -188,7 +188,8 @@ def _is_text(value: str) -> bool:
 
 def main() -> int:
     die_with_parent()
-    job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    if (job := wait_for_job()) is None:
+        return 0
     folder, name = job["folder"], job["manifest"]
     wanted = None if job["paths"] is None else set(job["paths"])
 

@@ -1,11 +1,11 @@
 """The child that looks for near-duplicates: brings the index up to date with the journal, and tells the pairs found.
 
-    python -m daemon.match JOB.json
+    python -m daemon.match INDEX, told a JOB.json
 
-JOB.json: {"token", "journal", "index", "store", "max_pixels", "pictures": [file, …]}. It is started while images are
-being read, and begins with the line {"all": true | false}: whether the whole journal is gone through, or only what is
-newer than the index. `pictures` are what the reading children have left by then (daemon/decode.py); what they lack is
-made again from the store. It prints {"token", "stage": "match", "event": "pairs", "pairs": [[id, id], …]}.
+JOB.json: {"token", "journal", "store", "max_pixels", "pictures": [file, …], "all": true | false}: whether the whole
+journal is gone through, or only what is newer than the index. `pictures` are what the reading children have left
+(daemon/decode.py); what they lack is made again from the store. It prints {"token", "stage": "match", "event": "pairs",
+"pairs": [[id, id], …]}.
 Whose drop is still being matched is matched anew: a daemon that was killed may not have heard of its pairs. Of what was
 forgotten the index loses its picture.
 """
@@ -23,14 +23,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from daemon import likeness
-from daemon.children import die_with_parent
+from daemon.children import die_with_parent, wait_for_job
 from daemon.decode import SECONDS, decode, needed
 from daemon.descriptor import SIZE
 from daemon.duplicates import Index
@@ -53,16 +53,13 @@ NEW = f"""
 
 def main() -> int:
     die_with_parent()
-    job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     Image.MAX_IMAGE_PIXELS = None  # the job's own limit is checked before anything is decoded
-    store = Path(job["store"])
-    with Index.open(Path(job["index"])) as index:
+    with Index.open(Path(sys.argv[1])) as index:
         likeness.prepare()
-        if not (line := sys.stdin.readline()):
+        if (job := wait_for_job()) is None:
             return 0  # there was nothing to be matched
-        asked = json.loads(line)
-        left = Left([Path(file) for file in job["pictures"]])
-        for samples in _new_samples(Path(job["journal"]), index, all_of_it=asked["all"]):
+        store, left = Path(job["store"]), Left([Path(file) for file in job["pictures"]])
+        for samples in _new_samples(Path(job["journal"]), index, all_of_it=job["all"]):
             rows = left.find([sha for _, sha in samples])
             made: list[bytes] = []
             for at in np.flatnonzero(rows < 0).tolist():

@@ -1,10 +1,14 @@
 """The usual JPEG, decoded without Pillow's reader of headers, which takes as long as a small image's pixels.
 
 Plain is one that holds what decoding needs and nothing that says more of it: no EXIF, no colour profile, no further
-pictures. Its pixels come from the same decoder; any other, and whatever is odd about one, is left to Pillow.
+pictures. Its pixels come from the same decoder, as `draft` would have them: gray, which a JPEG holds apart from its
+colours, and no larger than asked. All of the file is read and decoded for it; only what colours its pixels have is not
+worked out. Any other, and whatever is odd about one, is left to Pillow.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -12,21 +16,39 @@ SOI, APP0, DQT, SOF, DHT, SOS = b"\xff\xd8", 0xE0, 0xDB, (0xC0, 0xC2), 0xC4, 0xD
 MODES = {1: "L", 3: "RGB"}  # by the number of components
 TABLE = 65  # bytes of a quantization table of 8 bits, with its number
 JFIF = 16
+SCALES = (8, 4, 2)  # by which the decoder makes an image smaller
 
 
-def decode(content: bytes, max_pixels: float) -> Image.Image | None:
-    """The image; None where it is not plain, not whole, or larger than that. Raises MemoryError."""
-    if (header := _look(content)) is None or header[1] * header[2] > max_pixels:
+class Plain(NamedTuple):
+    """What a plain JPEG is. Pixels."""
+
+    mode: str
+    width: int
+    height: int
+
+    def scale(self, enough: int) -> int:
+        """How many times smaller it may be decoded, to have so many pixels a side still."""
+        side = min(self.width, self.height)
+        return next((scale for scale in SCALES if side // enough >= scale), 1)
+
+
+def decode(content: bytes, max_pixels: float, enough: int) -> tuple[Plain, Image.Image] | None:
+    """What it is, and the image in gray, of at least `enough` pixels a side if it has them.
+
+    None where it is not plain, not whole, or larger than that. Raises MemoryError.
+    """
+    if (plain := _look(content)) is None or plain.width * plain.height > max_pixels:
         return None
-    mode, width, height = header
+    scale = plain.scale(enough)
+    size = (-(-plain.width // scale), -(-plain.height // scale))
     try:
-        return Image.frombytes(mode, (width, height), content, "jpeg", mode, "")
+        return plain, Image.frombytes("L", size, content, "jpeg", "L", "", scale, 0)
     except ValueError:
         return None
 
 
-def _look(content: bytes) -> tuple[str, int, int] | None:
-    """Mode, width and height, if all that stands before the pixels is plain."""
+def _look(content: bytes) -> Plain | None:
+    """What it is, if all that stands before the pixels is plain."""
     at, found = 2, None
     if content[:2] != SOI:
         return None
@@ -37,7 +59,7 @@ def _look(content: bytes) -> tuple[str, int, int] | None:
             if found or mode is None or content[at + 4] != 8 or length != 8 + 3 * len(mode):
                 return None
             height, width = content[at + 5] << 8 | content[at + 6], content[at + 7] << 8 | content[at + 8]
-            found = (mode, width, height) if width and height else None
+            found = Plain(mode, width, height) if width and height else None
         elif marker == SOS:
             return found
         elif not _is_plain(marker, length, content[at + 4 : at + 9]):

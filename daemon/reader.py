@@ -7,8 +7,6 @@ match      near-duplicates among them and of what was known before (daemon/match
 
 from __future__ import annotations
 
-import itertools
-import json
 import logging
 import os
 import shutil
@@ -24,12 +22,14 @@ from sqlalchemy import Engine, select, update
 from daemon import placing
 from daemon.children import Child
 from daemon.config import Config
+from daemon.crew import Crew, Kind
 from daemon.events import DropSettled, Event
-from daemon.intake import Drop, write_job
+from daemon.intake import Drop
 from daemon.journal import now
 from daemon.part import Part, why
 from daemon.scan import Difference, compare
 from daemon.schema import drops
+from daemon.settling import FEW
 from daemon.sources import Sources
 from daemon.store import StoreUnwritable
 from policies.facts import Role
@@ -38,9 +38,7 @@ log = logging.getLogger("relearn")
 TROUBLE_SECONDS = 30.0  # after which a store that could not be written is tried again
 PATIENCE_SECONDS = 600.0  # for one batch of files; a decoder or a file system that hangs longer is given up
 BATCH = 1024  # files that are made durable with one sync
-FEW = 256  # files that are not worth a second child
 PARTS = 2
-CALM = {"OPENBLAS_NUM_THREADS": "1"}  # its threads wait for one another by spinning, eight times the work on busy cores
 SAY_SECONDS = 10.0  # between two words of how far a long drop is
 
 
@@ -57,19 +55,17 @@ class Reader:
     ) -> None:
         self.config = config
         self.journal = journal
-        self.put = put
         self.sources = sources
         self.tell = tell  # what a drop brought, for the next decision
         self.waiting: deque[DropSettled] = deque()
         self.drop: Drop | None = None
         self.parts: list[Part] = []
         self.child: Child | None = None  # that reads the manifest, or looks for near-duplicates
-        self.ready: Child | None = None  # that will look for them, once all is read
+        self.crew = Crew(put, config.state / "duplicates")
         self.unmatched = True  # what an earlier daemon left, or wrote before there was an index
         self.outdated = False  # the index holds pictures of images that were forgotten
         self.linked: set[Path] = set()  # folders with links that notification does not see through
         self.rests_until = 0.0  # after near-duplicates could not be looked for
-        self._starts = itertools.count()
         self._began = self._said = self._heard = 0.0
         shares = config.settings.roles
         self._shares: dict[Role, float] = {"train": shares.train, "tune": shares.tune, "judge": shares.judge}
@@ -80,12 +76,18 @@ class Reader:
 
     @property
     def children(self) -> list[Child]:
-        """Those at work, and listened to; the one that only gets ready is none of them."""
+        """Those at work, and listened to; those that only got ready are none of them."""
         return [child for child in (self.child, *(part.child for part in self.parts)) if child]
 
     def scan(self) -> None:
         """Looks at everything in the watched folders, whatever notification said."""
         self.waiting.extend(DropSettled(folder, None) for folder in self.config.folders)
+
+    def get_ready(self, *, many: bool) -> None:
+        """Images are on their way: what reads them and looks for near-duplicates is started meanwhile."""
+        if not self.busy:
+            self.crew.get_ready("decode", PARTS if many else 1)
+            self.crew.get_ready("match")
 
     def recover(self) -> None:
         """After a crash: drops that were being read count as they are; the start's scan finds what is missing."""
@@ -140,7 +142,7 @@ class Reader:
             return
         part = next((part for part in self.parts if part.child and part.child.token == token), None)
         if part is None:
-            return  # it had only got ready, and was not needed
+            return  # it had only got ready
         assert self.drop is not None
         part.child = None
         if StoreUnwritable.__name__ in last_words:  # no file's fault
@@ -195,6 +197,7 @@ class Reader:
                 )
         except FileNotFoundError as error:
             log.warning("%s", error)
+            self.crew.dismiss()
             return
         if settled.paths is None:
             log.info("%s: looked through in %.1f s", folder, time.monotonic() - started)
@@ -203,6 +206,8 @@ class Reader:
             self.linked.add(folder)
         if difference:
             self._open_drop(folder, difference)
+        else:
+            self.crew.dismiss()
 
     def _open_drop(self, folder: Path, difference: Difference) -> None:
         self.drop = Drop(self.config, self.journal, folder, difference)
@@ -223,8 +228,8 @@ class Reader:
         waiting = [part for part in self.parts if part.child is None and part.unread]
         for part in waiting:
             self._read(part)
-        if waiting and self.ready is None:
-            self.ready = self._prepare_match()
+        if waiting:
+            self.crew.get_ready("match")
         if waiting or any(part.child for part in self.parts):
             return bool(waiting)
         row = self.drop.finish("matching")
@@ -245,7 +250,7 @@ class Reader:
             "kept": str(self._file("said")),
             "journal": str(self.config.state / "journal.db"),
         }
-        self.child = self._start(f"manifest{self.drop.id}", "daemon.manifest", about)
+        self.child = self._start("manifest", about)
 
     def _read(self, part: Part) -> None:
         assert self.drop is not None
@@ -260,26 +265,17 @@ class Reader:
             "max_pixels": self.config.settings.watch.max_megapixels * 1e6,
             "batch": BATCH,
         }
-        part.child = self._start(f"drop{self.drop.id}.{part.number}", "daemon.decode", about)
+        part.child = self._start("decode", about)
 
-    def _prepare_match(self) -> Child:
-        """Starts the child that looks for near-duplicates: until it is told to, it only gets ready."""
-        number = self.drop.id if self.drop else 0
+    def _match(self, *, all_of_it: bool = False) -> None:
         about = {
             "journal": str(self.config.state / "journal.db"),
-            "index": str(self.config.state / "duplicates"),
             "store": str(self.config.state / "store"),
             "max_pixels": self.config.settings.watch.max_megapixels * 1e6,
             "pictures": [str(self._file(f"{part.number}.pictures")) for part in self.parts],
+            "all": all_of_it,
         }
-        return self._start(f"match{number}", "daemon.match", about)
-
-    def _match(self, *, all_of_it: bool = False) -> None:
-        ready, self.ready = self.ready, None
-        if ready is None or ready.wait(0):
-            ready = self._prepare_match()
-        ready.tell(json.dumps({"all": all_of_it}))
-        self.child = ready
+        self.child = self._start("match", about)
 
     def _place(self) -> None:
         """Gives the samples of all drops that were matched their roles: they are ready, and decided on next."""
@@ -298,18 +294,13 @@ class Reader:
 
     def _leave(self) -> None:
         """The drop, if any, is done with."""
-        if self.ready is not None:  # nothing came of it
-            self.ready.kill()
-            self.ready = None
+        self.crew.dismiss()
         for file in (self.config.state / "drops").glob(self._file("*").name):
             file.unlink(missing_ok=True)
         self.drop, self.parts = None, []
 
-    def _start(self, name: str, module: str, about: dict[str, Any]) -> Child:
-        token = f"{name}.{next(self._starts)}"  # of no other child, however soon it follows
-        file = write_job(self._file(f"{module}.{token}.json"), {"token": token, **about})
-        listens = module == "daemon.match"
-        child = Child(token, module, [str(file)], self.put, environment=CALM, listens=listens)
+    def _start(self, kind: Kind, about: dict[str, Any]) -> Child:
+        child = self.crew.give(kind, about, self._file("job"))
         self._heard = time.monotonic()
         self.sources.fire_at(now() + PATIENCE_SECONDS, "reading")
         return child

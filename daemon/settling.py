@@ -36,6 +36,7 @@ CHANGES: list[type[FileSystemEvent]] = [
 ]  # fmt: skip
 
 LONGEST_SECONDS = 120.0  # a burst of changes that lasts longer is told in parts
+FEW = 256  # files that are soon read
 WRITING_SECONDS = 600.0  # a file that was left open, and not written to for longer, is read as it is
 
 
@@ -47,11 +48,19 @@ class Settling:
     """
 
     def __init__(
-        self, seconds: float, tell: Callable[[frozenset[Path]], None], longest: float = LONGEST_SECONDS
+        self,
+        seconds: float,
+        tell: Callable[[frozenset[Path]], None],
+        longest: float = LONGEST_SECONDS,
+        *,
+        announce: Callable[[bool], None] = lambda _many: None,
     ) -> None:
+        """announce: told when something begins to come, and again once it is more than a few files."""
         self.seconds = seconds
         self.longest = max(longest, seconds)
         self.tell = tell
+        self.announce = announce
+        self._coming = 0  # files that have come in this burst
         self._paths: dict[Path, float] = {}  # when each changed last
         self._open: dict[Path, float] = {}  # those that are being written
         self._first = self._last = 0.0  # change that was not told yet
@@ -59,8 +68,8 @@ class Settling:
         self._stopped = False
         self._thread = threading.Thread(target=self._wait, name="settling", daemon=True)
 
-    def touch(self, *paths: Path, writing: bool = False) -> None:
-        """These have changed; writing: and whoever writes them has not closed them yet."""
+    def touch(self, *paths: Path, writing: bool = False, coming: int = 0) -> None:
+        """These have changed; writing: and whoever writes them has not closed them yet; coming: so many files came."""
         with self._changed:
             self._last = time.monotonic()
             if not self._paths:
@@ -71,7 +80,10 @@ class Settling:
                     self._open[path] = self._last
                 else:
                     self._open.pop(path, None)
+            before, self._coming = self._coming, self._coming + coming
             self._changed.notify()
+        if before == 0 < coming or before <= FEW < before + coming:
+            self.announce(before + coming > FEW)
 
     def complete(self, folder: Path) -> None:
         """A done-marker has come: what lies in its folder is told at once."""
@@ -79,6 +91,7 @@ class Settling:
             for path in [path for path in self._paths if path.is_relative_to(folder)]:
                 del self._paths[path]
                 self._open.pop(path, None)
+            self._coming = 0
         self.tell(frozenset((folder,)))
 
     @property
@@ -127,7 +140,7 @@ class Settling:
         # New ones: a dictionary keeps the room that its largest burst took.
         self._paths = {path: last for path, last in self._paths.items() if path not in quiet}
         self._open = {path: last for path, last in self._open.items() if path not in quiet}
-        self._first = moment
+        self._first, self._coming = moment, 0
         return quiet
 
 
@@ -157,7 +170,9 @@ class Touch(FileSystemEventHandler):
             return  # what lies in a folder that was moved: the folder itself has been told
         # What is written to is closed some time. Only what truncate(2) cut by its name is not: it is read late.
         writing = self.hears_closing and kind == EVENT_TYPE_MODIFIED and not event.is_directory
-        self.settling.touch(*(Path(path) for path in (source, target) if path), writing=writing)
+        comes = kind in (EVENT_TYPE_CREATED, EVENT_TYPE_MOVED)
+        coming = FEW + 1 if comes and event.is_directory else int(comes)  # of a folder it may be any number
+        self.settling.touch(*(Path(path) for path in (source, target) if path), writing=writing, coming=coming)
 
 
 def _has_new_rights(folder: str) -> bool:

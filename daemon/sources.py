@@ -26,6 +26,7 @@ from daemon.events import (
     ConstraintsTouched,
     DropSettled,
     Event,
+    ImagesComing,
     PersonAsked,
     SourceFailed,
     TimerFired,
@@ -90,7 +91,7 @@ class Sources:
         watch = self.config.settings.watch
         for folder in self.config.folders:
             about = self.config.watched(folder)
-            settling = Settling(watch.settle_seconds, self._settled(folder))
+            settling = Settling(watch.settle_seconds, self._settled(folder), announce=self._announce)
             self._watch(Touch(settling, folder, about.done_marker), folder, polling=about.polling, recursive=True)
         settling = Settling(EDIT_SETTLE_SECONDS, lambda _paths: self.put(ConstraintsTouched()))
         constraints = self.config.constraints
@@ -136,6 +137,9 @@ class Sources:
 
     def _fire(self, name: str) -> None:
         self.put(TimerFired(name))
+
+    def _announce(self, many: bool) -> None:
+        self.put(ImagesComing(many))
 
     def _settled(self, folder: Path) -> Callable[[frozenset[Path]], None]:
         def tell(paths: frozenset[Path]) -> None:

@@ -300,7 +300,8 @@ def test_the_child_says_a_batch_at_a_time_what_it_read(
     file = tmp_path / "job.json"
     file.write_text(json.dumps(job(*(f"a/{index}.png" for index in range(6)), batch=2)))
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "daemon.decode", str(file)],
+        [sys.executable, "-P", "-m", "daemon.decode"],
+        input=json.dumps(str(file)),
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         capture_output=True,
         text=True,

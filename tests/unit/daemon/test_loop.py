@@ -607,10 +607,10 @@ def test_the_child_that_gets_ready_is_asked_to_end_with_the_others(daemon: Daemo
     images = config.folders[0]
     file = png(images / "cat" / "1.png")
     daemon.reader.waiting.append(DropSettled(images, frozenset({file})))
-    while daemon.reader.ready is None:
+    while not daemon.reader.crew.ready:
         if not daemon.reader.step():
             daemon.handle(daemon.queue.get(timeout=30))
-    ready = daemon.reader.ready
+    (ready,) = daemon.reader.crew.ready
     assert ready not in children_of(daemon.reader)
     daemon.end_children()
     assert ready.wait(0)

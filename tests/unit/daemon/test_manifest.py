@@ -270,9 +270,7 @@ def test_images_of_a_manifest_that_could_not_be_read_get_their_class_with_the_ne
         broken.setattr(
             lane.reader,
             "_start",
-            lambda token, module, about, **how: start(
-                token, module, {} if module == "daemon.manifest" else about, **how
-            ),
+            lambda kind, about: start(kind, {} if kind == "manifest" else about),
         )
         lane.work()
     assert lane.classes() == {"1.png": "cat", "2.png": None}
@@ -294,7 +292,7 @@ def test_one_that_may_not_be_read_is_told_once_and_read_when_it_may(
 
     monkeypatch.setattr(manifest, "stream_within", refuse)
     monkeypatch.setattr(manifest, "die_with_parent", lambda: None)
-    monkeypatch.setattr("sys.argv", ["", str(job)])
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(str(job))))
     assert manifest.main() == 0
     told = json.loads(capsys.readouterr().out)
     assert told["problems"] == ["may not be read: Permission denied"]

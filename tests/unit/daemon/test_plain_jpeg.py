@@ -1,4 +1,4 @@
-"""Plain JPEGs are what Pillow makes of them, byte for byte, and all others are left to it."""
+"""Plain JPEGs are what Pillow's own draft makes of them, byte for byte, and all others are left to it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from daemon.plain_jpeg import decode
+
+ENOUGH = 128
 
 
 def jpeg(mode: str = "RGB", size: tuple[int, int] = (37, 21), **how: Any) -> bytes:
@@ -25,13 +27,17 @@ def jpeg(mode: str = "RGB", size: tuple[int, int] = (37, 21), **how: Any) -> byt
 @pytest.mark.parametrize(
     "how", [{}, {"quality": 5}, {"quality": 100, "subsampling": 0}, {"progressive": True}, {"optimize": True}]
 )
-@pytest.mark.parametrize("size", [(1, 1), (37, 21), (400, 300)])
+@pytest.mark.parametrize("size", [(1, 1), (37, 21), (400, 300), (603, 1201)])
 def test_a_plain_one_is_decoded_as_pillow_does(mode: str, how: dict[str, Any], size: tuple[int, int]) -> None:
     content = jpeg(mode, size, **how)
-    found = decode(content, 1e6)
+    found = decode(content, 1e6, ENOUGH)
     assert found is not None
+    plain, gray = found
     with Image.open(io.BytesIO(content)) as expected:
-        assert (found.mode, found.size, found.tobytes()) == (expected.mode, expected.size, expected.tobytes())
+        assert plain == (expected.mode, *expected.size)
+        expected.draft("L", (ENOUGH, ENOUGH))
+        assert (gray.mode, gray.size, gray.tobytes()) == (expected.mode, expected.size, expected.tobytes())
+        assert min(gray.size) >= min(ENOUGH, *size)
 
 
 def exif() -> bytes:
@@ -62,5 +68,5 @@ OTHERS: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_any_other_is_left_to_pillow(kind: str) -> None:
-    assert decode(OTHERS[kind](), 1e6) is None
-    assert decode(jpeg(), 1e6) is not None
+    assert decode(OTHERS[kind](), 1e6, ENOUGH) is None
+    assert decode(jpeg(), 1e6, ENOUGH) is not None

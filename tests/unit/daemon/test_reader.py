@@ -181,7 +181,7 @@ def test_a_child_that_could_not_be_started_is_started_later(
 ) -> None:
     """A full disk takes no job file: the loop bears it, and the drop goes on when there is room."""
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     png(images / "cat" / "1.png", 1)
@@ -189,7 +189,7 @@ def test_a_child_that_could_not_be_started_is_started_later(
     lane.reader.scan()
     assert lane.reader.step()
     with monkeypatch.context() as broken:
-        broken.setattr("daemon.reader.write_job", full)
+        broken.setattr("pathlib.Path.write_text", full)
         for _ in range(2):
             with pytest.raises(OSError, match="No space left"):
                 lane.reader.step()
@@ -276,16 +276,15 @@ def test_near_duplicates_are_looked_for_again_where_that_was_cut_off(lane: Lane,
         assert len(connection.execute(select(schema.groups)).all()) == 3
 
 
-def test_what_gets_ready_to_look_for_near_duplicates_is_replaced_where_it_died(
-    lane: Lane, images: Path, png: Png
-) -> None:
+def test_what_got_ready_and_died_is_replaced(lane: Lane, images: Path, png: Png) -> None:
     png(images / "cat" / "1.png", 1)
     lane.let_settle()
-    lane.reader.scan()
-    while lane.reader.ready is None:
-        lane.reader.step()
-    lane.reader.ready.kill()
-    assert lane.reader.ready.wait(30)
+    lane.reader.get_ready(many=True)
+    ready = lane.reader.crew.ready
+    assert len(ready) == 3
+    for child in ready:
+        child.kill()
+        assert child.wait(30)
     lane.work()
     assert lane.told == ["drop 1: 1 images, 0 gone, 0 rejected"]
 
@@ -299,9 +298,10 @@ def test_a_child_that_follows_at_once_is_not_taken_for_the_one_before(
     png(images / "cat" / "1.png", 1)
     lane.let_settle()
     lane.reader.scan()
-    while lane.reader.ready is None:
+    while lane.reader.drop is None:
         lane.reader.step()
-    died = lane.reader.ready
+    lane.reader.step()
+    (died,) = lane.reader.crew.ready
     died.kill()
     assert died.wait(30)
     while lane.reader.child is None:
@@ -320,12 +320,37 @@ def test_what_gets_ready_to_look_for_near_duplicates_ends_where_there_is_nothing
     (images / "cat" / "text.png").write_text("text")
     lane.let_settle()
     lane.reader.scan()
-    while lane.reader.ready is None:
+    while lane.reader.drop is None:
         lane.reader.step()
-    ready = lane.reader.ready
+    lane.reader.step()
+    (ready,) = lane.reader.crew.ready
     lane.work()
-    assert lane.reader.ready is None
+    assert not lane.reader.crew.ready
     assert ready.wait(30)
+
+
+def test_what_got_ready_while_images_came_reads_them(lane: Lane, images: Path, png: Png) -> None:
+    png(images / "cat" / "1.png", 1)
+    lane.let_settle()
+    lane.reader.get_ready(many=False)
+    lane.reader.get_ready(many=False)
+    reading, matching = lane.reader.crew.ready
+    lane.reader.scan()
+    while not lane.reader.children:
+        lane.reader.step()
+    assert lane.reader.children == [reading]
+    lane.work()
+    assert matching.wait(30)
+    assert lane.told == ["drop 1: 1 images, 0 gone, 0 rejected"]
+
+
+def test_what_got_ready_is_let_go_where_nothing_came_of_it(lane: Lane, images: Path) -> None:
+    lane.reader.get_ready(many=True)
+    ready = lane.reader.crew.ready
+    lane.reader.scan()
+    lane.work()
+    assert not lane.reader.crew.ready
+    assert all(child.wait(30) for child in ready)
 
 
 def test_pairs_that_were_found_and_not_heard_of_are_found_again(lane: Lane, images: Path, png: Png) -> None:
