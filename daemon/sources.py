@@ -19,6 +19,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
+from watchdog.observers.inotify import InotifyEmitter, InotifyObserver
 from watchdog.observers.polling import PollingObserver
 
 from daemon.config import Config
@@ -38,6 +39,20 @@ Put = Callable[[Event], None]
 EDIT_SETTLE_SECONDS = 0.05  # editors write a file in two or three steps
 LOOK_SECONDS = 0.5  # between two looks whether a watched folder is still the one that is watched
 MANY = 20_000  # so many paths are no longer a hint: the whole folder is scanned
+
+
+class _Emitter(InotifyEmitter):
+    """Tells of a folder that was moved in, and not of each of 50,000 files in it: what lies there is found anyway."""
+
+    def queue_event(self, event: FileSystemEvent) -> None:
+        if not event.is_synthetic:
+            super().queue_event(event)
+
+
+class QuietObserver(InotifyObserver):
+    def __init__(self) -> None:
+        super().__init__()
+        self._emitter_class = _Emitter
 
 
 class _Wake(FileSystemEventHandler):
@@ -196,7 +211,7 @@ class Sources:
         self, folder: Path, handler: FileSystemEventHandler, *, polling: bool, recursive: bool
     ) -> BaseObserver:
         seconds = self.config.settings.watch.polling_seconds
-        observer: BaseObserver = PollingObserver(timeout=seconds) if polling else Observer()
+        observer: BaseObserver = PollingObserver(timeout=seconds) if polling else _observer(handler)
         if isinstance(handler, Touch):
             handler.hears_closing = not polling
         try:
@@ -211,6 +226,11 @@ class Sources:
             observer.start()
         self._observers.add(observer)
         return observer
+
+
+def _observer(handler: FileSystemEventHandler) -> BaseObserver:
+    """Of the kernel's notifications. A done-marker is heard of wherever it lies in what was moved in."""
+    return Observer() if isinstance(handler, Touch) and handler.done_marker else QuietObserver()
 
 
 def _polled(folder: Path, error: OSError) -> str:

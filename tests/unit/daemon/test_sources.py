@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from watchdog.events import FileSystemEvent
 from watchdog.observers.api import BaseObserver
 from watchdog.observers.polling import PollingObserver
 
@@ -26,7 +27,7 @@ from daemon import settling as module
 from daemon import sources
 from daemon.config import Config, load
 from daemon.events import ConstraintsTouched, DropSettled, Event, ImagesComing, PersonAsked, SourceFailed, TimerFired
-from daemon.settling import FEW, Settling
+from daemon.settling import FEW, Settling, Touch
 from daemon.sources import MANY, Sources, running
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -277,6 +278,25 @@ def test_a_done_marker_settles_its_folder_at_once(
         assert event == complete or isinstance(event, ImagesComing)  # Tuesday is not
 
 
+def test_of_a_folder_that_is_moved_in_the_files_are_not_told_one_by_one(
+    listen: Callable[..., Heard], images: Path, png: Png, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 50,000 it takes half a second of Python to tell, and to hear, what the scan finds anyway."""
+    told: list[FileSystemEvent] = []
+    monkeypatch.setattr(Touch, "dispatch", lambda touch, event: (told.append(event), touch.on_any_event(event)))
+    for number in range(20):
+        png(tmp_path / "cat" / "deep" / f"{number}.png", number)
+    heard = listen()
+    (tmp_path / "cat").rename(images / "cat")
+    assert heard.path(images / "cat" / "deep" / "1.png") == DropSettled(images, frozenset({images / "cat"}))
+    assert not any(event.is_synthetic for event in told)
+    later = png(images / "cat" / "deep" / "later.png")  # it is watched all the same
+    event = heard.path(later)
+    assert isinstance(event, DropSettled)
+    assert event.paths is not None
+    assert later in event.paths
+
+
 def test_a_file_that_is_being_written_waits_until_it_is_closed(listen: Callable[..., Heard], images: Path) -> None:
     """However long its writer pauses; all that came beside it waits with it: it is one drop."""
     (images / "cat").mkdir()
@@ -376,7 +396,7 @@ def test_a_folder_that_cannot_be_watched_is_polled(
         def schedule(self, *_arguments: object, **_named: object) -> None:
             raise OSError(28, "inotify watch limit reached")
 
-    monkeypatch.setattr(sources, "Observer", Refused)
+    monkeypatch.setattr(sources, "_observer", lambda _: Refused())
     heard = listen("watch.polling_seconds=0.05")
     failed = heard.until(lambda event: isinstance(event, SourceFailed))
     assert isinstance(failed, SourceFailed)
@@ -401,7 +421,7 @@ def test_a_folder_that_is_polled_for_want_of_watches_hears_of_the_same_changes(
     monkeypatch.setattr(sources, "PollingObserver", Polling)
     listen("watch.polling=true")
     wanted = asked[0]
-    monkeypatch.setattr(sources, "Observer", Refused)
+    monkeypatch.setattr(sources, "_observer", lambda _: Refused())
     listen()
     assert wanted and all(filter_ == wanted for filter_ in asked)
 
