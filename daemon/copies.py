@@ -28,7 +28,7 @@ FLOOR, NOISE = 0.0008, 0.006
 # Below this many pixels a side an image holds too little to tell strangers (two handwritten threes of 8 x 8) from
 # copies by more than near equality.
 SMALL, STRICT = 20.0, 0.002
-CHUNK = 512  # images at once: what they need stays in the cache
+CHUNK = 256  # images at once: what they need stays in the cache
 HALF = np.float32(0.5)
 
 
@@ -89,18 +89,25 @@ class Search:
 
     def _scenes(self, near: neighbours.Near) -> dict[int, Scene]:
         """The scene of each new row (counted from 0) that belongs to one."""
-        base, found, tried = self.known.rows, dict[int, Scene](), 0
+        found, told, tried = dict[int, Scene](), dict[int, bool](), 0
         left = np.flatnonzero(near.counts >= scenes.CROWD)
+        left = left[np.argsort(-near.counts[left], kind="stable")]
         while len(left) and tried < scenes.ATTEMPTS:
-            seed, tried = int(left[np.argmax(near.counts[left])]), tried + 1
-            beside = np.concatenate([near.other[near.one == seed + base], near.one[near.other == seed + base]])
+            seed, tried = int(left[0]), tried + 1
+            if seed not in told:  # those that may come next are asked about at once: a question costs more than a seed
+                told |= self._plausible(left[: scenes.ATTEMPTS - tried + 1], near)
             members = np.array([seed])
-            if scenes.plausible(seed + base, beside, self._read):
+            if told[seed]:
                 members = left[np.linalg.norm(self.codes[left] - self.codes[seed], axis=1) < RADIUS]
                 scene = scenes.of(self._around(seed), self._read)
                 found.update(dict.fromkeys(members.tolist(), scene) if scene else {})
             left = left[~np.isin(left, members)]
         return found
+
+    def _plausible(self, seeds: Ints, near: neighbours.Near) -> dict[int, bool]:
+        rows = seeds + self.known.rows
+        beside = [np.concatenate([near.other[near.one == row], near.one[near.other == row]]) for row in rows]
+        return dict(zip(seeds.tolist(), scenes.plausible(rows, beside, self._read), strict=True))
 
     def _around(self, seed: int) -> Ints:
         """Rows near a new one: known ones if these are enough, since what came first set the scene's frame."""
@@ -124,13 +131,24 @@ class Search:
     def _close(self, one: Ints, other: Ints) -> tuple[Ints, Ints]:
         """The pairs whose codes come close when a crop's moves are undone."""
 
+        new = np.unique(np.concatenate([one, other]))
+        new = new[new >= self.known.rows]  # what moves these is worked out once: most come in several pairs
+        starts = range(0, len(new), CHUNK)
+        moves = neighbours.at_once(lambda at: likeness.tangents(self._read(new[at : at + CHUNK])), starts)
+        tangents = np.concatenate([np.empty((0, likeness.MOVES, likeness.CODE), np.float32), *moves])
+
+        def look_up(rows: Ints) -> tuple[Floats, Floats]:
+            its, old = tangents[np.searchsorted(new, rows) % max(len(new), 1)], rows < self.known.rows
+            codes = self.codes[np.maximum(rows - self.known.rows, 0)]
+            if old.any():
+                thumbnails = self._read(rows[old])
+                codes[old], its[old] = likeness.codes(thumbnails), likeness.tangents(thumbnails)
+            return codes, its
+
         def keep(at: int) -> tuple[Ints, Ints]:
             ones, others = one[at : at + CHUNK], other[at : at + CHUNK]
-            rows, inverse = np.unique([ones, others], return_inverse=True)
-            thumbnails = self._read(rows)
-            codes, tangents = likeness.codes(thumbnails), likeness.tangents(thumbnails)
-            a, b = inverse.reshape(2, -1)
-            near = likeness.apart(codes[a], codes[b], (tangents[a] + tangents[b]) * HALF) < APART
+            (a, its), (b, others_) = look_up(ones), look_up(others)
+            near = likeness.apart(a, b, (its + others_) * HALF) < APART
             return ones[near], others[near]
 
         return neighbours.joined(neighbours.at_once(keep, range(0, len(one), CHUNK)))

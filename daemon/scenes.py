@@ -7,7 +7,7 @@ much more like its original than two images of the scene are like each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,22 +38,27 @@ class Scene(NamedTuple):
         return max(SHARE * self.typical, LEAST)
 
 
-def plausible(seed: int, beside: Ints, read: Read) -> bool:
-    """Whether an image is much like those nearest to it, so that a scene is worth looking for."""
-    probes = some(beside[beside != seed], PROBES)
-    return len(probes) > 0 and _typical(np.full(len(probes), seed), probes, read) < ALIKE
+def plausible(seeds: Ints, beside: Sequence[Ints], read: Read) -> list[bool]:
+    """Of each image whether it is much like those nearest to it, so that a scene is worth looking for."""
+    probes = [some(near[near != seed], PROBES) for seed, near in zip(seeds, beside, strict=True)]
+    numbers = [len(its) for its in probes]
+    left = likeness.unexplained(read(np.repeat(seeds, numbers)), read(np.concatenate(probes)))
+    by_seed = np.split(left, np.cumsum(numbers)[:-1])
+    return [len(its) > 0 and float(np.nanmedian(its)) < ALIKE for its in by_seed]
 
 
 def of(rows: Ints, read: Read) -> Scene | None:
     """The scene that these images show, if they show one."""
     sample = some(rows, SAMPLE)
+    typical = _typical(sample, np.roll(sample, len(sample) // 2), read)
+    if not typical < ALIKE:
+        return None
     thumbnails = likeness.smooth(_normal(read(sample)))
     background = np.median(thumbnails, 0)
     for _ in range(2):
         frames = likeness.align(np.broadcast_to(background, thumbnails.shape), thumbnails)
         background = np.median(likeness.warp(thumbnails, frames), 0)
-    typical = _typical(sample, np.roll(sample, len(sample) // 2), read)
-    return Scene(np.asarray(background, np.float32), typical) if typical < ALIKE else None
+    return Scene(np.asarray(background, np.float32), typical)
 
 
 def some(rows: Ints, number: int) -> Ints:
