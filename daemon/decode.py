@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -247,10 +248,20 @@ def main() -> int:
     warnings.simplefilter("ignore")  # of odd files there are many
     limit = needed(job["max_pixels"])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    for files in read_files(job):
-        line = {"token": job["token"], "stage": "intake", "event": "read", "files": files}
-        print(json.dumps(line), flush=True)
+    say = partial(_say, job["token"])
+    told: Future[None] | None = None
+    with ThreadPoolExecutor(1) as beside:  # a batch is more than a pipe holds: nobody waits for who listens
+        for files in read_files(job):
+            if told:
+                told.result()
+            told = beside.submit(say, files)
+        if told:
+            told.result()
     return 0
+
+
+def _say(token: str, files: list[dict[str, Any]]) -> None:
+    print(json.dumps({"token": token, "stage": "intake", "event": "read", "files": files}), flush=True)
 
 
 if __name__ == "__main__":

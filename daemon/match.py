@@ -43,7 +43,7 @@ LEFT = np.dtype([("sha256", "S32"), ("descriptor", "u1", SIZE)])  # of the readi
 MATCHING = """
     SELECT DISTINCT occurrences.sample_id FROM occurrences JOIN drops ON drops.id = occurrences.drop_id
     JOIN samples ON samples.id = occurrences.sample_id
-    WHERE drops.state = 'matching' AND samples.group_id IS NULL
+    WHERE drops.state = 'matching' AND samples.group_id IS NULL AND occurrences.sample_id <= :last
 """
 FORGOTTEN = "SELECT id FROM samples WHERE forgotten IS NOT NULL"
 NEW = f"""
@@ -124,9 +124,10 @@ class Picked:
 def _new_samples(journal: Path, index: Index, *, all_of_it: bool) -> Iterator[list[tuple[int, bytes]]]:
     """Those that the index lacks, in the order of their ids."""
     with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True, timeout=30)) as connection:
-        index.remove([id_ for query in (MATCHING, FORGOTTEN) for (id_,) in connection.execute(query)])
-        since = -1 if all_of_it else index.last
-        rows = connection.execute(NEW, {"since": since})
+        last = index.last
+        index.remove([id_ for (id_,) in connection.execute(MATCHING, {"last": last})])
+        index.remove([id_ for (id_,) in connection.execute(FORGOTTEN)])
+        rows = connection.execute(NEW, {"since": -1 if all_of_it else index.last, "last": last})
         while chunk := rows.fetchmany(CHUNK):
             lacking = set(index.missing([id_ for id_, _ in chunk]))
             if new := [(id_, sha) for id_, sha in chunk if id_ in lacking]:

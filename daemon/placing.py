@@ -6,7 +6,7 @@ would leak what the other is to be judged by.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from daemon.schema import groups, near_duplicates, occurrences, samples
 from policies.facts import Role
 
 NOTHING: frozenset[Any] = frozenset()
+AT_ONCE = 10_000  # rows that are read ahead
 
 
 class _Cluster(NamedTuple):
@@ -41,10 +42,11 @@ def place(connection: Connection, drop: int, shares: Mapping[Role, float]) -> No
     shas, names, keys = _unplaced(connection, drop)
     if not shas:
         return
-    counts = roles.count_roles(connection)
+    balance = roles.Balance(roles.count_roles(connection), shares)
+    twins = _twins(connection, drop, shas.keys() - keys.keys())
     clusters = [
         *_by_key(connection, keys),
-        *_by_likeness(connection, drop, [id_ for id_ in shas if id_ not in keys], shas),
+        *_by_likeness(connection, [id_ for id_ in shas if id_ in twins and id_ not in keys], shas, twins),
     ]
     known = _roles_of(connection, {group for cluster in clusters for group in cluster.near})
     first = connection.execute(select(func.coalesce(func.max(groups.c.id), 0))).scalar_one() + 1
@@ -61,12 +63,15 @@ def place(connection: Connection, drop: int, shares: Mapping[Role, float]) -> No
             coming[names[sample]] = coming.get(names[sample], 0) + 1
         if near:
             (role,), group = near, min(cluster.near)
+            balance.take(coming, role)
         else:
-            role, group = roles.furthest_behind(counts, shares, coming, cluster.key), first + len(new)
-            new.append((group, cluster.key, role, moment))
-        for name, number in coming.items():
-            counts.setdefault(name, Counter())[role] += number
+            group = first + len(new)
+            new.append((group, cluster.key, balance.give(coming, cluster.key), moment))
         joined += [(group, sample) for sample in cluster.members]
+    for group, sample in enumerate((id_ for id_ in shas if id_ not in keys and id_ not in twins), first + len(new)):
+        key = shas[sample].hex()  # alone, as most
+        new.append((group, key, balance.give({names[sample]: 1}, key), moment))
+        joined.append((group, sample))
     add_many(connection, groups, ("id", "key", "role", "given"), new)
     if joined:
         connection.exec_driver_sql("UPDATE samples SET group_id = ? WHERE id = ?", joined)
@@ -86,10 +91,11 @@ def _unplaced(connection: Connection, drop: int) -> tuple[dict[int, bytes], dict
         )
         .order_by(samples.c.sha256)
     )
-    for sample, sha, name, key in connection.execute(query):
-        shas[sample], names[sample] = sha, name
-        if key is not None:
-            keys[sample] = key
+    for some in connection.execute(query.execution_options(yield_per=AT_ONCE)).partitions():
+        for sample, sha, name, key in some:
+            shas[sample], names[sample] = sha, name
+            if key is not None:
+                keys[sample] = key
     return shas, names, keys
 
 
@@ -102,16 +108,14 @@ def _by_key(connection: Connection, keys: Mapping[int, str]) -> Iterator[_Cluste
         yield _Cluster(key, its, NOTHING if found is None else {found})
 
 
-def _by_likeness(connection: Connection, drop: int, new: list[int], shas: Mapping[int, bytes]) -> Iterator[_Cluster]:
+def _by_likeness(
+    connection: Connection, new: list[int], shas: Mapping[int, bytes], twins: Mapping[int, set[int]]
+) -> Iterator[_Cluster]:
     """Connected by pairs of near-duplicates, also by way of samples that have no group yet themselves."""
-    twins = _twins(connection, drop, new)
     grouped = _groups_of(connection, twins)
     seen: set[int] = set()
     for sample in new:
         if sample in seen:
-            continue
-        if sample not in twins:  # as most
-            yield _Cluster(shas[sample].hex(), [sample], NOTHING)
             continue
         members: list[int] = []
         near: set[int] = set()

@@ -114,11 +114,20 @@ class _Look:
 
     def _meet(self, file: File, known: Stat | None) -> None:
         full = f"{self.folder}/{file.path}"
-        if known == file.stat or (known == UNREADABLE and not os.access(full, os.R_OK)) or full in self.writing:
+        if known is None and self.settled_before is None:  # it is looked at when it is read
+            if full not in self.writing:
+                self.difference.read.append(file.path)
+            return
+        if (found := self.walk.look(file)) is None:
+            if known is not None:
+                self.difference.gone.append(file.path)
+            return
+        unreadable = known == UNREADABLE and not os.access(full, os.R_OK)
+        if known == stat_of(found) or unreadable or full in self.writing:
             return
         if known is not None:
             self.difference.known.add(file.path)
-        fresh = self.settled_before is not None and file.changed > self.settled_before
+        fresh = self.settled_before is not None and found.st_ctime > self.settled_before
         (self.difference.fresh if fresh else self.difference.read).append(file.path)
 
     def _named(self, files: Iterator[File]) -> Iterator[File]:

@@ -68,7 +68,7 @@ samples = Table(
     Column("height", Integer, nullable=False),
     Column("mode", String, nullable=False),  # Pillow's
     Column("frames", Integer, nullable=False, server_default="1"),  # of what is animated or has pages: the first counts
-    Column("group_id", ForeignKey("groups.id"), index=True),  # given with the first label; null: none can be
+    Column("group_id", ForeignKey("groups.id")),  # given with the first label; null: none can be
     Column("first_seen", Float, nullable=False),
     Column("forgotten", Float),  # since when its bytes are gone for good
 )
@@ -134,7 +134,7 @@ labels = Table(  # append-only
     "labels",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("sample_id", ForeignKey("samples.id"), nullable=False, index=True),
+    Column("sample_id", ForeignKey("samples.id"), nullable=False),
     Column("class", String, key="class_name", nullable=False),
     Column("source", String, nullable=False),  # folder, manifest, review
     Column("by", String, nullable=False),

@@ -59,18 +59,19 @@ def _work_out() -> Select[Any]:
     by_sample = (
         select(
             said.c.sample_id,
-            func.count(func.distinct(case((free, said.c.class_name)))).label("classes"),
+            func.min(case((free, said.c.class_name))).label("first_name"),
             func.max(case((free, said.c.class_name))).label("name"),
             func.max(case((free & said.c.class_name.is_not(None), said.c.drop_id))).label("drop_id"),
-            func.count(func.distinct(case((held, said.c.class_name)))).label("held"),
+            func.min(case((held, said.c.class_name))).label("first_held_name"),
             func.max(case((held, said.c.class_name))).label("held_name"),
             func.max(said.c.drop_id).label("last"),
         )
         .group_by(said.c.sample_id)
         .subquery()
     )
-    one, several = by_sample.c.classes == 1, by_sample.c.classes > 1
-    held_alone = (by_sample.c.classes == 0) & (by_sample.c.held > 0)
+    # The first and the last of its classes in their order: where they are the same, there is one.
+    one, several = by_sample.c.first_name == by_sample.c.name, by_sample.c.first_name != by_sample.c.name
+    held_alone = by_sample.c.name.is_(None) & by_sample.c.held_name.is_not(None)
     sure = exists().where(flags.c.sample_id == samples.c.id, flags.c.state == "open", beyond_doubt())
     state = case(
         (samples.c.forgotten.is_not(None), "forgotten"),
@@ -87,9 +88,10 @@ def _work_out() -> Select[Any]:
     return (
         select(
             samples.c.id.label("sample_id"),
-            case((one, by_sample.c.name), (held_alone & (by_sample.c.held == 1), by_sample.c.held_name)).label(
-                "class_name"
-            ),
+            case(
+                (one, by_sample.c.name),
+                (held_alone & (by_sample.c.first_held_name == by_sample.c.held_name), by_sample.c.held_name),
+            ).label("class_name"),
             groups.c.role.label("role"),
             state.label("state"),
             func.coalesce(by_sample.c.drop_id, by_sample.c.last).label("drop_id"),

@@ -11,8 +11,8 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from daemon.originals import lies_below
 
@@ -22,11 +22,9 @@ LATEST = 2**63 - 1  # nanoseconds: a journal holds no later date, which file sys
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     path: str  # below the watched folder
-    stat: Stat
-    changed: float  # seconds since the epoch: its ctime
+    entry: os.DirEntry[str] | None = None
 
 
 class Walk:
@@ -53,8 +51,8 @@ class Walk:
             return
         if folder and (not path or not start.is_symlink() or self._leads_to_a_folder_within(str(start))):
             yield from self._walk_folder(path, linked=bool(path) and start.is_symlink())
-        elif os.path.lexists(start) and (found := self._stat(path)):
-            yield found
+        elif os.path.lexists(start):
+            yield File(path)
 
     def _walk_folder(self, path: str, *, linked: bool) -> Iterator[File]:
         """The files below a folder in the order of their paths; linked: a link was followed to come here.
@@ -70,8 +68,8 @@ class Walk:
             elif folder:
                 at, behind = prefix + entry.name, linked or entry.is_symlink()
                 stack.append((f"{at}/", behind, iter(self._list(at, behind))))
-            elif found := self._stat(prefix + entry.name, entry):
-                yield found
+            else:
+                yield File(prefix + entry.name, entry)
 
     def _list(self, path: str, linked: bool) -> list[tuple[os.DirEntry[str], bool]]:
         """What the folder holds, each with whether it is a folder to be walked."""
@@ -111,16 +109,13 @@ class Walk:
             del links[0]
         return links[0] if links else start
 
-    def _stat(self, path: str, entry: os.DirEntry[str] | None = None) -> File | None:
-        full = f"{self._at}/{path}"
-        found: os.stat_result | None
+    def look(self, file: File) -> os.stat_result | None:
+        """What a file is, behind a link too. None: it is gone, or may not be looked at, and counts as away then."""
+        full = f"{self._at}/{file.path}"
         try:
-            found = entry.stat() if entry else Path(full).stat()
+            return file.entry.stat() if file.entry else Path(full).stat()
         except OSError:
-            found = self._stat_link(full, path)  # one to nothing, or to itself
-        if found is None:
-            return None
-        return File(path, stat_of(found), found.st_ctime)
+            return self._stat_link(full, file.path)  # one to nothing, or to itself
 
     def _stat_link(self, full: str, path: str) -> os.stat_result | None:
         with suppress(FileNotFoundError):

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from daemon.roles import furthest_behind
+from daemon.roles import Balance
 from policies.facts import ROLES, Role
 
 SHARES: dict[Role, float] = {"train": 0.8, "tune": 0.1, "judge": 0.1}
@@ -14,7 +14,7 @@ SHARES: dict[Role, float] = {"train": 0.8, "tune": 0.1, "judge": 0.1}
 
 def behind(counts: Counter[Role], shares: dict[Role, float], key: str, number: int = 1) -> Role:
     """The role of a group of so many samples of one class."""
-    return furthest_behind({"cat": counts}, shares, {"cat": number}, key)
+    return Balance({"cat": counts}, shares).give({"cat": number}, key)
 
 
 def give(number: int, shares: dict[Role, float] = SHARES, name: str = "") -> Counter[Role]:
