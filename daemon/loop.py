@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 
 from sqlalchemy.exc import OperationalError
 
-from daemon import decisions, intake, memory, people, targets
+from daemon import decisions, intake, lost_copies, memory, people, targets
 from daemon.auditor import Auditor
 from daemon.children import Child
 from daemon.config import Config
@@ -232,6 +232,18 @@ class Daemon:
                 lane.bury(event.token, event.status, event.last_words)
             else:
                 lane.bury(event.status, event.last_words)
+                if event.status != 0:
+                    self.look_for_lost_copies()
+
+    def look_for_lost_copies(self) -> None:
+        """A stage failed, perhaps for want of a sample: what the store lacks is read again before it is tried again."""
+        with self.journal.begin() as connection:
+            files = lost_copies.read_again(connection, self.config.state / "store")
+        if files:
+            log.warning("the store lacks %d copies, which are made again, the first from %s", len(files), files[0])
+        for folder in self.config.folders:
+            if mine := [file for file in files if file.is_relative_to(folder)]:
+                self.reader.waiting.append(DropSettled(folder, frozenset(mine)))
 
     def lane_of(self, token: str) -> Lane | None:
         """The lane whose child speaks; None: a child of the past."""

@@ -198,6 +198,10 @@ def decode_all(
             if file.is_symlink() and hashlib.sha256(data).hexdigest() != sha:  # the store keeps references
                 raise StageError(f"{file.readlink()} has other content now; the next scan takes that in")
             return decode(data, size, resize)
+        except FileNotFoundError as error:
+            raise StageError(
+                f"the sample {sha} is not in the store {store}; where its file is in its folder still, it is copied again"
+            ) from error
         except (OSError, StageError) as error:
             raise StageError(
                 f"the sample {sha} in the store {store} cannot be used: {error}; touch the file that has this "

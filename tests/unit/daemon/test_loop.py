@@ -6,6 +6,7 @@ Where a cycle runs, its children stand in for pipeline and deploy, so that the d
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
-from daemon import loop, people, schema
+from daemon import loop, people, schema, store
 from daemon.config import Config, load
 from daemon.errors import ConfigError, WorkspaceBusy
 from daemon.events import (
@@ -245,6 +246,29 @@ def test_a_child_of_the_past_is_not_listened_to(daemon: Daemon, world: World, st
         daemon.handle(ChildEnded(token, 1, "late"))
     assert [tuple(row) for table in (schema.stages, schema.attempts) for row in world.rows(table)] == before
     assert daemon.worker.child is child
+
+
+def test_where_a_stage_fails_the_copies_that_the_store_lacks_are_made_again(
+    daemon: Daemon, world: World, stand_in: StandIn, config: Config, png: Png
+) -> None:
+    files = [png(config.folders[0] / "cat" / f"{number}.png", number) for number in range(2)]
+    shas = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    training(daemon, world, stand_in)
+    daemon.handle(DropSettled(config.folders[0], frozenset(files)))
+    work(daemon, lambda: daemon.drops)
+    copies = [store.place(config.state / "store", sha) for sha in shas]
+    before = copies[1].stat()
+    copies[0].unlink()
+    assert daemon.worker.child is not None
+    daemon.worker.child.kill()
+    while not copies[0].exists() or daemon.reader.busy:
+        daemon.handle(daemon.queue.get(timeout=60))
+        daemon.work()
+    assert hashlib.sha256(copies[0].read_bytes()).hexdigest() == shas[0]
+    assert copies[1].stat() == before  # what is there is left alone
+    seen = [row for row in world.rows(schema.occurrences) if row.path == "cat/0.png"]
+    assert [row.gone is None for row in seen] == [False, True]
+    assert seen[0].class_name == seen[1].class_name
 
 
 def test_what_comes_while_a_cycle_runs_is_decided_when_it_has_ended(
