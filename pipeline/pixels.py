@@ -200,7 +200,7 @@ def decode_all(
             return decode(data, size, resize)
         except FileNotFoundError as error:
             raise StageError(
-                f"the sample {sha} is not in the store {store}; where its file is in its folder still, it is copied again"
+                f"the sample {sha} is not in the store {store}; if its file is in its folder still it is copied again"
             ) from error
         except (OSError, StageError) as error:
             raise StageError(
