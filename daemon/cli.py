@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -69,11 +70,13 @@ def init(folder: Annotated[Path, typer.Argument(help="The new workspace.")]) -> 
         shutil.copy(CHECKOUT / "config.toml", folder / "config.toml")
     except OSError as error:
         raise UsageError(f"{folder}: cannot be made a workspace: {error}") from None
+    called = os.environ.get("RELEARN_CALLED", "relearn")
+    command = "relearn" if shutil.which("relearn") == called else called
     console.print(
         f"{folder} is ready.\n"
         f"  1. edit {folder}/constraints/edge.toml: what the Triton model `edge` must fulfil\n"
-        f"  2. relearn triton --workspace {folder}    starts the packaged Triton, if you have none\n"
-        f"  3. relearn run --workspace {folder}       starts the daemon\n"
+        f"  2. {command} triton --workspace {folder}    starts the packaged Triton, if you have none\n"
+        f"  3. {command} run --workspace {folder}       starts the daemon\n"
         f"  4. drop images into {folder}/images/<class>/",
         markup=False,
         highlight=False,

@@ -172,8 +172,8 @@ def _check(path: str, label: str | None, group: str | None) -> Row:
         raise Refused(f"leads out of the watched folder, by {path[:200]}")
     if not all(_is_text(value) for value in (path, label or "", group or "")):
         raise Refused("holds control characters")
-    if label and (len(label) > 255 or "/" in label):
-        raise Refused("has a label that is no name of a class: at most 255 signs, without /")
+    if label and (len(label) > 255 or "/" in label or label[0] == "."):
+        raise Refused("has a label that is no name of a class: at most 255 signs, no / among them and no dot before them")
     return posixpath.normpath(path), label, group
 
 

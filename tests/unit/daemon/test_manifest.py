@@ -76,6 +76,7 @@ def test_rows_say_class_and_group(reading: Read, text: str, lines: bool) -> None
         (b"x.png,cat,dog", "has 3 columns, not 2"),
         (b"x.png,a/b", "no name of a class"),
         (b"x.png," + b"n" * 300, "no name of a class"),
+        (b"x.png,..", "no name of a class"),
         (b"x\x07.png,cat", "holds control characters"),
         (b"caf\xe9.png,cat", "is not UTF-8 text"),
         (b'"x.png,cat', "is no row of CSV"),
