@@ -80,6 +80,7 @@ def init(folder: Annotated[Path, typer.Argument(help="The new workspace.")]) -> 
         f"  4. drop images into {folder}/images/<class>/",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -173,7 +173,7 @@ def _check(path: str, label: str | None, group: str | None) -> Row:
     if not all(_is_text(value) for value in (path, label or "", group or "")):
         raise Refused("holds control characters")
     if label and (len(label) > 255 or "/" in label or label[0] == "."):
-        raise Refused("has a label that is no name of a class: at most 255 signs, no / among them and no dot before them")
+        raise Refused("has a label that is no name of a class: at most 255 signs, no / in it, no dot before it")
     return posixpath.normpath(path), label, group
 
 
