@@ -87,11 +87,12 @@ class Drop:
         """Rejects files unread, as they are: they are read when their content changes, or `again` at the next scan."""
         files = []
         for path in paths:
-            try:
-                found = (self.folder / path).stat()
-            except OSError:
-                continue
-            size, mtime = UNREADABLE if again else stat_of(found)
+            size, mtime = UNREADABLE
+            if not again:
+                try:
+                    size, mtime = stat_of((self.folder / path).stat())
+                except OSError:
+                    continue
             files.append({"path": text(path), "size": size, "mtime_ns": mtime, "reason": reason})
         if files:
             self.record(files)

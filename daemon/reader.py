@@ -213,6 +213,8 @@ class Reader:
         self.drop = Drop(self.config, self.journal, folder, difference)
         self._began = self._said = self._heard = time.monotonic()
         self.drop.refuse(difference.unnamable, "its name is not UTF-8 text on one line: rename it")
+        for path, reason in difference.closed.items():
+            self.drop.refuse([path], f"a folder that cannot be looked into: {reason}", again=True)
         files = self.drop.files
         number = PARTS if len(files) > FEW else 1
         self.parts = [Part(part, files[part::number]) for part in range(number)]

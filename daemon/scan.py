@@ -32,11 +32,12 @@ class Difference:
     known: set[str] = field(default_factory=set)  # of those to be read: changed since they were read before
     fresh: list[str] = field(default_factory=list)  # changed a moment ago: to be looked at again
     unnamable: list[str] = field(default_factory=list)  # new, and their names are not text
+    closed: dict[str, str] = field(default_factory=dict)  # folders that cannot be listed, as is not known yet, and why
     manifest: bool = False  # it is new, or changed
     links: bool = False  # some lead to folders: notification tells nothing of what lies behind them
 
     def __bool__(self) -> bool:
-        return bool(self.read or self.gone or self.unnamable or self.manifest)
+        return bool(self.read or self.gone or self.unnamable or self.closed or self.manifest)
 
 
 def compare(
@@ -64,6 +65,8 @@ def compare(
     known_already = there.intersection(difference.gone)  # escaped it has another place in the order
     if os.path.lexists(watched.folder / watched.manifest):  # what is known to be wrong with it stays
         there.add(watched.manifest)
+    rejected = set(difference.gone)  # of such a folder that it was rejected
+    difference.closed = {path: why for path, why in look.walk.closed.items() if path and text(path) not in rejected}
     gone = dict.fromkeys(difference.gone)  # each once, whatever is known of it
     difference.gone = [path for path in gone if not f"{path}/".startswith(hidden) and path not in there]
     difference.unnamable = [path for path in difference.unnamable if text(path) not in known_already]

@@ -28,12 +28,16 @@ class File(NamedTuple):
 
 
 class Walk:
-    """One walk; `away` gathers what is there and may not be looked at, `links` is whether any leads to a folder."""
+    """One walk; `away` gathers what is there and may not be looked at, `closed` the folders among it, each with why.
+
+    `links` is whether any leads to a folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._at = str(folder)
         self.away: list[str] = []
+        self.closed: dict[str, str] = {}
         self.links = False
 
     def choose(self, paths: Iterable[Path]) -> list[Path]:
@@ -78,8 +82,9 @@ class Walk:
                 entries = [(entry, self._is_folder(entry, linked)) for entry in scanned if entry.name[0] != "."]
         except (FileNotFoundError, NotADirectoryError):
             return []
-        except OSError:
+        except OSError as error:  # no right to it, or its path is longer than a path may be
             self.away.append(path)
+            self.closed[path] = str(error.strerror)
             return []
         return sorted(entries, key=lambda pair: f"{pair[0].name}/" if pair[1] else pair[0].name)
 

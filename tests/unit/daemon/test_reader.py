@@ -199,6 +199,31 @@ def test_a_child_that_could_not_be_started_is_started_later(
     assert not lane.reader.busy
 
 
+def test_a_folder_that_cannot_be_looked_into_is_rejected_once_until_it_can(
+    lane: Lane, images: Path, png: Png, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may look anywhere: the refusal is played."""
+    png(images / "cat" / "1.png", 1)
+    png(images / "dog" / "1.png", 2)
+    scandir = os.scandir
+
+    def refuse(at: str) -> Any:
+        if at == str(images / "cat"):
+            raise PermissionError(13, "Permission denied", at)
+        return scandir(at)
+
+    with monkeypatch.context() as refused:
+        refused.setattr(os, "scandir", refuse)
+        for _ in range(2):
+            lane.work()
+            (row,) = lane.rows(schema.rejections)
+            assert (row.path, row.reason) == ("cat", "a folder that cannot be looked into: Permission denied")
+    assert [row.path for row in lane.rows(schema.occurrences)] == ["dog/1.png"]
+    lane.work()
+    assert lane.rows(schema.rejections) == []
+    assert [row.path for row in lane.rows(schema.occurrences)] == ["cat/1.png", "dog/1.png"]
+
+
 def test_a_folder_that_is_away_stops_nothing(lane: Lane, images: Path, png: Png) -> None:
     png(images / "cat" / "1.png", 1)
     lane.work()
