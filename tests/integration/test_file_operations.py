@@ -146,7 +146,7 @@ class Lane:
 
     def die(self) -> None:
         """As the kernel ends it: with its children (PR_SET_PDEATHSIG), and without a word."""
-        for child in self.reader.children:
+        for child in (*self.reader.children, *self.reader.crew.ready):
             child.kill()
             child.wait(30)
         self.journal.dispose()

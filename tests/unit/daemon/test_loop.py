@@ -72,6 +72,7 @@ def end(daemon: Daemon) -> None:
     daemon.sources.scheduler.shutdown(wait=False)
     for child in (
         *daemon.reader.children,
+        *daemon.reader.crew.ready,
         daemon.worker.child,
         daemon.observer.child,
         daemon.auditor.child,

@@ -90,7 +90,10 @@ class Lane:
 def lane(config: Config, journal: Engine) -> Iterator[Lane]:
     queue: SimpleQueue[Event] = SimpleQueue()
     with running(Sources(config, queue)) as sources:
-        yield Lane(config, journal, sources, queue)
+        lane = Lane(config, journal, sources, queue)
+        yield lane
+        for child in (*lane.reader.children, *lane.reader.crew.ready):
+            child.kill()
 
 
 @pytest.fixture
