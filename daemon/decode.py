@@ -194,8 +194,7 @@ def decode(source: bytes | BinaryIO, max_pixels: float) -> tuple[dict[str, Any],
                 raise Unusable(
                     f"has {width * height / 1e6:.0f} megapixels, more than watch.max_megapixels = {max_pixels / 1e6:g}"
                 )
-            # Of a JPEG all is read and decoded, and only its gray worked out.
-            mode, drafted = image.mode, image.draft("L", (DRAFT, DRAFT))
+            mode, drafted = image.mode, _draft(image)
             image.load()
             if image.mode not in USUAL:
                 image.crop((0, 0, 1, 1)).convert("RGB")  # what training could not convert is refused here
@@ -211,6 +210,14 @@ def decode(source: bytes | BinaryIO, max_pixels: float) -> tuple[dict[str, Any],
         raise
     except Exception as error:  # whatever odd bytes make Pillow raise, also of a place that no file can have
         raise Unusable(f"cannot be decoded: {error}") from None
+
+
+def _draft(image: Image.Image) -> bool:
+    """Of most JPEGs all is read and decoded, and only its gray worked out, no larger than need be."""
+    layers = getattr(image, "layer", [])
+    if not layers or not plain_jpeg.is_whole([(across, down) for _, across, down, _ in layers]):
+        return False
+    return image.draft("L", (DRAFT, DRAFT)) is not None
 
 
 def _count_frames(image: Image.Image) -> int:

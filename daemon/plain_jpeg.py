@@ -1,13 +1,15 @@
 """The usual JPEG, decoded without Pillow's reader of headers, which takes as long as a small image's pixels.
 
 Plain is one that holds what decoding needs and nothing that says more of it: no EXIF, no colour profile, no further
-pictures. Its pixels come from the same decoder, as `draft` would have them: gray, which a JPEG holds apart from its
-colours, and no larger than asked. All of the file is read and decoded for it; only what colours its pixels have is not
-worked out. Any other, and whatever is odd about one, is left to Pillow.
+pictures, and colours at a whole part of the size. Its pixels come from the same decoder, as `draft` would have them:
+gray, which a JPEG holds apart from its colours, and no larger than asked. All of the file is read and decoded for it,
+but that its pixels' colours are not worked out, which cannot fail then. Any other, and whatever is odd about one, is
+left to Pillow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import Image
@@ -20,10 +22,10 @@ SCALES = (8, 4, 2)  # by which the decoder makes an image smaller
 
 
 class Plain(NamedTuple):
-    """What a plain JPEG is. Pixels."""
+    """What a plain JPEG is."""
 
     mode: str
-    width: int
+    width: int  # pixels
     height: int
 
     def scale(self, enough: int) -> int:
@@ -58,6 +60,9 @@ def _look(content: bytes) -> Plain | None:
             mode = MODES.get(content[at + 9]) if at + 10 <= len(content) else None
             if found or mode is None or content[at + 4] != 8 or length != 8 + 3 * len(mode):
                 return None
+            sampling = content[at + 11 : at + 2 + length : 3]
+            if not is_whole([(pair >> 4, pair & 15) for pair in sampling]):
+                return None
             height, width = content[at + 5] << 8 | content[at + 6], content[at + 7] << 8 | content[at + 8]
             found = Plain(mode, width, height) if width and height else None
         elif marker == SOS:
@@ -66,6 +71,11 @@ def _look(content: bytes) -> Plain | None:
             return None
         at += 2 + length
     return None
+
+
+def is_whole(sampling: Sequence[tuple[int, int]]) -> bool:
+    """Whether each component has a whole part of the most samples, across and down: libjpeg works out no others."""
+    return all(number and max(axis) % number == 0 for axis in zip(*sampling, strict=True) for number in axis)
 
 
 def _is_plain(marker: int, length: int, start: bytes) -> bool:

@@ -40,6 +40,18 @@ def image(
     return out.getvalue()
 
 
+def sampled(content: bytes, *factors: int) -> bytes:
+    """A JPEG whose components say these sampling factors (across in the upper four bits, down in the lower)."""
+    at = content.index(b"\xff\xc0") + 11
+    return b"".join(
+        [
+            content[:at],
+            *(bytes([factor]) + content[at + 3 * k + 1 : at + 3 * k + 3] for k, factor in enumerate(factors)),
+            content[at + 3 * len(factors) :],
+        ]
+    )
+
+
 def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -192,6 +204,7 @@ CORPUS: list[Hostile] = [
     Hostile(b"pixels.ppm", write(image("PPM", seed=41)), OTHER),
     # two things at once
     Hostile(b"and-an-archive.png", write(image("PNG", seed=5) + ZIP), None),
+    Hostile(b"colours-of-two-thirds.jpg", write(sampled(JPEG, 0x31, 0x21, 0x11)), BROKEN),  # its gray can be decoded
     Hostile(b"and-a-script.jpg", write(image("JPEG", seed=6) + SCRIPT), None),
     Hostile(b"and-a-page.gif", write(image("GIF", "P", seed=7) + b"<script>alert(1)</script>"), None),
     Hostile(b"two-images.jpg", write(image("JPEG", seed=8) + image("JPEG", seed=9)), None),

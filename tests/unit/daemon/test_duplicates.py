@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 from sklearn.datasets import load_digits
 
+from daemon.decode import decode
 from daemon.descriptor import SIZE, describe
 from daemon.duplicates import PICTURE, RECORD, Index
 
@@ -183,3 +184,32 @@ def test_other_descriptors_and_ids_are_refused(index: Index) -> None:
     for ids, descriptors in (([1], [b"short"]), ([1, 2], [bytes(SIZE)]), ([-1], [bytes(SIZE)])):
         with pytest.raises(ValueError, match="descriptors of"):
             index.add(ids, descriptors)
+
+
+def page(number: int, width: int = 500, height: int = 400) -> Image.Image:
+    """A page of text: all that it shows is finer than the thumbnail."""
+    rng = np.random.default_rng(number)
+    image = Image.new("RGB", (width, height), "white")
+    for y in range(0, height, 11):
+        letters = rng.integers(97, 123, width // 6 - int(rng.integers(0, 30)))
+        ImageDraw.Draw(image).text((2, y), bytes(letters.tolist()).decode(), fill="black")
+    return image
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    written = io.BytesIO()
+    image.save(written, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    return written.getvalue()
+
+
+def test_pages_are_found_again_whatever_was_decoded_at_which_size(tmp_path: Path) -> None:
+    """A JPEG's decoder makes it smaller itself, by its own filter; of a PNG all pixels are averaged."""
+    pages = [page(number, 300 + 90 * number, 280 + 70 * number) for number in range(10)]
+    smaller = [image.resize((3 * image.width // 4, 3 * image.height // 4), Image.Resampling.LANCZOS) for image in pages]
+    copies = [encoded(image, "JPEG") for image in smaller] + [encoded(image, "PNG") for image in pages]
+    with Index(tmp_path) as index:
+        index.add(range(10), [decode(encoded(image, "JPEG"), 1e8)[1] for image in pages])
+        found = index.add(range(10, 30), [decode(content, 1e8)[1] for content in copies])
+    assert {(number, 10 + number) for number in range(10)} | {(number, 20 + number) for number in range(10)} <= set(
+        found
+    )

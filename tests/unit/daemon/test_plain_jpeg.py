@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from daemon.decode import decode as take_in
+from daemon.originals import Unusable
 from daemon.plain_jpeg import decode
+from pipeline.images import decode as decode_for_training
+from tests import hostile
 
 ENOUGH = 128
 
@@ -49,6 +54,23 @@ def exif() -> bytes:
 def of_no_width(content: bytes) -> bytes:
     at = content.index(b"\xff\xc0") + 7
     return content[:at] + bytes(2) + content[at + 2 :]
+
+
+def test_what_is_taken_in_training_can_decode() -> None:
+    """Its colours, too, which nobody works out here: at some samplings there are none for libjpeg."""
+    content = hostile.image("JPEG", size=(64, 48))
+    taken = refused = 0
+    for factors in itertools.product((0x11, 0x21, 0x12, 0x31, 0x41, 0x22), repeat=3):
+        odd = hostile.sampled(content, *factors)
+        try:
+            take_in(odd, 1e6)
+        except Unusable:
+            refused += 1
+            continue
+        decode_for_training(odd, (32, 32), "stretch")
+        taken += 1
+    assert taken > 20
+    assert refused > 20
 
 
 OTHERS: dict[str, Callable[[], bytes]] = {
