@@ -1,14 +1,13 @@
 """Which group a labelled sample joins, once and for ever: the user's key's, its near-duplicates', or one of its own.
 
-A group lies in one role. A sample that is near to groups of two roles joins none and is used nowhere: in either it
-would leak what the other is to be judged by.
+A group lies in one role. A sample that is near to samples of two roles joins none and is used nowhere: in either it
+would leak what the other is to be judged by. Nor does one whose key and whose near-duplicates lie in different roles.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from sqlalchemy import Connection, func, or_, select
 from sqlalchemy.dialects.sqlite import insert as upsert
@@ -18,16 +17,7 @@ from daemon.journal import add_many, chunks, now
 from daemon.schema import groups, near_duplicates, occurrences, samples
 from policies.facts import Role
 
-NOTHING: frozenset[Any] = frozenset()
 AT_ONCE = 10_000  # rows that are read ahead
-
-
-class _Cluster(NamedTuple):
-    """New samples that must share a role, and the groups that they are near to already."""
-
-    key: str
-    members: list[int]
-    near: set[int] | frozenset[int]
 
 
 def remember(connection: Connection, pairs: Iterable[tuple[int, int]]) -> None:
@@ -42,39 +32,99 @@ def place(connection: Connection, drop: int, shares: Mapping[Role, float]) -> No
     shas, names, keys = _unplaced(connection, drop)
     if not shas:
         return
-    balance = roles.Balance(roles.count_roles(connection), shares)
-    twins = _twins(connection, drop, shas.keys() - keys.keys())
-    clusters = [
-        *_by_key(connection, keys),
-        *_by_likeness(connection, [id_ for id_ in shas if id_ in twins and id_ not in keys], shas, twins),
-    ]
-    known = _roles_of(connection, {group for cluster in clusters for group in cluster.near})
-    first = connection.execute(select(func.coalesce(func.max(groups.c.id), 0))).scalar_one() + 1
-    moment = now()
-    new: list[tuple[int, str, Role, float]] = []
-    joined: list[tuple[int, int]] = []
+    twins = _twins(connection, drop, shas)
+    placing = _Placing(connection, names, twins, roles.Balance(roles.count_roles(connection), shares))
     # The largest first: what is small can still make up for what is not.
-    for cluster in sorted(clusters, key=lambda cluster: (-len(cluster.members), cluster.key)):
-        near = {known[group] for group in cluster.near} if cluster.near else NOTHING
-        if len(near) > 1:
-            continue  # near to two roles
-        coming: dict[str, int] = {}
-        for sample in cluster.members:
-            coming[names[sample]] = coming.get(names[sample], 0) + 1
-        if near:
-            (role,), group = near, min(cluster.near)
-            balance.take(coming, role)
-        else:
-            group = first + len(new)
-            new.append((group, cluster.key, balance.give(coming, cluster.key), moment))
-        joined += [(group, sample) for sample in cluster.members]
-    for group, sample in enumerate((id_ for id_ in shas if id_ not in keys and id_ not in twins), first + len(new)):
-        key = shas[sample].hex()  # alone, as most
-        new.append((group, key, balance.give({names[sample]: 1}, key), moment))
-        joined.append((group, sample))
-    add_many(connection, groups, ("id", "key", "role", "given"), new)
-    if joined:
-        connection.exec_driver_sql("UPDATE samples SET group_id = ? WHERE id = ?", joined)
+    for key, members in sorted(_by_key(keys).items(), key=lambda its: (-len(its[1]), its[0])):
+        placing.by_key(key, members, _find(connection, key))
+    alike = {sample: sha.hex() for sample, sha in shas.items() if sample in twins and sample not in keys}
+    for members, near in sorted(placing.connect(alike), key=lambda its: (-len(its[0]), alike[its[0][0]])):
+        placing.by_likeness(alike[members[0]], members, near)
+    for sample, sha in shas.items():
+        if sample not in twins and sample not in keys:  # alone, as most
+            placing.open(sha.hex(), [sample])
+    add_many(connection, groups, ("id", "key", "role", "given"), placing.opened)
+    if placing.joined:
+        connection.exec_driver_sql("UPDATE samples SET group_id = ? WHERE id = ?", placing.joined)
+
+
+class _Placing:
+    """What is known of groups while the samples of one drop are given theirs."""
+
+    def __init__(
+        self, connection: Connection, names: Mapping[int, str], twins: Mapping[int, set[int]], balance: roles.Balance
+    ) -> None:
+        self.opened: list[tuple[int, str, Role, float]] = []  # groups: id, key, role, when
+        self.joined: list[tuple[int, int]] = []  # group and sample
+        self._names, self._twins, self._balance = names, twins, balance
+        self._groups = _groups_of(connection, twins)  # of samples
+        self._roles = _roles_of(connection, set(self._groups.values()))  # of groups
+        self._next = connection.execute(select(func.coalesce(func.max(groups.c.id), 0))).scalar_one() + 1
+        self._moment = now()
+
+    def by_key(self, key: str, members: Sequence[int], known: tuple[int, Role] | None) -> None:
+        """Into the key's group; a new one lies where most of what is near to its samples does."""
+        near = {sample: {self._roles[group] for group in self._near(sample)} for sample in members}
+        votes = Counter(role for its in near.values() for role in sorted(its))
+        role = known[1] if known else next((role for role, _ in votes.most_common(1)), None)
+        fitting = [sample for sample, its in near.items() if its <= {role}]
+        if known:
+            self._roles[known[0]] = known[1]
+            self._join(known[0], fitting)
+        elif fitting:
+            self.open(key, fitting, role)
+
+    def by_likeness(self, key: str, members: Sequence[int], near: Collection[int]) -> None:
+        """Into the first of the groups that they are near to, if these lie in one role."""
+        if not near:
+            self.open(key, members)
+        elif len({self._roles[group] for group in near}) == 1:
+            self._join(min(near), members)
+
+    def connect(self, new: Collection[int]) -> Iterator[tuple[list[int], set[int]]]:
+        """Samples connected by pairs, also by way of others that have no group yet, and the groups near to them."""
+        seen: set[int] = set()
+        for sample in new:
+            if sample in seen:
+                continue
+            members, near, waiting = list[int](), set[int](), [sample]
+            seen.add(sample)
+            while waiting:
+                at = waiting.pop()
+                if at in new:
+                    members.append(at)
+                near |= self._near(at)
+                further = self._twins.get(at, set()) - self._groups.keys() - seen
+                seen |= further
+                waiting += further
+            yield members, near
+
+    def open(self, key: str, members: Sequence[int], role: Role | None = None) -> None:
+        """A new group. role: None: that which is furthest behind."""
+        coming = self._count(members)
+        if role is None:
+            role = self._balance.choose(coming, key)
+        group, self._next = self._next, self._next + 1
+        self._roles[group] = role
+        self.opened.append((group, key, role, self._moment))
+        self._join(group, members)
+
+    def _join(self, group: int, members: Sequence[int]) -> None:
+        self._balance.add(self._count(members), self._roles[group])
+        for sample in members:
+            self._groups[sample] = group
+            self.joined.append((group, sample))
+
+    def _near(self, sample: int) -> set[int]:
+        """The groups of its near-duplicates."""
+        return {self._groups[twin] for twin in self._twins.get(sample, ()) if twin in self._groups}
+
+    def _count(self, members: Sequence[int]) -> dict[str, int]:
+        found: dict[str, int] = {}  # for one of each a Counter takes a microsecond more
+        for sample in members:
+            name = self._names[sample]
+            found[name] = found.get(name, 0) + 1
+        return found
 
 
 def _unplaced(connection: Connection, drop: int) -> tuple[dict[int, bytes], dict[int, str], dict[int, str]]:
@@ -99,39 +149,17 @@ def _unplaced(connection: Connection, drop: int) -> tuple[dict[int, bytes], dict
     return shas, names, keys
 
 
-def _by_key(connection: Connection, keys: Mapping[int, str]) -> Iterator[_Cluster]:
-    members: dict[str, list[int]] = defaultdict(list)
+def _by_key(keys: Mapping[int, str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = defaultdict(list)
     for sample, key in keys.items():
-        members[f"key:{key}"].append(sample)
-    for key, its in members.items():
-        found = connection.execute(select(groups.c.id).where(groups.c.key == key)).scalar()
-        yield _Cluster(key, its, NOTHING if found is None else {found})
+        found[f"key:{key}"].append(sample)
+    return found
 
 
-def _by_likeness(
-    connection: Connection, new: list[int], shas: Mapping[int, bytes], twins: Mapping[int, set[int]]
-) -> Iterator[_Cluster]:
-    """Connected by pairs of near-duplicates, also by way of samples that have no group yet themselves."""
-    grouped = _groups_of(connection, twins)
-    seen: set[int] = set()
-    for sample in new:
-        if sample in seen:
-            continue
-        members: list[int] = []
-        near: set[int] = set()
-        waiting = [sample]
-        seen.add(sample)
-        while waiting:
-            at = waiting.pop()
-            if at in shas:
-                members.append(at)
-            for twin in twins.get(at, ()):
-                if twin in grouped:
-                    near.add(grouped[twin])
-                elif twin not in seen:
-                    seen.add(twin)
-                    waiting.append(twin)
-        yield _Cluster(shas[sample].hex(), members, near)
+def _find(connection: Connection, key: str) -> tuple[int, Role] | None:
+    """The group of this key, and its role."""
+    found = connection.execute(select(groups.c.id, groups.c.role).where(groups.c.key == key)).first()
+    return (found.id, found.role) if found else None
 
 
 def _twins(connection: Connection, drop: int, new: Collection[int]) -> dict[int, set[int]]:

@@ -23,7 +23,7 @@ class Balance:
         self._shares = [shares[role] for role in ROLES]
         self._given = {name: [given.get(role, 0) for role in ROLES] for name, given in counts.items()}
 
-    def give(self, coming: Mapping[str, int], key: str) -> Role:
+    def choose(self, coming: Mapping[str, int], key: str) -> Role:
         """The role furthest behind its share in the classes of a group, with it; a hash of its key breaks ties.
 
         coming: the group's samples by class. Unlike a role drawn by the hash alone, this leaves no small class without
@@ -38,12 +38,10 @@ class Balance:
             ]
         most = max(behind) - ROUNDING
         tied = [role for role, value in zip(ROLES, behind, strict=True) if value > most]
-        role = tied[0] if len(tied) == 1 else tied[_hash(key) % len(tied)]
-        self.take(coming, role)
-        return role
+        return tied[0] if len(tied) == 1 else tied[_hash(key) % len(tied)]
 
-    def take(self, coming: Mapping[str, int], role: Role) -> None:
-        """These samples have come, with this role."""
+    def add(self, coming: Mapping[str, int], role: Role) -> None:
+        """These samples have this role."""
         for name, number in coming.items():
             self._given.setdefault(name, [*NONE])[ROLES.index(role)] += number
 

@@ -100,6 +100,41 @@ def test_the_users_key_makes_the_group_now_and_later(world: World) -> None:
     assert len(set(groups)) == 4
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_near_duplicates_lie_in_one_role_where_only_one_has_a_key(world: World, together: bool) -> None:
+    for number in range(20):
+        if together:
+            drop, (one, other) = come(world, ["cat"] * 2, [None, f"part-{number}"], mark=f"of {number}")
+        else:
+            first, (one,) = come(world, ["cat"], mark=f"of {number}")
+            place(world, first)
+            drop, (other,) = come(world, ["cat"], [f"part-{number}"], mark=f"later {number}")
+        place(world, drop, (one, other))
+        assert role(world, one) == role(world, other) is not None
+    with world.journal.connect() as connection:
+        used = select(schema.samples.c.group_id)
+        assert connection.execute(select(schema.groups.c.id).where(schema.groups.c.id.not_in(used))).all() == []
+
+
+def test_near_duplicates_under_two_new_keys_lie_in_one_role(world: World) -> None:
+    for number in range(20):
+        keys = [f"{side}-{number}" for side in ("left", "right")]
+        drop, (one, other) = come(world, ["cat"] * 2, keys, mark=f"of {number}")
+        place(world, drop, (one, other))
+        assert role(world, one) == role(world, other) is not None
+
+
+def test_what_its_key_and_its_twin_would_put_in_two_roles_is_used_nowhere(world: World) -> None:
+    drop, ids = come(world, ["cat"] * 20, [f"part-{number}" for number in range(20)])
+    place(world, drop)
+    judged = next(id_ for id_ in ids if role(world, id_) == "judge")
+    trained = next(number for number, id_ in enumerate(ids) if role(world, id_) == "train")
+    later, (odd, even) = come(world, ["cat"] * 2, [f"part-{trained}"] * 2, mark="later")
+    place(world, later, (odd, judged))
+    assert role(world, odd) is None
+    assert world.row(schema.samples, id=even).group_id == world.row(schema.samples, id=ids[trained]).group_id
+
+
 @pytest.mark.parametrize("size", [1, 3, 10])
 def test_shares_hold_by_class_as_far_as_groups_allow(world: World, size: int) -> None:
     """Ten groups of one size: eight, one and one; by a hash alone a third of such classes had no judge."""

@@ -14,7 +14,7 @@ SHARES: dict[Role, float] = {"train": 0.8, "tune": 0.1, "judge": 0.1}
 
 def behind(counts: Counter[Role], shares: dict[Role, float], key: str, number: int = 1) -> Role:
     """The role of a group of so many samples of one class."""
-    return Balance({"cat": counts}, shares).give({"cat": number}, key)
+    return Balance({"cat": counts}, shares).choose({"cat": number}, key)
 
 
 def give(number: int, shares: dict[Role, float] = SHARES, name: str = "") -> Counter[Role]:
