@@ -138,8 +138,13 @@ class Search:
         tangents = np.concatenate([np.empty((0, likeness.MOVES, likeness.CODE), np.float32), *moves])
 
         def look_up(rows: Ints) -> tuple[Floats, Floats]:
-            its, old = tangents[np.searchsorted(new, rows) % max(len(new), 1)], rows < self.known.rows
-            codes = self.codes[np.maximum(rows - self.known.rows, 0)]
+            codes = np.empty((len(rows), likeness.CODE), np.float32)
+            its = np.empty((len(rows), likeness.MOVES, likeness.CODE), np.float32)
+            old = rows < self.known.rows
+            codes[~old], its[~old] = (
+                self.codes[rows[~old] - self.known.rows],
+                tangents[np.searchsorted(new, rows[~old])],
+            )
             if old.any():
                 thumbnails = self._read(rows[old])
                 codes[old], its[old] = likeness.codes(thumbnails), likeness.tangents(thumbnails)

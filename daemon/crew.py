@@ -1,13 +1,14 @@
 """The reader's children, got ready while a drop settles: what they import takes as long as some hundred images.
 
 Each is a process of one module (daemon.decode, daemon.manifest, daemon.match) that listens. Once it has imported what
-it needs it waits for one line, the path of its JOB.json (daemon/children.py); where none comes it ends.
+it needs it waits for one line, the path of its JOB.json (daemon/children.py), until it is given one or dismissed.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ class Crew:
     def __init__(self, put: Callable[[Event], None], index: Path) -> None:
         self._put = put
         self._arguments: dict[Kind, Sequence[str]] = {"match": [str(index)]}
-        self._ready: dict[Kind, list[Child]] = {"decode": [], "manifest": [], "match": []}
+        self._ready: defaultdict[Kind, list[Child]] = defaultdict(list)
         self._starts = itertools.count()
 
     @property
@@ -35,8 +36,9 @@ class Crew:
 
     def get_ready(self, kind: Kind, number: int = 1) -> None:
         """Starts as many of a kind as are missing."""
-        here = self._alive(kind)
-        self._ready[kind] = here + [self._start(kind) for _ in range(number - len(here))]
+        here = self._ready[kind] = self._alive(kind)
+        while len(here) < number:
+            here.append(self._start(kind))
 
     def give(self, kind: Kind, job: dict[str, Any], stem: Path) -> Child:
         """Gives a job to one that is ready or to a new one, in a file whose name begins so. Raises OSError."""
@@ -55,8 +57,7 @@ class Crew:
         """Those that are ready are not needed."""
         for child in self.ready:
             child.kill()
-        for children in self._ready.values():
-            children.clear()
+        self._ready.clear()
 
     def _alive(self, kind: Kind) -> list[Child]:
         return [child for child in self._ready[kind] if not child.wait(0)]

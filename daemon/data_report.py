@@ -85,9 +85,11 @@ def _near_two_roles(connection: Connection) -> list[View]:
     samples, occurrences, pairs = schema.samples, schema.occurrences, schema.near_duplicates
     rows = connection.execute(
         select(samples.c.id, samples.c.sha256, occurrences.c.folder, occurrences.c.path)
+        .join(schema.standings, schema.standings.c.sample_id == samples.c.id)
         .join(occurrences, occurrences.c.sample_id == samples.c.id)
         .join(schema.drops, schema.drops.c.id == occurrences.c.drop_id)
         .where(
+            schema.standings.c.state.in_(("ungrouped", "conflict", "held")),  # of labelled ones without a group
             samples.c.group_id.is_(None),
             occurrences.c.gone.is_(None),
             occurrences.c.class_name.is_not(None),

@@ -248,6 +248,14 @@ def _rejected(path: str, found: os.stat_result | None, reason: str) -> dict[str,
 
 def main() -> int:
     die_with_parent()
+    try:
+        return _read_and_say()
+    except store.StoreUnwritable as error:
+        print(error, file=sys.stderr)
+        return store.UNWRITABLE
+
+
+def _read_and_say() -> int:
     gc.freeze()  # what was imported is no garbage
     if (job := wait_for_job()) is None:
         return 0

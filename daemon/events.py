@@ -15,9 +15,12 @@ class DropSettled:
     paths: frozenset[Path] | None
 
 
+FEW = 256  # files that are not worth a second reader
+
+
 @dataclass(frozen=True, slots=True)
 class ImagesComing:
-    """Files or folders have begun to come into a watched folder, `many` or not yet; they have not settled."""
+    """Files have begun to come into a watched folder, and have not settled; `many`: more than a few."""
 
     many: bool
 

@@ -170,7 +170,7 @@ class Daemon:
             case DropSettled():
                 self.reader.waiting.append(event)
             case ImagesComing():
-                if not self.worker.measures:
+                if not self.worker.busy:  # what measures has the machine to itself, what trains needs all of it
                     self.reader.get_ready(many=event.many)
             case ConstraintsTouched():
                 self.read_constraints()
@@ -266,6 +266,7 @@ class Daemon:
         if not self.because and self.sources.unsettled and now() < self.drops_since + PATIENCE_SECONDS:
             return False  # more of the same is being copied
         if self.worker.recover():
+            self.reader.crew.dismiss()
             return True
         self.sweeper.look_at_bound()
         because = "; ".join([*self.drops, *self.because])
@@ -275,6 +276,7 @@ class Daemon:
         if decided.until is not None:
             self.sources.fire_at(decided.until, "look again")
         if decided.cycle is not None:
+            self.reader.crew.dismiss()
             self.worker.begin(decided.cycle)
         return True
 

@@ -23,15 +23,14 @@ from daemon import placing
 from daemon.children import Child
 from daemon.config import Config
 from daemon.crew import Crew, Kind
-from daemon.events import DropSettled, Event
+from daemon.events import FEW, DropSettled, Event
 from daemon.intake import Drop
 from daemon.journal import now
 from daemon.part import Part, why
 from daemon.scan import Difference, compare
 from daemon.schema import drops
-from daemon.settling import FEW
 from daemon.sources import Sources
-from daemon.store import StoreUnwritable
+from daemon.store import UNWRITABLE
 from policies.facts import Role
 
 log = logging.getLogger("relearn")
@@ -84,10 +83,11 @@ class Reader:
         self.waiting.extend(DropSettled(folder, None) for folder in self.config.folders)
 
     def get_ready(self, *, many: bool) -> None:
-        """Images are on their way: what reads them and looks for near-duplicates is started meanwhile."""
+        """Images are on their way: what reads them is started, and of many what looks for near-duplicates, too."""
         if not self.busy:
             self.crew.get_ready("decode", PARTS if many else 1)
-            self.crew.get_ready("match")
+            if many:
+                self.crew.get_ready("match")
 
     def recover(self) -> None:
         """After a crash: drops that were being read count as they are; the start's scan finds what is missing."""
@@ -145,7 +145,7 @@ class Reader:
             return  # it had only got ready
         assert self.drop is not None
         part.child = None
-        if StoreUnwritable.__name__ in last_words:  # no file's fault
+        if status == UNWRITABLE:  # no file's fault
             self._give_up(last_words)
         elif status != 0 and part.unread:
             log.warning("a reader of drop %d died (status %d): %s", self.drop.id, status, last_words[-500:])

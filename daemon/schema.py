@@ -134,7 +134,7 @@ labels = Table(  # append-only
     "labels",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("sample_id", ForeignKey("samples.id"), nullable=False),
+    Column("sample_id", ForeignKey("samples.id"), nullable=False, index=True),
     Column("class", String, key="class_name", nullable=False),
     Column("source", String, nullable=False),  # folder, manifest, review
     Column("by", String, nullable=False),

@@ -28,6 +28,8 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 
+from daemon.events import FEW
+
 # All but that a file was opened, or closed unwritten: reading is no change, and whoever reads 50,000 files, as we do
 # ourselves, would be told of twice as many events.
 CHANGES: list[type[FileSystemEvent]] = [
@@ -36,7 +38,6 @@ CHANGES: list[type[FileSystemEvent]] = [
 ]  # fmt: skip
 
 LONGEST_SECONDS = 120.0  # a burst of changes that lasts longer is told in parts
-FEW = 256  # files that are soon read
 WRITING_SECONDS = 600.0  # a file that was left open, and not written to for longer, is read as it is
 
 
@@ -170,9 +171,22 @@ class Touch(FileSystemEventHandler):
             return  # what lies in a folder that was moved: the folder itself has been told
         # What is written to is closed some time. Only what truncate(2) cut by its name is not: it is read late.
         writing = self.hears_closing and kind == EVENT_TYPE_MODIFIED and not event.is_directory
-        comes = kind in (EVENT_TYPE_CREATED, EVENT_TYPE_MOVED)
-        coming = FEW + 1 if comes and event.is_directory else int(comes)  # of a folder it may be any number
+        coming = self._count_coming(event, changed)
         self.settling.touch(*(Path(path) for path in (source, target) if path), writing=writing, coming=coming)
+
+    def _count_coming(self, event: FileSystemEvent, changed: str) -> int:
+        """How many images may have come: with a folder that holds something any number."""
+        if event.event_type not in (EVENT_TYPE_CREATED, EVENT_TYPE_MOVED) or "/." in changed[len(self.folder) :]:
+            return 0
+        return int(not event.is_directory) or (FEW + 1) * _holds_something(changed)
+
+
+def _holds_something(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.name[0] != "." for entry in entries)
+    except OSError:
+        return False
 
 
 def _has_new_rights(folder: str) -> bool:

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 FEW_BYTES = 16 << 20  # so many are kept in memory between hashing and decoding
+UNWRITABLE = os.EX_CANTCREAT  # what a child ends with where it could not be written
 _libc = ctypes.CDLL(None, use_errno=True)
 
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from daemon.decode import read_files
-from daemon.store import SourceUnreadable, StoreUnwritable
+from daemon.store import UNWRITABLE, SourceUnreadable, StoreUnwritable
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -322,3 +322,24 @@ def test_a_store_that_cannot_be_written_ends_the_child(
     (tmp_path / "store").write_text("a file where the folder should be")
     with pytest.raises(StoreUnwritable, match="store"):
         told(job("a/x.png"))
+
+
+def test_it_says_by_its_status_that_the_store_takes_nothing(
+    job: Callable[..., Any], folder: Path, tmp_path: Path, png: Callable[..., Path]
+) -> None:
+    """Not by words: a file may have any name."""
+    png(folder / "a" / "x.png")
+    (tmp_path / "store").write_text("a file where the folder should be")
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(job("a/x.png")))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "daemon.decode"],
+        input=json.dumps(str(file)),
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == UNWRITABLE
+    assert "store" in done.stderr

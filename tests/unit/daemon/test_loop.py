@@ -29,6 +29,7 @@ from daemon.events import (
     ChildSpoke,
     ConstraintsTouched,
     DropSettled,
+    ImagesComing,
     PersonAsked,
     SourceFailed,
     Stop,
@@ -639,6 +640,34 @@ def test_the_child_that_gets_ready_is_asked_to_end_with_the_others(daemon: Daemo
     assert ready not in children_of(daemon.reader)
     daemon.end_children()
     assert ready.wait(0)
+
+
+def test_readers_get_ready_where_images_come_and_nothing_needs_the_machine(
+    daemon: Daemon, world: World, stand_in: StandIn
+) -> None:
+    """What is measured is measured alone."""
+    daemon.handle(ImagesComing(many=True))
+    ready = daemon.reader.crew.ready
+    assert len(ready) == 3
+    training(daemon, world, stand_in)
+    assert daemon.reader.crew.ready == []
+    assert all(child.wait(30) for child in ready)
+    daemon.handle(ImagesComing(many=True))
+    assert daemon.reader.crew.ready == []
+
+
+def test_readers_at_work_are_enough(daemon: Daemon, config: Config, png: Png) -> None:
+    images = config.folders[0]
+    daemon.handle(DropSettled(images, frozenset({png(images / "cat" / "1.png")})))
+    work(daemon, lambda: daemon.reader.children)
+    ready = daemon.reader.crew.ready
+    daemon.handle(ImagesComing(many=True))
+    assert daemon.reader.crew.ready == ready
+    later = png(images / "cat" / "2.png", 2)
+    daemon.handle(DropSettled(images, frozenset({later})))
+    work(daemon)
+    with daemon.journal.connect() as connection:
+        assert connection.execute(select(schema.drops.c.added)).scalars().all() == [1, 1]
 
 
 @pytest.fixture

@@ -362,11 +362,12 @@ def test_what_got_ready_while_images_came_reads_them(lane: Lane, images: Path, p
     lane.let_settle()
     lane.reader.get_ready(many=False)
     lane.reader.get_ready(many=False)
-    reading, matching = lane.reader.crew.ready
+    (reading,) = lane.reader.crew.ready
     lane.reader.scan()
     while not lane.reader.children:
         lane.reader.step()
     assert lane.reader.children == [reading]
+    (matching,) = lane.reader.crew.ready
     lane.work()
     assert matching.wait(30)
     assert lane.told == ["drop 1: 1 images, 0 gone, 0 rejected"]

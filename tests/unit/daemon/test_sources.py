@@ -26,8 +26,17 @@ from watchdog.observers.polling import PollingObserver
 from daemon import settling as module
 from daemon import sources
 from daemon.config import Config, load
-from daemon.events import ConstraintsTouched, DropSettled, Event, ImagesComing, PersonAsked, SourceFailed, TimerFired
-from daemon.settling import FEW, Settling, Touch
+from daemon.events import (
+    FEW,
+    ConstraintsTouched,
+    DropSettled,
+    Event,
+    ImagesComing,
+    PersonAsked,
+    SourceFailed,
+    TimerFired,
+)
+from daemon.settling import Settling, Touch
 from daemon.sources import MANY, Sources, running
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -276,6 +285,38 @@ def test_a_done_marker_settles_its_folder_at_once(
     while not heard.queue.empty():
         event = heard.queue.get()
         assert event == complete or isinstance(event, ImagesComing)  # Tuesday is not
+
+
+@pytest.mark.parametrize("polling", ["false", "true"])
+def test_a_done_marker_is_heard_of_in_a_folder_that_is_moved_in(
+    listen: Callable[..., Heard], images: Path, png: Png, tmp_path: Path, polling: str
+) -> None:
+    png(tmp_path / "monday" / "1.png")
+    (tmp_path / "monday" / "_READY").touch()
+    heard = listen(
+        "watch.settle_seconds=3600", 'watch.done_marker="_READY"', f"watch.polling={polling}",
+        "watch.polling_seconds=0.05",
+    )  # fmt: skip
+    (tmp_path / "monday").rename(images / "monday")
+    event = heard.until(lambda event: isinstance(event, DropSettled))
+    assert event == DropSettled(images, frozenset({images / "monday"}))
+
+
+def test_only_what_may_be_images_is_announced(
+    listen: Callable[..., Heard], images: Path, png: Png, tmp_path: Path
+) -> None:
+    heard = listen()
+    (images / ".hidden").write_text("text")
+    (images / "cat").mkdir()
+    (images / "cat" / ".swap").mkdir()
+    heard.until(lambda event: isinstance(event, DropSettled))
+    assert not any(isinstance(event, ImagesComing) for event in heard.events)
+    png(images / "cat" / "1.png")
+    assert heard.until(lambda event: isinstance(event, ImagesComing)) == ImagesComing(many=False)
+    heard.path(images / "cat" / "1.png")
+    png(tmp_path / "dog" / "1.png")
+    (tmp_path / "dog").rename(images / "dog")
+    assert heard.until(lambda event: isinstance(event, ImagesComing)) == ImagesComing(many=True)
 
 
 def test_of_a_folder_that_is_moved_in_the_files_are_not_told_one_by_one(

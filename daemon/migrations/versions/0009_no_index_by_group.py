@@ -1,4 +1,4 @@
-"""Two indexes less: nothing asks by group, nor for labels that are no answers, and each took a part of every intake"""
+"""An index less: nothing asks which samples are of a group, and keeping it took a part of every intake"""
 
 from __future__ import annotations
 
@@ -12,4 +12,3 @@ depends_on = None
 
 def upgrade() -> None:
     op.drop_index(op.f("ix_samples_group_id"), "samples")
-    op.drop_index(op.f("ix_labels_sample_id"), "labels")
