@@ -156,7 +156,7 @@ def _describe(store: Path, sha: bytes, max_pixels: float) -> bytes | None:
 
 @contextmanager
 def _bounded(max_pixels: float) -> Iterator[None]:
-    """No more time and memory than a reading child has. Raises Unusable.
+    """No more memory than a reading child has, and little more time: until a decoder comes back. Raises Unusable.
 
     The memory is on top of what this child has by now: the index that it maps grows with the journal.
     """
