@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from daemon import schema, tunings
 from daemon.ground import Ground
@@ -61,8 +61,19 @@ def _on_pixels(
 def _asking(step: Prove, ground: Ground, connection: Connection) -> list[StagePlan]:
     artifact = get(connection, schema.artifacts, step.artifact)
     folder = artifact_folder(ground.state, artifact.id)
-    stages = [_proving(folder, model_folder(ground.state, artifact.model_id), ground, artifact.id)]
+    proving = _proving(folder, model_folder(ground.state, artifact.model_id), ground, artifact.id)
+    known = None if artifact.unverified else _said_of_tune(connection, artifact.id, ground.snapshot)
+    stages = [replace(proving, inputs={**proving.inputs, "said_of_tune": known})]
     return [*stages, _measuring(folder, ground)] if step.measure else stages
+
+
+def _said_of_tune(connection: Connection, artifact: str, snapshot: str) -> dict[str, Any] | None:
+    """What the artifact's last proof on the same images came to: only for judge it is asked for again."""
+    table = schema.proofs
+    same = (table.c.artifact_id == artifact, table.c.snapshot_id == snapshot)
+    query = select(table.c.tune_accuracy, table.c.parity).where(*same).order_by(table.c.id.desc())
+    row = connection.execute(query).mappings().first()
+    return dict(row) if row else None
 
 
 def _train_inputs(architecture: str, settings: Mapping[str, Any], ground: Ground) -> dict[str, Any]:

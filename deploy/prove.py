@@ -31,7 +31,10 @@ NICE = 5
 
 
 def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], report: Report) -> Outputs:
-    """Verifies files and golden answers, then asks for every judge sample; writes the `answers` file."""
+    """Verifies files and golden answers, then asks for every judge sample; writes the `answers` file.
+
+    Of tune it asks where the inputs do not hold what an earlier proof on the same images said of it.
+    """
     began = time.monotonic()
     folder = Path(inputs["artifact"] or earlier["build"]["path"])
     manifest = artifact.verify(folder)
@@ -41,7 +44,8 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
     artifact.compare_golden(runner(images), recorded, artifact.find_tolerance(manifest))
     pixels = read_pixels(Path(inputs["pixels"]))
     check_size(pixels, manifest["input"], inputs["pixels"], f"artifact {manifest['id']}")
-    judge, tune = pixels.select("judge"), pixels.select("tune")
+    said_of_tune, judge = inputs.get("said_of_tune"), pixels.select("judge")
+    tune = pixels.select("tune")[: 0 if said_of_tune else None]
     advance = count_images(report, len(judge) + len(tune))
     workers = max(1, len(os.sched_getaffinity(0)) // inputs["threads"])
     judged = answer(runner, pixels, judge, advance, len(manifest["classes"]), workers)
@@ -51,10 +55,18 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
         "artifact": manifest["id"],
         "answers": inputs["answers"],
         "judge_samples": len(judge),
-        "tune_accuracy": accuracy(pixels, tune, tuned, manifest["classes"]),
-        "parity": compare(inputs["tune"], pixels.hexes(tune), tuned) if inputs.get("tune") else None,
+        **(said_of_tune or _say_of_tune(inputs.get("tune"), pixels, tune, tuned, manifest["classes"])),
         "stand_in": opened.stand_in,
         "seconds": time.monotonic() - began,
+    }
+
+
+def _say_of_tune(
+    recorded: str | None, pixels: Pixels, tune: NDArray[np.int64], found: NDArray[np.float32], classes: list[str]
+) -> dict[str, Any]:
+    return {
+        "tune_accuracy": accuracy(pixels, tune, found, classes),
+        "parity": compare(recorded, pixels.hexes(tune), found) if recorded else None,
     }
 
 

@@ -113,6 +113,22 @@ def test_a_stored_artifact_is_proven(
     assert stages["prove"].inputs["answers"].endswith("/answers/a.json")
 
 
+def test_of_tune_a_stored_artifact_is_asked_once_on_the_same_images(
+    journal: Engine, ground: Ground, world: World
+) -> None:
+    world.artifact("a", ground.cycle)
+    assert plan(journal, ground, Prove("a", measure=False))["prove"].inputs["said_of_tune"] is None
+    said = {"tune_accuracy": 0.9, "parity": {"agreement": 1.0}}
+    with journal.begin() as connection:
+        add(
+            connection, schema.proofs, artifact_id="a", snapshot_id=ground.snapshot, cycle_id=ground.cycle, at=1, **said
+        )
+    assert plan(journal, ground, Prove("a", measure=False))["prove"].inputs["said_of_tune"] == said
+    with journal.begin() as connection:  # another engine answered in its place then
+        change(connection, schema.artifacts, "a", unverified="no NVIDIA GPU answers here")
+    assert plan(journal, ground, Prove("a", measure=False))["prove"].inputs["said_of_tune"] is None
+
+
 def test_parity_is_asked_where_the_model_brings_its_answers(journal: Engine, ground: Ground, world: World) -> None:
     world.model("m", ground.cycle)
     assert plan(journal, ground, Build("m", "openvino:int8"))["prove"].inputs["tune"] is None

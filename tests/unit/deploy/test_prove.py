@@ -101,6 +101,15 @@ def test_the_accuracy_is_of_tune(inputs: dict[str, Any], truth: np.ndarray) -> N
     assert outputs["parity"] is None
 
 
+def test_what_is_known_of_tune_is_not_asked_again(inputs: dict[str, Any]) -> None:
+    known = {"tune_accuracy": 0.625, "parity": {"agreement": 0.5}}
+    said: list[float] = []
+    outputs = prove.run(inputs | {"said_of_tune": known}, {}, lambda _done, total, *_, **__: said.append(total))
+    assert {name: outputs[name] for name in known} == known
+    assert outputs["judge_samples"] == 70
+    assert set(said) == {70}
+
+
 def test_the_stage_before_names_the_artifact(inputs: dict[str, Any], made: Path) -> None:
     outputs = prove.run(inputs | {"artifact": None}, {"build": {"path": str(made)}}, silent)
     assert outputs["artifact"] == made.name
