@@ -69,6 +69,7 @@ class Daemon:
         self.drops_since = 0.0
         self.recovered = False
         self.worked = True  # since memory was last given back
+        self.suspects: set[bytes] = set()  # samples whose copies a stage could not use
         self.trouble: str | None = None  # what the daemon met last, and is not over yet
         self.stopping = False
         put, tell = self.queue.put, self.because.append
@@ -155,6 +156,8 @@ class Daemon:
         self.drop_spoiled()
         self.sweeper.recover()
         self.read_constraints()
+        if self.config.settings.store.keep == "copy" and lost_copies.holds_links(self.config.state / "store"):
+            self.look_for_lost_copies()
         self.reader.scan()
         self.observer.want()
         self.auditor.want()
@@ -227,6 +230,8 @@ class Daemon:
         if isinstance(event, ChildSpoke):
             if lane:
                 lane.hear(event.line)
+            if sample := event.line.get("sample"):
+                self.suspects.add(bytes.fromhex(sample))
         elif not self.worker.left(event.token) and lane:
             if isinstance(lane, Reader):
                 lane.bury(event.token, event.status, event.last_words)
@@ -237,10 +242,12 @@ class Daemon:
 
     def look_for_lost_copies(self) -> None:
         """A stage failed, perhaps for want of a sample: what the store lacks is read again before it is tried again."""
+        copies, suspects = self.config.settings.store.keep == "copy", self.suspects
+        self.suspects = set()
         with self.journal.begin() as connection:
-            files = lost_copies.read_again(connection, self.config.state / "store")
+            files = lost_copies.read_again(connection, self.config.state / "store", copies=copies, suspects=suspects)
         if files:
-            log.warning("the store lacks %d copies, which are made again, the first from %s", len(files), files[0])
+            log.warning("the store lacks %d samples, whose files are read again, the first %s", len(files), files[0])
         for folder in self.config.folders:
             if mine := [file for file in files if file.is_relative_to(folder)]:
                 self.reader.waiting.append(DropSettled(folder, frozenset(mine)))

@@ -64,6 +64,8 @@ class Reader:
         self.unmatched = True  # what an earlier daemon left, or wrote before there was an index
         self.outdated = False  # the index holds pictures of images that were forgotten
         self.linked: set[Path] = set()  # folders with links that notification does not see through
+        self.shut: dict[Path, set[Path]] = {}  # of each watched folder what in it could not be looked into
+        self.away: set[Path] = set()  # folders that were empty or away: what is back is looked through
         self.rests_until = 0.0  # after near-duplicates could not be looked for
         self._began = self._said = self._heard = 0.0
         shares = config.settings.roles
@@ -191,23 +193,35 @@ class Reader:
                 difference = compare(
                     connection,
                     self.config.watched(folder),
-                    None if folder in self.linked else settled.paths,
+                    None if folder in self.linked | self.away else settled.paths,
                     self.config.settings.watch.settle_seconds,
                     self.sources.writing(folder),
                 )
         except FileNotFoundError as error:
             log.warning("%s", error)
+            self.away.add(folder)
             self.crew.dismiss()
             return
+        self.away.discard(folder)
         if settled.paths is None:
             log.info("%s: looked through in %.1f s", folder, time.monotonic() - started)
         self._look_again(folder, difference.fresh)
         if difference.links:
             self.linked.add(folder)
+        self._note_shut(settled, {folder / path for path in difference.shut})
         if difference:
             self._open_drop(folder, difference)
         else:
             self.crew.dismiss()
+
+    def _note_shut(self, settled: DropSettled, shut: set[Path]) -> None:
+        """What could not be looked into could not be watched either: it is once it can be."""
+        before = self.shut.get(settled.folder, set())
+        looked_at = settled.paths or {settled.folder}
+        opened = {path for path in before - shut if any(path.is_relative_to(at) for at in looked_at)}
+        self.shut[settled.folder] = before - opened | shut
+        if opened:
+            self.sources.watch_again(settled.folder)
 
     def _open_drop(self, folder: Path, difference: Difference) -> None:
         self.drop = Drop(self.config, self.journal, folder, difference)
@@ -335,6 +349,7 @@ class Reader:
         silent = time.monotonic() - self._heard
         if silent >= PATIENCE_SECONDS:
             log.warning("the reader has said nothing for %.0f s: it is stopped", PATIENCE_SECONDS)
+            self.crew.dismiss()  # who stopped one may have stopped them, too
             for child in self.children:
                 child.stop(grace_seconds=5.0)
         else:

@@ -33,6 +33,7 @@ class Difference:
     fresh: list[str] = field(default_factory=list)  # changed a moment ago: to be looked at again
     unnamable: list[str] = field(default_factory=list)  # new, and their names are not text
     closed: dict[str, str] = field(default_factory=dict)  # folders that cannot be listed, as is not known yet, and why
+    shut: frozenset[str] = frozenset()  # all that cannot be
     manifest: bool = False  # it is new, or changed
     links: bool = False  # some lead to folders: notification tells nothing of what lies behind them
 
@@ -65,6 +66,7 @@ def compare(
     known_already = there.intersection(difference.gone)  # escaped it has another place in the order
     if os.path.lexists(watched.folder / watched.manifest):  # what is known to be wrong with it stays
         there.add(watched.manifest)
+    difference.shut = frozenset(look.walk.closed)
     rejected = set(difference.gone)  # of such a folder that it was rejected
     difference.closed = {path: why for path, why in look.walk.closed.items() if path and text(path) not in rejected}
     gone = dict.fromkeys(difference.gone)  # each once, whatever is known of it
@@ -99,7 +101,8 @@ class _Look:
         file, record = next(there, None), next(known, None)
         nothing = not (file or self.difference.unnamable or self._has_manifest())
         if start == self.watched.folder and record and nothing:
-            raise FileNotFoundError(f"{start}: is empty or away; what is known of its files stays as it is")
+            how = f"cannot be looked into ({self.walk.closed['']})" if "" in self.walk.closed else "is empty or away"
+            raise FileNotFoundError(f"{start}: {how}; what is known of its files stays as it is")
         while file or record:
             if file and record and file.path == record[0]:
                 self._meet(file, record[1])

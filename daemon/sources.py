@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +36,9 @@ from daemon.events import (
 )
 from daemon.settling import CHANGES, Settling, Touch
 from daemon.watch_limit import find_watch_limit
+
+# A folder that comes back under the number of one that went: watchdog's own bookkeeping, of no consequence.
+warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
 
 Put = Callable[[Event], None]
 EDIT_SETTLE_SECONDS = 0.05  # editors write a file in two or three steps
@@ -85,6 +90,7 @@ class _Watched:
     polling: bool
     observer: BaseObserver
     inode: int
+    shut: bool = False  # it, or a folder in it, could not be looked into, nor be watched
 
 
 class Sources:
@@ -141,6 +147,11 @@ class Sources:
         settling = self._settlings.get(folder)
         return settling.writing if settling else frozenset()
 
+    def watch_again(self, folder: Path) -> None:
+        """A folder in it that could not be looked into can be: it is watched anew, and looked through."""
+        for watched in self._watched:
+            watched.shut |= watched.folder == folder
+
     def fire_at(self, moment: float, name: str) -> None:
         """A timer of this name at that moment (seconds since the epoch), in place of an earlier one of it."""
         when = datetime.fromtimestamp(moment, UTC)
@@ -178,10 +189,13 @@ class Sources:
 
     def _look_at(self, watched: _Watched) -> None:
         """A watch ends with its folder, and says nothing of one that takes its place: removed, moved, mounted over."""
-        inode = watched.folder.stat().st_ino
+        inode, shut = watched.folder.stat().st_ino, not os.access(watched.folder, os.R_OK | os.X_OK)
         if inode != watched.inode or watched.handler.ended:  # the number may have been given again
             watched.inode, watched.handler.ended = inode, False
             self._replace(watched, f"{watched.folder}: is another folder than before; it is watched from now on")
+        elif watched.shut and not shut:
+            self._replace(watched, f"{watched.folder}: may be looked into again; it is watched from now on")
+        watched.shut = shut
         if watched.handler.grown:
             watched.handler.grown = False
             if not watched.polling and (error := find_watch_limit(watched.folder)):

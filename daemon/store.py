@@ -125,9 +125,9 @@ def _create(final: str, content: bytes) -> bool:
 
 
 def _mend(store: Path, sha256: str, content: bytes) -> None:
-    """Of a copy that is there: a good one stays, one that is damaged is replaced."""
+    """Of a copy that is there: a good one stays, one that is damaged, or a reference, is replaced."""
     final = place(store, sha256)
-    if not holds(final, sha256):
+    if final.is_symlink() or not holds(final, sha256):
         aside = store / "incoming" / f"{sha256}.{os.getpid()}"  # another child may be at it, too
         aside.unlink(missing_ok=True)
         _create(str(aside), content)
@@ -160,7 +160,7 @@ def settle(store: Path, large: dict[Path, str]) -> None:
         for temporary, sha256 in large.items():
             final = place(store, sha256)
             if os.path.lexists(final):
-                if holds(final, sha256):
+                if holds(final, sha256) and not final.is_symlink():
                     temporary.unlink()
                     continue
                 _sync(temporary)

@@ -196,17 +196,11 @@ def decode_all(
         try:
             data = file.read_bytes()
             if file.is_symlink() and hashlib.sha256(data).hexdigest() != sha:  # the store keeps references
-                raise StageError(f"{file.readlink()} has other content now; the next scan takes that in")
+                raise StageError(f"{file.readlink()} has other content now")
             return decode(data, size, resize)
-        except FileNotFoundError as error:
-            raise StageError(
-                f"the sample {sha} is not in the store {store}; if its file is in its folder still it is copied again"
-            ) from error
         except (OSError, StageError) as error:
-            raise StageError(
-                f"the sample {sha} in the store {store} cannot be used: {error}; touch the file that has this "
-                "SHA-256 in its folder and it is copied again, or take it out"
-            ) from error
+            what = f"the sample {sha} in the store {store} cannot be used: {error}"
+            raise StageError(f"{what}; if its file is in its folder still, that is read again", sample=sha) from error
 
     names = iter(shas)
     with ThreadPoolExecutor(max(threads, 1)) as pool:

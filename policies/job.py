@@ -5,7 +5,7 @@ A child prints one JSON object a line:
     {"token": …, "stage": "train", "event": "started"}
     {"token": …, "stage": "train", "event": "progress", "done": 3, "total": 8, "unit": "epoch", …}
     {"token": …, "stage": "train", "event": "finished", "outputs": {…}}
-    {"token": …, "stage": "train", "event": "failed", "error": "…"}
+    {"token": …, "stage": "train", "event": "failed", "error": "…", "sample": "…" where it is about one}
 
 Pure: what writes the lines, and where to, is handed in.
 """
@@ -31,7 +31,14 @@ Stage = Callable[[Mapping[str, Any], Mapping[str, Mapping[str, Any]], Report], O
 
 
 class StageError(Exception):
-    """A stage cannot do what it was asked, for a reason that its message tells a person."""
+    """A stage cannot do what it was asked, for a reason that its message tells a person.
+
+    sample: the SHA-256 (hex) of the one that it is about, if any, whose file may be read again.
+    """
+
+    def __init__(self, message: str, *, sample: str | None = None) -> None:
+        super().__init__(message)
+        self.sample = sample
 
 
 def run_stages(job: Job, stages: Mapping[str, Stage], say: Callable[[str], None]) -> bool:
@@ -56,7 +63,7 @@ def run_stages(job: Job, stages: Mapping[str, Stage], say: Callable[[str], None]
         try:
             outputs = stages[name](order.inputs, earlier, report)
         except StageError as error:
-            speak(name, "failed", error=str(error))
+            speak(name, "failed", error=str(error), **({"sample": error.sample} if error.sample else {}))
             return False
         speak(name, "finished", outputs=outputs)
         earlier[name] = outputs

@@ -324,7 +324,7 @@ def test_what_is_below_a_folder_that_cannot_be_listed_stays(
 
     (images / "dog" / "1.png").unlink()
     monkeypatch.setattr(os, "scandir", refuse)
-    assert look() == Difference(gone=["dog/1.png"], closed={"cat": "Permission denied"})
+    assert look() == Difference(gone=["dog/1.png"], closed={"cat": "Permission denied"}, shut=frozenset({"cat"}))
 
 
 def test_a_file_that_may_not_be_read_is_rejected_once_and_read_when_it_may(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import resource
 import shutil
@@ -24,6 +25,7 @@ from daemon.config import Config, load
 from daemon.duplicates import Index
 from daemon.events import ChildEnded, ChildSpoke, DropSettled, Event
 from daemon.journal import AnyRow
+from daemon.lost_copies import holds_links, read_again
 from daemon.reader import FEW, Reader
 from daemon.sources import Sources, running
 from tests.hostile import bomb
@@ -215,6 +217,8 @@ def test_a_folder_that_cannot_be_looked_into_is_rejected_once_until_it_can(
             raise PermissionError(13, "Permission denied", at)
         return scandir(at)
 
+    watched: list[Path] = []
+    monkeypatch.setattr(lane.reader.sources, "watch_again", watched.append)
     with monkeypatch.context() as refused:
         refused.setattr(os, "scandir", refuse)
         for _ in range(2):
@@ -225,6 +229,64 @@ def test_a_folder_that_cannot_be_looked_into_is_rejected_once_until_it_can(
     lane.work()
     assert lane.rows(schema.rejections) == []
     assert [row.path for row in lane.rows(schema.occurrences)] == ["cat/1.png", "dog/1.png"]
+    assert watched == [images]
+
+
+def test_what_is_back_after_all_was_away_is_looked_through(lane: Lane, images: Path, png: Png, tmp_path: Path) -> None:
+    """Also where another has come in its place: what is not back has gone."""
+    png(images / "cat" / "1.png", 1)
+    png(images / "dog" / "1.png", 2)
+    lane.work()
+    for name in ("cat", "dog"):
+        (images / name).rename(tmp_path / name)
+    lane.work(images / "cat", images / "dog")
+    assert len(lane.rows(schema.occurrences)) == 2
+    (tmp_path / "cat").rename(images / "lion")
+    lane.work(images / "lion")
+    assert [(row.path, row.class_name) for row in lane.rows(schema.occurrences)] == [("lion/1.png", "lion")]
+
+
+@pytest.mark.parametrize("how", ["its file was deleted", "its file has other bytes"])
+def test_a_reference_that_leads_nowhere_is_made_again_from_another_file(
+    config: Config, journal: Engine, images: Path, png: Png, how: str
+) -> None:
+    referring = load(config.workspace, ['store.keep="reference"', "watch.settle_seconds=0.05"])
+    queue: SimpleQueue[Event] = SimpleQueue()
+    with running(Sources(referring, queue)) as sources:
+        lane = Lane(referring, journal, sources, queue)
+        first = png(images / "cat" / "1.png", 1)
+        lane.work()
+        shutil.copy(first, images / "cat" / "2.png")
+        lane.work()
+        sha = hashlib.sha256(first.read_bytes()).hexdigest()
+        if how == "its file was deleted":
+            first.unlink()
+        else:
+            png(first, 3)
+        lane.work()
+        store, suspects = referring.state / "store", {bytes.fromhex(sha)} if first.exists() else set()
+        with journal.begin() as connection:
+            assert read_again(connection, store, copies=False, suspects=suspects) == [images / "cat" / "2.png"]
+        lane.work()
+        assert (store / sha[:2] / sha).readlink() == images / "cat" / "2.png"
+
+
+def test_where_copies_are_to_be_kept_again_references_become_copies(
+    lane: Lane, config: Config, journal: Engine, images: Path, png: Png
+) -> None:
+    file = png(images / "cat" / "1.png", 1)
+    lane.work()
+    sha = hashlib.sha256(file.read_bytes()).hexdigest()
+    copy = config.state / "store" / sha[:2] / sha
+    copy.unlink()
+    assert not holds_links(config.state / "store")
+    copy.symlink_to(file)
+    assert holds_links(config.state / "store")
+    with journal.begin() as connection:
+        assert read_again(connection, config.state / "store", copies=True) == [file]
+    lane.work()
+    assert not copy.is_symlink()
+    assert copy.read_bytes() == file.read_bytes()
 
 
 def test_a_folder_that_is_away_stops_nothing(lane: Lane, images: Path, png: Png) -> None:
