@@ -69,10 +69,11 @@ def revision(file: Path) -> str | None:
     with sqlite3.connect(file, timeout=30) as connection:
         try:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        except sqlite3.OperationalError:
-            row = None
         except sqlite3.DatabaseError as error:
-            raise RelearnError(f"{file}: cannot be read ({error}); restore it from a backup") from None
+            if "no such table" in str(error):
+                return None
+            how = "start the daemon anew, or restore it from a backup"
+            raise RelearnError(f"{file}: cannot be read ({error}); {how}") from None
     connection.close()
     return row[0] if row else None
 

@@ -113,7 +113,10 @@ class Daemon:
 
     def bear(self, error: Exception) -> None:
         """A full disk or a file system that is away ends nothing: all is looked through again in a while."""
-        what = f"the journal: {error.orig}" if isinstance(error, OperationalError) else str(error)
+        what = str(error)
+        if isinstance(error, OperationalError):
+            what = f"the journal: {error.orig}"
+            self.journal.dispose()  # what is wrong with a connection stays with it
         if what != self.trouble:  # each event meets it again meanwhile
             log.error("%s; all is looked through again every %g s", what, TROUBLE_SECONDS)
         self.trouble = what

@@ -150,7 +150,8 @@ class Reader:
         if status == UNWRITABLE:  # no file's fault
             self._give_up(last_words)
         elif status != 0 and part.unread:
-            log.warning("a reader of drop %d died (status %d): %s", self.drop.id, status, last_words[-500:])
+            words = last_words.strip()[-500:] or "without a word"
+            log.warning("a reader of drop %d died (status %d), %s; it is begun anew", self.drop.id, status, words)
             self._look_for_the_culprit(part, status, last_words)
         else:
             part.alone = False
@@ -160,7 +161,8 @@ class Reader:
             if token.startswith("match"):
                 self._place()
             return
-        log.error("%s ended with status %d: %s", token, status, last_words[-500:])
+        words = last_words.strip()[-500:] or "without a word"
+        log.error("%s ended with status %d, %s; it is tried again in %g s", token, status, words, TROUBLE_SECONDS)
         if token.startswith("match"):
             self.unmatched = True  # no role is given before it is known what is near to what
             self._leave()
