@@ -15,11 +15,12 @@ import struct
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, ItemsView, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 from sqlalchemy.dialects.sqlite import insert
 
 from daemon import standings
@@ -108,21 +109,36 @@ def choose_classes(counts: Mapping[str, int], known: Sequence[str], at_least: in
 
 
 def take(connection: Connection, folder: Path, *, known: Sequence[str], at_least: int) -> Snapshot:
-    """Takes a snapshot of what is usable now, writes its file and its row. The same content gives the same id."""
+    """Takes a snapshot of what is usable now, writes its file and its row. The same content gives the same id.
+
+    Where no sample stands elsewhere than when one was taken of the same classes, it is that one.
+    """
     begin_writing(connection)  # all that is read is of one moment
     standing = standings.count(connection)
     usable = standings.by_class(standing)
     classes = choose_classes(usable, known, at_least)
     counts = {name: {str(role): standing.get((standings.USABLE, name, role), 0) for role in ROLES} for name in classes}
-    left_out = _left_out(standing, usable, classes)
+    left_out, latest = _left_out(standing, usable, classes), standings.latest(connection)
+    if (same := _find(connection, folder, classes, latest)) is not None:
+        return Snapshot(same, classes, folder / f"{same}.snapshot", counts, left_out)
     id_ = _write(folder, classes, sum(usable[name] for name in classes), standings.usable(connection))
     row = insert(snapshots).values(
         id=id_, created=now(), classes=classes, counts=counts, left_out=left_out, file=f"{id_}.snapshot",
-        changed=standings.latest(connection),
+        changed=latest,
     )  # fmt: skip
     # Of the same content as before: what changes is counted from now on.
     connection.execute(row.on_conflict_do_update(index_elements=["id"], set_={"changed": row.excluded.changed}))
     return Snapshot(id_, classes, folder / f"{id_}.snapshot", counts, left_out)
+
+
+def _find(connection: Connection, folder: Path, classes: Sequence[str], latest: int) -> str | None:
+    """A snapshot of these classes since which nothing has changed."""
+    taken = select(snapshots.c.id).where(snapshots.c.changed == latest)
+    for row in connection.execute(taken):
+        with suppress(OSError):  # a file that is away or damaged is written again
+            if read(folder / f"{row.id}.snapshot")[0] == tuple(classes):
+                return str(row.id)
+    return None
 
 
 def _left_out(standing: Counts, usable: Mapping[str, int], classes: Collection[str]) -> dict[str, int]:

@@ -9,7 +9,6 @@ import errno
 import logging
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
-from watchdog.observers.inotify import InotifyEmitter, InotifyObserver
 from watchdog.observers.polling import PollingObserver
 
 from daemon.config import Config
@@ -34,30 +32,14 @@ from daemon.events import (
     SourceFailed,
     TimerFired,
 )
+from daemon.quiet_observer import QuietObserver
 from daemon.settling import CHANGES, Settling, Touch
 from daemon.watch_limit import find_watch_limit
-
-# A folder that comes back under the number of one that went: watchdog's own bookkeeping, of no consequence.
-warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
 
 Put = Callable[[Event], None]
 EDIT_SETTLE_SECONDS = 0.05  # editors write a file in two or three steps
 LOOK_SECONDS = 0.5  # between two looks whether a watched folder is still the one that is watched
 MANY = 20_000  # so many paths are no longer a hint: the whole folder is scanned
-
-
-class _Emitter(InotifyEmitter):
-    """Tells of a folder that was moved in, and not of each of 50,000 files in it: what lies there is found anyway."""
-
-    def queue_event(self, event: FileSystemEvent) -> None:
-        if not event.is_synthetic:
-            super().queue_event(event)
-
-
-class QuietObserver(InotifyObserver):
-    def __init__(self) -> None:
-        super().__init__()
-        self._emitter_class = _Emitter
 
 
 class _Wake(FileSystemEventHandler):

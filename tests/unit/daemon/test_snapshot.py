@@ -77,6 +77,28 @@ def test_the_file_has_the_form_that_the_other_packages_read(
     assert {role for _, _, role in rows} <= {0, 1, 2}
 
 
+def test_it_is_written_again_only_where_something_has_changed(
+    drop: Callable[..., None], snap: Callable[..., Snapshot]
+) -> None:
+    drop(cat=12, dog=11)
+    first = snap()
+    written = first.file.stat().st_mtime_ns
+    assert snap() == first
+    assert first.file.stat().st_mtime_ns == written
+    other = snap(("dog", "cat"))
+    assert other.classes == ("dog", "cat")
+    assert other.id != first.id
+    assert snap() == first
+    first.file.write_bytes(first.file.read_bytes()[:-40])
+    assert snap() == first
+    assert len(read(first.file)[1]) == 23
+    first.file.unlink()
+    assert snap() == first
+    assert first.file.exists()
+    drop(cat=13)
+    assert len(read(snap().file)[1]) == 24
+
+
 def test_the_name_is_a_hash_of_the_content(
     drop: Callable[..., None], snap: Callable[..., Snapshot], config: Config
 ) -> None:
