@@ -44,6 +44,7 @@ from policies.facts import FORMATS
 USUAL = ("RGB", "L", "P", "RGBA", "1", "LA", "CMYK")  # modes of which it is known that training can convert them
 SECONDS = 60  # that decoding one file may take
 MEMORY_BYTES = 512 << 20  # that this process may take, beside what the largest image needs:
+SMALLEST = 128  # files in a batch: what is done for each of them outweighs its sync
 BYTES_PER_PIXEL = 16  # a decoded image, and its conversion
 
 
@@ -162,13 +163,14 @@ class Reading:
 def read_files(job: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
     """Reads the job's files, a batch at a time, while the one before is made durable.
 
-    Raises StoreUnwritable (the disk is full).
+    The last batches are small, since for them everybody waits. Raises StoreUnwritable (the disk is full).
     """
     reading = Reading(job)
     settling: Future[list[dict[str, Any]]] | None = None
-    numbered = enumerate(job["files"])
+    numbered, left = enumerate(job["files"]), len(job["files"])
     with marked(Path(job["at"])) as at, ThreadPoolExecutor(1) as beside:
-        while some := list(islice(numbered, job["batch"])):
+        while some := list(islice(numbered, min(job["batch"], max(SMALLEST, left // 2)))):
+            left -= len(some)
             for number, path in some:
                 at[:] = b"%9d" % number
                 reading.batch.told.append(reading.read(path))

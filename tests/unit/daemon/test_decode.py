@@ -343,3 +343,9 @@ def test_it_says_by_its_status_that_the_store_takes_nothing(
     )
     assert done.returncode == UNWRITABLE
     assert "store" in done.stderr
+
+
+def test_the_last_batches_are_small(job: Callable[..., Any]) -> None:
+    """For the first of them nobody waits."""
+    files = [f"a/{index}.png" for index in range(600)]
+    assert [len(told) for told in read_files(job(*files, batch=1024))] == [300, 150, 128, 22]
