@@ -171,11 +171,13 @@ def read_files(job: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
     with marked(Path(job["at"])) as at, ThreadPoolExecutor(1) as beside:
         while some := list(islice(numbered, min(job["batch"], max(SMALLEST, left // 2)))):
             left -= len(some)
-            for number, path in some:
-                at[:] = b"%9d" % number
-                reading.batch.told.append(reading.read(path))
-            if settling:
-                yield settling.result()
+            try:
+                for number, path in some:
+                    at[:] = b"%9d" % number
+                    reading.batch.told.append(reading.read(path))
+            finally:  # the store may take no more: what it took before counts
+                if settling:
+                    yield settling.result()
             settling = beside.submit(reading.settle, reading.end_batch())
         if settling:
             yield settling.result()

@@ -173,7 +173,7 @@ def test_of_a_drop_that_is_given_up_what_came_in_is_told(lane: Lane, images: Pat
     lane.limits = {resource.RLIMIT_FSIZE: (5000, 5000)}
     lane.work()
     told = lane.told[0]  # what is left may be tried again at once, since the files have just come
-    assert told == f"drop 1: {FEW} images, 0 gone, 0 rejected"  # of the child that met no large one
+    assert told == f"drop 1: {2 * FEW} images, 0 gone, 0 rejected"  # those of the batches before the large one
     assert lane.rows(schema.rejections) == []
     assert lane.reader.sources.scheduler.get_job("after trouble") is not None
     lane.limits = {}
