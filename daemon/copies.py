@@ -134,26 +134,24 @@ class Search:
         new = np.unique(np.concatenate([one, other]))
         new = new[new >= self.known.rows]  # what moves these is worked out once: most come in several pairs
         starts = range(0, len(new), CHUNK)
-        moves = neighbours.at_once(lambda at: likeness.tangents(self._read(new[at : at + CHUNK])), starts)
-        tangents = np.concatenate([np.empty((0, likeness.MOVES, likeness.CODE), np.float32), *moves])
+        parts = neighbours.at_once(lambda at: likeness.tangents(self._read(new[at : at + CHUNK])), starts)
+        tangents = np.concatenate([np.empty((0, likeness.MOVES, likeness.CODE), np.float32), *parts])
 
         def look_up(rows: Ints) -> tuple[Floats, Floats]:
             codes = np.empty((len(rows), likeness.CODE), np.float32)
-            its = np.empty((len(rows), likeness.MOVES, likeness.CODE), np.float32)
-            old = rows < self.known.rows
-            codes[~old], its[~old] = (
-                self.codes[rows[~old] - self.known.rows],
-                tangents[np.searchsorted(new, rows[~old])],
-            )
-            if old.any():
-                thumbnails = self._read(rows[old])
-                codes[old], its[old] = likeness.codes(thumbnails), likeness.tangents(thumbnails)
-            return codes, its
+            moves = np.empty((len(rows), likeness.MOVES, likeness.CODE), np.float32)
+            fresh = rows >= self.known.rows
+            codes[fresh] = self.codes[rows[fresh] - self.known.rows]
+            moves[fresh] = tangents[np.searchsorted(new, rows[fresh])]
+            if not fresh.all():
+                thumbnails = self._read(rows[~fresh])
+                codes[~fresh], moves[~fresh] = likeness.codes(thumbnails), likeness.tangents(thumbnails)
+            return codes, moves
 
         def keep(at: int) -> tuple[Ints, Ints]:
             ones, others = one[at : at + CHUNK], other[at : at + CHUNK]
-            (a, its), (b, others_) = look_up(ones), look_up(others)
-            near = likeness.apart(a, b, (its + others_) * HALF) < APART
+            (code, moves), (other_code, other_moves) = look_up(ones), look_up(others)
+            near = likeness.apart(code, other_code, (moves + other_moves) * HALF) < APART
             return ones[near], others[near]
 
         return neighbours.joined(neighbours.at_once(keep, range(0, len(one), CHUNK)))

@@ -14,7 +14,7 @@ from daemon.schema import occurrences, samples
 from daemon.walk import UNREADABLE
 
 AT_ONCE = 10_000  # rows that are read ahead
-FEW = 64
+FEW = 64  # folders, and files, that are looked at
 
 
 def read_again(connection: Connection, store: Path, *, copies: bool, suspects: Collection[bytes] = ()) -> list[Path]:

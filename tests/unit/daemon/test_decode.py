@@ -291,6 +291,18 @@ def test_the_limit_of_megapixels_is_the_settings(
     assert "sha256" in told(job("a/x.png", megapixels=0.02))["a/x.png"]
 
 
+def as_a_child(job: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "daemon.decode"],
+        input=json.dumps(str(job)),
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 def test_the_child_says_a_batch_at_a_time_what_it_read(
     job: Callable[..., Any], folder: Path, tmp_path: Path, png: Callable[..., Path]
 ) -> None:
@@ -299,15 +311,8 @@ def test_the_child_says_a_batch_at_a_time_what_it_read(
     (folder / "a" / "5.png").write_text("text")
     file = tmp_path / "job.json"
     file.write_text(json.dumps(job(*(f"a/{index}.png" for index in range(6)), batch=2)))
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "daemon.decode"],
-        input=json.dumps(str(file)),
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    done = as_a_child(file)
+    assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(line["token"], line["stage"], line["event"], len(line["files"])) for line in lines] == [
         ("t1", "intake", "read", 2)
@@ -332,15 +337,7 @@ def test_it_says_by_its_status_that_the_store_takes_nothing(
     (tmp_path / "store").write_text("a file where the folder should be")
     file = tmp_path / "job.json"
     file.write_text(json.dumps(job("a/x.png")))
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "daemon.decode"],
-        input=json.dumps(str(file)),
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = as_a_child(file)
     assert done.returncode == UNWRITABLE
     assert "store" in done.stderr
 
