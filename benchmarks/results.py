@@ -17,8 +17,16 @@ from rich.table import Table
 FOLDER = Path(__file__).parent / "results"
 
 
-def publish(name: str, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -> None:
-    """Writes results/NAME.csv and results/NAME.json, prints the rows as a table and the figures as the last line."""
+def publish(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    figures: Mapping[str, Any],
+    table: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Writes results/NAME.csv and results/NAME.json, prints a table and the figures as the last line.
+
+    table: what is printed where the rows are too many to read.
+    """
     FOLDER.mkdir(exist_ok=True)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with (FOLDER / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -26,10 +34,7 @@ def publish(name: str, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, 
         writer.writeheader()
         writer.writerows(rows)
     console = Console(width=160)
-    table = Table(*columns, title=name)
-    for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    console.print(table)
+    console.print(_draw(name, rows if table is None else table))
     said = {**figures, "machine": machine()}
     (FOLDER / f"{name}.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(said))
@@ -53,6 +58,14 @@ def machine() -> str:
     from deploy.device import processor
 
     return f"{processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
+
+
+def _draw(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    drawn = Table(*columns, title=name)
+    for row in rows:
+        drawn.add_row(*(_cell(row.get(column)) for column in columns))
+    return drawn
 
 
 def _cell(value: Any) -> str:

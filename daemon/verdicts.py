@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from daemon import schema, targets
 from daemon.journal import add, now
 from daemon.targets import JudgeSet
 from daemon.variants import Devices
+from policies.budget import DAY
 from policies.constraints import shortfalls
-from policies.facts import Candidate, ClassTally, Requirement, Verdict, to_dict
+from policies.facts import Asking, Candidate, ClassTally, Requirement, Verdict, from_dict, to_dict
 from policies.promotion import judge as judge_candidate
 from policies.settings import PromotionSettings
-
-DAY = 86_400.0
 
 
 def ask(
@@ -34,7 +33,7 @@ def ask(
 
     forgotten: images that were, from which the champion alone learnt, and the challenger alone.
     """
-    target = requirement.target
+    target, at = requirement.target, now()
     champion = _rival(connection, requirement, champion_of(connection, target), judge, devices)
     anchor = _rival(connection, requirement, anchor_of(connection, requirement, devices), judge, devices)
     against_anchor = anchor and anchor.artifact not in (champion and champion.artifact, challenger.artifact)
@@ -45,7 +44,8 @@ def ask(
         "tallies": _tallies(connection, judge, challenger, champion) if champion else (),
         "anchor": _tallies(connection, judge, challenger, anchor) if anchor and against_anchor else None,
         "champion_feasible": champion_feasible,
-        "askings": _askings(connection, target, settings.period_days),
+        "askings": _askings(connection, target, at - settings.period_days * DAY),
+        "now": at,
         "forgotten": forgotten,
     }
     verdict = judge_candidate(**facts, settings=settings)  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ def ask(
         better=verdict.better,
         verdict=to_dict(verdict),
         facts=to_dict({**facts, "settings": settings}),
-        at=now(),
+        at=at,
     )
     return verdict
 
@@ -95,7 +95,7 @@ def _rival(
     candidate = artifact and targets.known(connection, requirement, artifact, devices)
     if not candidate:
         return None
-    return dataclasses.replace(candidate, proof=judge.counts(connection, candidate.artifact, candidate.classes))
+    return replace(candidate, proof=judge.counts(connection, candidate.artifact, candidate.classes))
 
 
 def _tallies(
@@ -105,12 +105,18 @@ def _tallies(
     return judge.tallies(connection, challenger.artifact, rival.artifact, both)
 
 
-def _askings(connection: Connection, target: str, period_days: float) -> int:
-    """How often a challenger was compared on the judge within the period."""
+def _askings(connection: Connection, target: str, since: float) -> tuple[Asking, ...]:
+    """The comparisons of the target's challengers with a champion on the judge samples, oldest first."""
     table = schema.verdicts
-    number = connection.execute(
-        select(func.count()).where(
-            table.c.target == target, table.c.champion_id.is_not(None), table.c.at > now() - period_days * DAY
-        )
-    ).scalar()
-    return int(number or 0)
+    compared = (table.c.target == target, table.c.champion_id.is_not(None), table.c.at > since)
+    rows = list(connection.execute(select(table.c.verdict, table.c.at).where(*compared).order_by(table.c.id)))
+    if not rows:
+        return ()
+    # A verdict of the policy's first version does not tell: it counts as one that was not passed.
+    untold = Asking(rows[0].at, rows[0].at, samples=0, passed=False)
+    found = [from_dict(Verdict, row.verdict) for row in rows]
+    return tuple(v.asking or replace(untold, at=row.at) for v, row in zip(found, rows, strict=True) if _counts(v))
+
+
+def _counts(verdict: Verdict) -> bool:
+    return verdict.asking is not None or verdict.policy == 1

@@ -8,22 +8,9 @@ from dataclasses import dataclass
 
 from policies.facts import ClassTally
 from policies.falls import add_up
-from policies.settings import PromotionSettings
 from policies.statistics import mcnemar, normal_quantile, paired_lower_bound
 
-_DECAY, _ZETA = 1.6, 2.2857656655801  # and the sum of k**-1.6 over k = 1, 2, …
 _POWER = 0.8  # with which the number of judge samples that would be enough is told
-
-
-def asking_share(askings: int, budget: float) -> float:
-    """The chance of a wrong promotion that the next asking may spend, after so many in the period.
-
-    The shares budget / (zeta(1.6) k**1.6) add up to the budget however many follow, so that by Bonferroni's
-    bound it holds for the whole period (alpha spending; the decay is the one that Ramdas et al. 2018,
-    «SAFFRON», settled on). The first form: how much the judge set has grown since the last asking is not
-    looked at.
-    """
-    return float(budget / (_ZETA * (askings + 1) ** _DECAY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +71,9 @@ class Comparison:
         return f"about {math.ceil(enough / unit) * unit:,} judge samples would show it if the estimate holds"
 
 
-def compare(tallies: Sequence[ClassTally], askings: int, settings: PromotionSettings) -> Comparison:
-    """The comparison after so many askings in the period."""
+def compare(tallies: Sequence[ClassTally], *, asking: int, alpha: float, margin: float) -> Comparison:
+    """What these answers show at the asking's share of error (policies/budget.py)."""
     tally = add_up(tallies)
     won, lost = tally.challenger_only, tally.champion_only
-    alpha = asking_share(askings, settings.error_budget)
     lower = paired_lower_bound(won, lost, tally.samples, 1.0 - alpha)
-    return Comparison(tally, lower, mcnemar(won, lost), askings + 1, alpha, settings.margin)
+    return Comparison(tally, lower, mcnemar(won, lost), asking, alpha, margin)

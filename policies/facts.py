@@ -130,6 +130,16 @@ class Shortfall:
 
 
 @dataclass(frozen=True, slots=True)
+class Asking:
+    """One comparison of a challenger with a champion on the judge samples, as the error budget remembers it."""
+
+    at: float  # seconds since the epoch
+    began: float  # its period, with its first asking
+    samples: int  # that were compared
+    passed: bool  # no test spoke against the challenger
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What the promotion policy says of a candidate, and why."""
 
@@ -139,6 +149,7 @@ class Verdict:
     feasible: bool = True
     shortfalls: tuple[Shortfall, ...] = ()
     table: tuple[Mapping[str, Any], ...] = ()  # class by class, for `relearn explain`
+    asking: Asking | None = None  # None: nothing was compared
     policy: int = 1  # version of the policy that answered
 
 

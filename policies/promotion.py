@@ -16,14 +16,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
+from policies.budget import share, this_period
 from policies.comparison import Comparison, compare
 from policies.constraints import accuracy_shortfalls, shortfalls, unmeasured
-from policies.facts import Candidate, ClassCount, ClassTally, Requirement, Shortfall, Verdict
+from policies.facts import Asking, Candidate, ClassCount, ClassTally, Requirement, Shortfall, Verdict
 from policies.falls import ClassTest, compare_classes
 from policies.gains import FEW, Gains, NewClass, new_classes, weigh
 from policies.settings import PromotionSettings
 
-POLICY = 1  # version
+POLICY = 2  # version
 _NAMED = 5  # classes named in a sentence; the table has all
 
 
@@ -35,7 +36,8 @@ def judge(
     *,
     anchor: tuple[ClassTally, ...] | None,
     champion_feasible: bool,
-    askings: int,
+    askings: Sequence[Asking],
+    now: float,
     settings: PromotionSettings,
     forgotten: tuple[int, int] = (0, 0),
 ) -> Verdict:
@@ -43,10 +45,13 @@ def judge(
 
     `tallies`: paired answers by class, of the classes that champion and challenger both know. `anchor`: the
     same against the last champion promoted as better; None where that is the champion itself or there was
-    none. `askings`: how many challengers were compared with a champion on judge in this period before. `forgotten`:
-    images that a person had forgotten, from which the champion alone learnt, and the challenger alone.
+    none. `askings`: the target's, oldest first, of the last `settings.period_days`; `now`: seconds since the epoch.
+    `forgotten`: images that a person had forgotten, from which the champion alone learnt, and the challenger alone.
     """
-    whole = compare(tallies, askings, settings)
+    period = this_period(askings, now, settings.period_days)
+    alpha = share(period, sum(t.samples for t in tallies), settings.error_budget)
+    against = partial(compare, asking=len(period) + 1, alpha=alpha, margin=settings.margin)
+    whole = against(tallies)
     tests = compare_classes(tallies, settings.class_margin, whole.alpha) if champion else ()
     newcomers = new_classes(challenger, champion, settings.new_class_recall_min)
     say = partial(Verdict, table=(*(t.row() for t in tests), *(n.row() for n in newcomers)), policy=POLICY)
@@ -66,13 +71,25 @@ def judge(
         return say(*_dropped(dropped, challenger, champion, requirement.target))
     if not champion_feasible:
         return say("promote", f"it meets every constraint, the champion does not. {_cost(whole, tests)}", better=True)
+    old = None if anchor is None else against(anchor)
+    say = partial(say, asking=_asking(whole, old, tests, period, now))
     gains = replace(weigh(requirement, challenger, champion, whole.tally, newcomers), forgotten=forgotten[0])
-    old = None if anchor is None else compare(anchor, askings, settings)
     refusal = _tainted(forgotten[1]) or _class_refusal(tests, newcomers) or _refusal(whole, old, gains)
     if refusal:
         return say("keep", f"{refusal}.{_blind(tests, newcomers)}")
     better = whole.better and (old is None or old.better)
     return say("promote", f"{_praise(whole, old, gains)}.{_blind(tests, newcomers)}", better=better)
+
+
+def _asking(
+    whole: Comparison, old: Comparison | None, tests: Sequence[ClassTest], period: Sequence[Asking], now: float
+) -> Asking | None:
+    """What the error budget remembers of this comparison; None where nothing could be compared."""
+    if not whole.tally.samples:
+        return None
+    shown = (whole.better or whole.no_worse) and (old is None or not old.tally.samples or old.no_worse)
+    passed = shown and not any(test.fallen for test in tests)
+    return Asking(now, period[0].began if period else now, whole.tally.samples, passed)
 
 
 def _unmet(requirement: Requirement, challenger: Candidate) -> tuple[tuple[Shortfall, ...], list[str]]:
@@ -113,7 +130,11 @@ def _class_refusal(tests: Sequence[ClassTest], newcomers: Sequence[NewClass]) ->
         for t in tests
         if t.fallen
     ]
-    return f"worse beyond chance, corrected over the classes, in {_names(fallen)}" if fallen else ""
+    if not fallen:
+        return ""
+    which = "it" if len(fallen) == 1 else "them"
+    remedy = f"more images of {which} to train on may help, and a look at their labels"
+    return f"worse beyond chance, corrected over the classes, in {_names(fallen)}; {remedy}"
 
 
 def _refusal(whole: Comparison, old: Comparison | None, gains: Gains) -> str:
@@ -128,7 +149,8 @@ def _refusal(whole: Comparison, old: Comparison | None, gains: Gains) -> str:
         last = "not shown to be no worse than the last one promoted as better"
         return f"no worse than the champion, but {last}: {old}; {old.bound()}; {old.remedy()}"
     if not gains:
-        return f"no worse than the champion, but it brings neither a new class nor what is preferred: {whole}"
+        nothing = "it brings neither a new class nor what is preferred, either of which would have it promoted"
+        return f"no worse than the champion, but {nothing}: {whole}"
     return ""
 
 
@@ -140,7 +162,7 @@ def _sacrifice(whole: Comparison, gains: Gains) -> str:
     if gains.classes or not gains.given_up or whole.lower > whole.margin:
         return ""
     small = "better, but not shown to be so by more than the margin, and what is preferred would be given up"
-    return f"{small} ({gains.given_up}): {whole}; {whole.bound()}"
+    return f"{small} ({gains.given_up}): {whole}; {whole.bound()}; with accuracy preferred it would be promoted"
 
 
 def _praise(whole: Comparison, old: Comparison | None, gains: Gains) -> str:

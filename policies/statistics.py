@@ -76,11 +76,14 @@ def paired_lower_bound(won: int, lost: int, samples: int, confidence: float) -> 
         return -1.0
     z = normal_quantile(confidence)
     estimate = (won - lost) / samples
-    return _edge(-1.0, estimate, lambda difference: _tango(won, lost, samples, difference) > z)
+    return _edge(-1.0, estimate, lambda difference: paired_score(won, lost, samples, difference) > z)
 
 
-def _tango(won: int, lost: int, samples: int, difference: float) -> float:
-    """Tango's score statistic for a true difference of `difference`, which is at most the estimate."""
+def paired_score(won: int, lost: int, samples: int, difference: float) -> float:
+    """Tango's score statistic for a true difference of `difference`, which is at most the estimate.
+
+    Standard normal under that hypothesis, about; the larger, the more speaks for a larger difference.
+    """
     a = 2 * samples
     b = (2 * samples - won + lost) * difference - won - lost
     c = -lost * difference * (1.0 - difference)

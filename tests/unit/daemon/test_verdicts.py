@@ -11,8 +11,8 @@ from sqlalchemy import Engine
 
 from daemon import schema, snapshot, targets, verdicts
 from daemon.journal import now
-from daemon.verdicts import DAY
-from policies.facts import Candidate, ClassTally, Requirement, Verdict, from_dict, to_dict
+from policies.budget import DAY
+from policies.facts import Asking, Candidate, ClassTally, Requirement, Verdict, from_dict, to_dict
 from policies.promotion import judge as judge_candidate
 from policies.settings import PromotionSettings
 
@@ -88,7 +88,7 @@ def test_a_better_one_is_compared_in_pairs(court: Court) -> None:
     row = court.world.row(schema.verdicts)
     assert (verdict.answer, verdict.better, row.champion_id) == ("promote", True, "old")
     assert row.facts["tallies"] == [to_dict(ClassTally("cat", 4, 1, 14, 1)), to_dict(ClassTally("dog", 20, 0, 0, 0))]
-    assert row.facts["askings"] == 0
+    assert row.facts["askings"] == []
 
 
 def test_classes_that_one_of_them_does_not_know_are_not_compared(court: Court) -> None:
@@ -148,7 +148,8 @@ def test_a_stored_verdict_can_be_replayed(court: Court, change: dict[str, Any]) 
         tallies("tallies"),
         anchor=tallies("anchor"),
         champion_feasible=facts["champion_feasible"],
-        askings=facts["askings"],
+        askings=[from_dict(Asking, one) for one in facts["askings"]],
+        now=facts["now"],
         settings=from_dict(PromotionSettings, facts["settings"]),
     )
     assert to_dict(again) == row.verdict
@@ -216,31 +217,35 @@ def test_rivals_of_another_input_size_are_not_asked(court: Court) -> None:
 
 def test_each_asking_costs_and_is_counted(court: Court) -> None:
     court.champion()
+    asked: list[dict[str, Any]] = []
     for number in range(3):
         cycle = court.challenge(f"new{number}", court.cats[:2])
         court.ask(f"new{number}", cycle)
-        assert court.world.rows(schema.verdicts)[-1].facts["askings"] == number
+        assert court.world.rows(schema.verdicts)[-1].facts["askings"] == asked
+        asked.append(court.world.rows(schema.verdicts)[-1].verdict["asking"])
     last = court.world.rows(schema.verdicts)[-1]
     assert "asking 3 of this period" in last.reason
 
 
 @pytest.mark.parametrize(
-    ("days", "target", "champion", "counted"),
+    ("days", "target", "champion", "policy", "counted"),
     [
-        (89.0, "edge", "old", 1),
-        (91.0, "edge", "old", 0),  # of the period before
-        (1.0, "other", "old", 0),
-        (1.0, "edge", None, 0),  # compared with nobody
+        (89.0, "edge", "old", 1, 1),  # of a journal before verdicts told
+        (89.0, "edge", "old", 2, 0),  # nothing was compared
+        (91.0, "edge", "old", 1, 0),
+        (1.0, "other", "old", 1, 0),
+        (1.0, "edge", None, 1, 0),
     ],
 )
 def test_what_counts_as_an_asking(
-    court: Court, journal: Engine, days: float, target: str, champion: str | None, counted: int
+    court: Court, journal: Engine, days: float, target: str, champion: str | None, policy: int, counted: int
 ) -> None:
     court.champion()
     cycle = court.challenge("new", [])
-    said = {"answer": "keep", "reason": "", "better": False, "verdict": {}, "facts": {}, "at": now() - days * DAY}
+    verdict = {"answer": "keep", "reason": "", "policy": policy}
+    said = {"answer": "keep", "reason": "", "better": False, "verdict": verdict, "facts": {}, "at": now() - days * DAY}
     with journal.begin() as connection:
         values = {"cycle_id": cycle, "target": target, "artifact_id": "new", "champion_id": champion, **said}
         connection.execute(schema.verdicts.insert().values(**values))
     court.ask("new", cycle, period_days=90.0)
-    assert court.world.rows(schema.verdicts)[-1].facts["askings"] == counted
+    assert len(court.world.rows(schema.verdicts)[-1].facts["askings"]) == counted

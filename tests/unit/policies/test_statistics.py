@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 from scipy import optimize, stats
+from statsmodels.stats import contingency_tables, multitest
 
 from policies.statistics import (
     binomial_tail,
@@ -55,6 +56,15 @@ def test_mcnemar_is_the_exact_sign_test() -> None:
     assert mcnemar(0, 0) == 1.0
 
 
+def test_mcnemar_is_statsmodels_exact_test() -> None:
+    """Theirs is two-sided: twice the smaller tail, 1 at most."""
+    for _ in range(200):
+        both, won, lost, neither = (RANDOM.randint(0, 80) for _ in range(4))
+        if won + lost:
+            theirs = contingency_tables.mcnemar([[both, lost], [won, neither]], exact=True).pvalue
+            assert min(1.0, 2 * min(mcnemar(won, lost), mcnemar(lost, won))) == pytest.approx(theirs, rel=1e-9)
+
+
 def test_clopper_pearson_is_scipys() -> None:
     for k, n, _ in TABLES[::3]:
         for confidence in (0.9, 0.95, 0.999):
@@ -73,6 +83,12 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
     assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_holm_is_statsmodels() -> None:
+    for _ in range(200):
+        p_values = [RANDOM.random() ** RANDOM.choice([1, 4, 20]) for _ in range(RANDOM.randint(1, 100))]
+        assert holm(p_values) == pytest.approx(multitest.multipletests(p_values, method="holm")[1].tolist())
 
 
 def test_holm_rejects_as_the_step_down_procedure() -> None:
