@@ -1,11 +1,18 @@
-"""What timm knows, asked in a process of its own: the daemon and the command line load no torch."""
+"""What timm knows, asked in a process of its own: the daemon and the command line load no torch.
+
+That takes seconds, so that names which were found right are remembered in the user's cache folder, by timm's version.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from daemon.config import Config, name
@@ -31,8 +38,36 @@ def find_architectures(patterns: Sequence[str]) -> list[str]:
 
 def find_faults(config: Config) -> list[str]:
     """A line on each setting that names an architecture or an optimizer that timm does not know."""
-    faults = ask_timm("--check", *(f"{key}={known}" for key, known in _named(config)))
+    known = _remembered()
+    asked = [f"{key}={name}" for key, name in _named(config)]
+    new = [question for question in asked if question not in known]
+    faults = ask_timm("--check", *new) if new else []
+    wrong = {key for key, _ in faults}
+    if right := [question for question in new if question.partition("=")[0] not in wrong]:
+        _remember([*known, *right])
     return [f"{name(config.origin.get(key, config.file.name), key)}: {what}" for key, what in faults]
+
+
+def _file() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "relearn" / f"timm-{version('timm')}.json"
+
+
+def _remembered() -> list[str]:
+    """The settings, "KEY=NAME", that timm found right before."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # no home, nothing there, or not ours
+        known = json.loads(_file().read_text(encoding="utf-8"))
+        return known if isinstance(known, list) else []
+    return []
+
+
+def _remember(known: list[str]) -> None:
+    with contextlib.suppress(OSError, RuntimeError):  # it is asked again, then
+        file = _file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps(known), encoding="utf-8")
+        aside.replace(file)
 
 
 def _named(config: Config) -> Iterator[tuple[str, str]]:

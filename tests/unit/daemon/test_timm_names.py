@@ -1,0 +1,44 @@
+"""timm is asked once about a name: check-config answers at once the next time."""
+
+from __future__ import annotations
+
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from daemon import config, timm_names
+from daemon.config import Config
+
+
+def configured(folder: Path, *overrides: str) -> Config:
+    (folder / "config.toml").write_text("version = 1\n")
+    return config.load(folder, overrides)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "relearn"
+
+
+def test_what_was_right_is_not_asked_again(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert timm_names.find_faults(configured(tmp_path)) == []
+    [wrong] = timm_names.find_faults(configured(tmp_path, 'model.architectures=["resnet18", "resnet0"]'))
+    assert "model.architectures: the architecture = 'resnet0' is not known" in wrong
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", None)
+        assert timm_names.find_faults(configured(tmp_path)) == []
+
+
+def test_a_damaged_memory_is_no_trouble(tmp_path: Path, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    (cache / f"timm-{version('timm')}.json").write_text("{")
+    assert timm_names.find_faults(configured(tmp_path)) == []
+
+
+def test_nor_is_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert timm_names.find_faults(configured(tmp_path)) == []
