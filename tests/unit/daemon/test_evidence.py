@@ -19,10 +19,10 @@ World = Any  # tests/unit/daemon/conftest.py
 
 @pytest.fixture
 def gather(config: Config, journal: Engine, world: World) -> Any:
-    def gathered(requested: str | None = None, **limits: Any) -> Evidence:
+    def gathered(**limits: Any) -> Evidence:
         with journal.connect() as connection:
             asked = world.requirement(**limits)
-            return evidence.gather(connection, config, asked, devices=world.devices, requested=requested)
+            return evidence.gather(connection, config, asked, devices=world.devices)
 
     return gathered
 
@@ -39,9 +39,9 @@ def data(world: World) -> None:
 
 
 def test_of_an_empty_workspace_nothing_is_known(gather: Any) -> None:
-    found = gather("ann asked for it")
+    found = gather()
     assert found.now > 1_700_000_000
-    assert found == Evidence(now=found.now, target="edge", requested="ann asked for it")
+    assert found == Evidence(now=found.now, target="edge")
 
 
 def test_before_the_first_training_all_is_new(gather: Any, world: World) -> None:

@@ -66,6 +66,7 @@ def test_status_of_an_empty_workspace(config: Config, journal: Engine) -> None:
     assert show(journal, views.status, config) == {
         "workspace": str(config.workspace),
         "running": False,
+        "paused": [],
         "disk_free_mb": ANY,
         "targets": [],
         "triton": {"url": config.settings.triton.url, "answers": False, "ready": {}},
@@ -199,6 +200,7 @@ def test_what_runs_is_told_with_its_progress(journal: Engine, served: World) -> 
         "cycle": cycle,
         "target": "edge",
         "since": 1.0,
+        "paused": None,
         "step": "train net",
         "stage": "train",
         "state": "running",
