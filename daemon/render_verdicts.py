@@ -18,12 +18,13 @@ LONGEST = 28  # characters of a class's name on a line: the table fits 80 column
 def by_class(rows: Sequence[View]) -> RenderableType:
     """What a verdict's table says of each class: answers won and lost, and whether it fell.
 
-    `p fall`: chance that an equal challenger loses so many, corrected over the classes. `shows from`: the fall that
-    would have been found, in points. Both are of the pool for what was too small to be tested apart.
+    `before` and `now`: right answers of champion and challenger. `p`: the chance that an equal challenger loses so
+    many, corrected over the classes. `shows from`: the fall that would have been found, in points. What was too small
+    to be tested apart has both in its pool, the last line.
     """
-    names = ("samples", "before", "now", "won", "lost", "p fall", "shows from")
+    names = ("samples", "before", "now", "won", "lost", "p", "shows from")
     columns = [Column(name, justify="right") for name in names]
-    table = Table(Column("class", overflow="fold", max_width=LONGEST), *columns, "", box=None, pad_edge=False)
+    table = Table(Column("class", overflow="fold", max_width=LONGEST), *columns, "", box=None, padding=(0, 1, 0, 0))
     for row in rows:
         samples = row.get("samples")
         table.add_row(
@@ -57,12 +58,14 @@ def _share(correct: int | None, samples: int | None) -> str:
 def said_by_people(view: View) -> list[Text]:
     """What became of a verdict: who approved or refused it, and under which versions it was promoted."""
     lines = []
-    if approval := view.get("approval"):
-        who = f" by {view['answered_by']}" if view.get("answered_by") else ""
-        when = f" on {moment(view['answered'])}" if who else ""
-        why = f": {view['because']}" if view.get("because") else ""
-        waits = f"waits for a person: `relearn approve {view['target']}` or `relearn refuse {view['target']}`"
-        lines.append(Text(waits if approval == "waiting" else f"{approval}{who}{when}{why}", "magenta"))
+    approval = view.get("approval")
+    if approval == "waiting":
+        target = view["target"]
+        lines.append(Text(f"waits for a person: `relearn approve {target}` or `relearn refuse {target}`", "magenta"))
+    elif approval:
+        who = f" by {view['answered_by']} on {moment(view['answered'])}" if view["answered_by"] else ""
+        why = f": {view['because']}" if view["because"] else ""
+        lines.append(Text(f"{approval}{who}{why}", "magenta"))
     for row in view.get("promotions", ()):
         how = "by force" if row["kind"] == "forced" else row["kind"]
         lines.append(Text(f"version {row['version']}, {how}, by {row['by']}: {row['error'] or row['state']}", "cyan"))

@@ -339,7 +339,7 @@ def test_the_evidence_goes_through_the_journal_unchanged(gather: Any, world: Wor
     world.champion()
     cats = world.samples("cat", "train", 3, mark="later")
     world.answer("observations", "old", dict.fromkeys(cats, "cat"))
-    found = gather("ann", accuracy_min=0.5)
+    found = gather(accuracy_min=0.5)
     assert from_dict(Evidence, json.loads(json.dumps(to_dict(found)))) == found
 
 
