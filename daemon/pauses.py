@@ -34,7 +34,8 @@ def describe(row: AnyRow) -> str:
 
 def pause(connection: Connection, target: str | None, by: str, because: str | None) -> str:
     """Pauses one target, or all. Returns what that means. Raises NotFound, UsageError where it is paused already."""
-    _check(connection, target)
+    if target is not None and target not in targets.requirements(connection):
+        raise NotFound(f"there is no target {target!r} with a valid constraint file")
     for row in standing(connection):
         if row.target == target:
             raise UsageError(f"{describe(row)} already; `relearn resume` ends that")
@@ -48,20 +49,14 @@ def pause(connection: Connection, target: str | None, by: str, because: str | No
 
 
 def resume(connection: Connection, target: str | None, by: str) -> str:
-    """Ends the pause of one target, or every pause. Raises NotFound, UsageError where there is none to end."""
-    _check(connection, target)
+    """Ends the pause of one target, or every pause. Raises UsageError where there is none to end."""
     found = [row for row in standing(connection) if target is None or row.target == target]
     if not found:
         others = "; ".join(describe(row) for row in standing(connection, target)) if target else ""
-        nothing = f"{target or 'nothing'} is not paused"
+        nothing = f"{target} is not paused" if target else "nothing is paused"
         raise UsageError(f"{nothing} by itself: {others}; `relearn resume` ends that" if others else nothing)
     for row in found:
         change(connection, pauses, row.id, ended=now(), ended_by=by)
     left = [describe(row) for row in standing(connection, target)] if target else []
     still = f"; still, {'; '.join(left)}" if left else ""
     return f"{', '.join(row.target or 'everything' for row in found)} goes on{still}"
-
-
-def _check(connection: Connection, target: str | None) -> None:
-    if target is not None and target not in targets.requirements(connection):
-        raise NotFound(f"there is no target {target!r} with a valid constraint file")

@@ -78,6 +78,7 @@ def _target(view: View, triton: View) -> RenderableType:
         lines += _asks(view["target"], view["asks"])
     elif (last := view["last_cycle"]) and last["outcome"] in ("kept", "failed"):
         lines.append(Text(f"  last cycle c{last['id']}: {last['outcome']}: {last['reason']}"))
+    lines += [Text(f"  not brought back: {said}") for said in dict.fromkeys(view["declined"].values())]
     if view["violated"]:
         lines.append(Text(f"  VIOLATED: {view['violated']}", "yellow"))
     lines += [Text(f"  UNKNOWN: {unknown}", "yellow") for unknown in view["unknown_classes"]]

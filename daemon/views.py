@@ -109,11 +109,15 @@ def _asks(connection: Connection, config: Config, name: str) -> View | None:
 
 
 def _violated(connection: Connection, name: str) -> str | None:
-    """Why nothing met the constraints when they were last judged by; None: something does, or nobody has judged."""
+    """Why nothing met the constraints when they were last judged by; None: something does, or nobody has judged.
+
+    A cycle about the one artifact that a person named says nothing of all the others.
+    """
     cycles = schema.cycles
+    whole = (cycles.c.trigger != "asked") | (cycles.c.outcome == "promoted")
     judged = connection.execute(
         select(cycles.c.outcome, cycles.c.reason)
-        .where(cycles.c.target == name, cycles.c.state == "done")
+        .where(cycles.c.target == name, cycles.c.state == "done", whole)
         .order_by(cycles.c.id.desc())
     ).first()
     return judged.reason if judged and judged.outcome == "violated" else None
