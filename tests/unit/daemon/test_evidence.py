@@ -293,6 +293,22 @@ def test_what_looked_new_before_a_refused_training_is_known(
     assert [known.samples for known in found.drift] == [30]
 
 
+@pytest.mark.parametrize(("served", "refused"), [(None, True), (7.0, False)])
+def test_what_a_person_approved_later_was_not_refused(
+    gather: Any, world: World, served: float | None, refused: bool
+) -> None:
+    data(world)
+    world.champion()
+    check(world, "labelled", 4.0, 20)
+    cycle = world.cycle(state="done", outcome="ask", reason="", started=5.0, ended=6.0)
+    world.artifact("new", cycle)
+    said = {"answer": "promote", "reason": "", "better": True, "verdict": {}, "facts": {}, "at": 6.0}
+    with world.journal.begin() as connection:
+        verdict = add(connection, schema.verdicts, cycle_id=cycle, target="edge", artifact_id="new", **said)
+    world.promote("new", 2, by="ann", verdict_id=verdict, served=served, state="switching")
+    assert bool(gather().refused_drift) == refused
+
+
 # --- constraints ----------------------------------------------------------------------------------------------------
 
 

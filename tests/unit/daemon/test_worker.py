@@ -438,3 +438,20 @@ def test_what_a_person_asked_about_may_be_refused_too(lane: Lane) -> None:
     request = lane.world.row(schema.requests)
     assert (request.state, request.answer.startswith("kept: mine does not meet the constraints: ")) == ("done", True)
     assert lane.world.rows(schema.verdicts) == []  # and nothing of judge was spent
+
+
+def test_what_a_rollback_went_back_from_is_not_brought_again(lane: Lane, stand_in: StandIn) -> None:
+    """What is served now was never measured as it is served: all that is stored is judged, as after an edit."""
+    cycle = lane.world.champion("good")
+    lane.world.artifact("bad", cycle, tune_accuracy=0.99)
+    lane.world.measure("bad")
+    lane.world.promote("bad", 2, state="retired")
+    lane.world.promote("good", 3, kind="rollback", by="ann", started=3.0)
+    with lane.world.journal.begin() as connection:
+        connection.execute(schema.measurements.delete().where(schema.measurements.c.artifact_id == "good"))
+    lane.worker.begin(lane.world.cycle(trigger="constraints"))
+    lane.work()
+    last = lane.world.rows(schema.cycles)[-1]
+    assert (last.state, last.outcome) == ("done", "kept")
+    assert "bad" not in {run["inputs"].get("artifact", "").rpartition("/")[2] for run in stand_in.runs}
+    assert lane.world.rows(schema.verdicts) == []
