@@ -139,7 +139,8 @@ def _check_quiet(connection: Connection, target: str) -> None:
     under_way = (promotions.c.target == target, promotions.c.state.in_(("switching", "undoing")))
     row = connection.execute(select(promotions).where(*under_way)).first()
     if row is not None:
-        what = f"a {row.kind} of {row.artifact_id} to {target}, as version {row.version}, is under way"
+        kind = "forced promotion" if row.kind == "forced" else row.kind
+        what = f"a {kind} of {row.artifact_id} to {target}, as version {row.version}, is under way"
         raise UsageError(f"{what}: ask again once it is over, or `relearn rollback {target}` goes back behind it")
 
 

@@ -17,6 +17,9 @@ from daemon import schema
 from daemon.dates import day
 from daemon.journal import AnyRow
 
+_WENT_BACK = "{by} went back from {gone} on {day}"
+_FORCED = "{by} replaced {gone} by force on {day}"
+
 
 @dataclass(frozen=True, slots=True)
 class _Act:
@@ -57,11 +60,12 @@ def _replaced(connection: Connection, target: str) -> Iterator[_Act]:
     models = {row.id: row.model_id for row in connection.execute(select(artifacts.c.id, artifacts.c.model_id))}
     for index, row in enumerate(rows):
         if row.kind in ("rollback", "forced"):
-            how = "went back from" if row.kind == "rollback" else "replaced by force"
+            said = _WENT_BACK if row.kind == "rollback" else _FORCED
             for gone in _taken_away(row, [earlier for earlier in rows[:index] if earlier.served is not None]):
                 model = models[gone]
                 alike = [gone] if model == models[row.artifact_id] else [a for a, of in models.items() if of == model]
-                yield from (_Act(row.started, a, f"{row.by} {how} {gone} on {day(row.started)}") for a in alike)
+                why = said.format(by=row.by, gone=gone, day=day(row.started))
+                yield from (_Act(row.started, artifact, why) for artifact in alike)
         if row.by != "policy":
             yield _Act(row.started, row.artifact_id, None)
 

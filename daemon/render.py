@@ -73,7 +73,8 @@ def _target(view: View, triton: View) -> RenderableType:
         lines.append(Text("  serves nothing yet"))
     if switching := view["switching"]:
         far = switching["error"] or (f"after {switching['step']}" if switching["step"] else "it begins")
-        lines.append(Text(f"  {switching['kind']} to version {switching['version']} is under way: {far}", "cyan"))
+        kind = "forced promotion" if switching["kind"] == "forced" else switching["kind"]
+        lines.append(Text(f"  {kind} to version {switching['version']} is under way: {far}", "cyan"))
     if view["asks"]:
         lines += _asks(view["target"], view["asks"])
     elif (last := view["last_cycle"]) and last["outcome"] in ("kept", "failed"):
