@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 from daemon import cli_conflicts as conflicts
 from daemon import cli_data as data
 from daemon import cli_flags as flags
+from daemon import cli_serving as serving
 from daemon import cli_storage as storage
 from daemon import config as configuration
 from daemon.children import CHECKOUT
@@ -34,6 +35,8 @@ app.add_typer(flags.app, name="flags")
 app.add_typer(conflicts.app, name="conflicts")
 for command in (data.data, storage.gc, storage.pin, storage.unpin, storage.forget):
     app.command()(command)
+for act in (serving.approve, serving.refuse, serving.promote, serving.rollback, serving.pause, serving.resume):
+    app.command()(act)
 errors = Console(stderr=True)
 
 
@@ -187,19 +190,6 @@ def rejected(workspace: Workspace = HERE, as_json: AsJson = False) -> None:
     from daemon import data_views, render
 
     show(read(configuration.load(workspace), data_views.rejected), render.rejected, as_json)
-
-
-@app.command()
-def rollback(
-    target: Annotated[str, typer.Argument(help="The Triton model.")],
-    artifact: Annotated[
-        str | None, typer.Option("--to", help="An artifact of `relearn models`; else what was served before.")
-    ] = None,
-    workspace: Workspace = HERE,
-    as_json: AsJson = False,
-) -> None:
-    """Puts an earlier artifact in front of the clients again, as a new version."""
-    ask(configuration.load(workspace), "rollback", as_json, target=target, artifact=artifact)
 
 
 @app.command()

@@ -42,7 +42,7 @@ from policies.decision import Action, Decision
 from policies.facts import Job, Requirement, StageOrder, from_dict, to_dict
 from policies.next_step import CycleFacts, next_step
 from policies.retry import wait_before
-from policies.settings import RetrySettings
+from policies.settings import PromotionSettings, RetrySettings
 from policies.steps import Build, Finish, Judge, Prove, Race, Shortlist, Sketch, Step, Train, Tune, Work
 
 log = logging.getLogger("relearn")
@@ -170,9 +170,14 @@ class Cycle:
                 champion_feasible=facts.champion_feasible,
                 judge=judge,
                 devices=self.devices,
-                settings=self.config.settings.promotion,
+                settings=self._promotion_settings(),
                 forgotten=forget.compare(connection, self.config.state / "snapshots", before, challenger.snapshot),
             )
+
+    def _promotion_settings(self) -> PromotionSettings:
+        """Those in force. Who asked about an artifact has said that it is to be promoted, if the policy agrees."""
+        settings = self.config.settings.promotion
+        return dataclasses.replace(settings, approval="policy") if self.row.trigger == "asked" else settings
 
     def _start(self, step: Work, *, alone: bool) -> None:
         with self.journal.begin() as connection:
@@ -371,6 +376,13 @@ class Cycle:
         if self.child is not None:
             self.child.stop(GRACE_SECONDS)
 
+    def rest(self) -> None:
+        """Leaves the cycle as it is, to be gone on with after a pause: no attempt is counted as failed."""
+        with self.journal.begin() as connection:
+            _lose_attempts(connection, self.id, "paused")
+        if self.child is not None:
+            self.child.stop(GRACE_SECONDS)
+
     def finish(self, outcome: str, reason: str) -> None:
         with self.journal.begin() as connection:
             self.close(connection, "failed" if outcome == "failed" else "done", outcome, reason)
@@ -379,8 +391,12 @@ class Cycle:
         _skip_waiting(connection, self.id)
         shutil.rmtree(self.ground.sketches, ignore_errors=True)
         claim(connection, schema.cycles, self.id, "running", state, outcome=outcome, reason=reason, ended=now())
-        if self.row.trigger == "data" and state != "interrupted":
+        if state == "interrupted":
+            return
+        if self.row.trigger == "data":
             people.settle(connection, self.target, before=self.row.started)
+        elif self.row.trigger == "asked":
+            people.settle_asked(connection, self.target, f"{outcome}: {reason}", self.row.about)
 
 
 def complete(frozen: Mapping[str, Any], today: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from sqlalchemy import Connection, select
 
 from daemon import evidence, schema, sketches, targets, tunings, verdicts
+from daemon.declined import declined
 from daemon.ground import Ground
 from daemon.journal import AnyRow
 from daemon.snapshot import Rows
@@ -35,7 +36,9 @@ def gather(
     champion = targets.champion(connection, cycle.target)
     judge = targets.judge_set(connection, rows)
     classes = set(rows.classes)
-    if champion and cycle.trigger != "data":
+    if cycle.trigger == "asked":  # a person may ask about one that lacks a class: the verdict says what that means
+        classes = set()
+    elif champion and cycle.trigger != "data":
         classes &= set(champion.classes)
     proven = _proven(connection, cycle.id)
     search = _search(connection, cycle, ground, devices)
@@ -75,6 +78,9 @@ def gather(
         measured=_measured(connection, cycle.id),
         rivals=verdicts.unproven(connection, requirement, judge, devices),
         verdicts=_verdicts(connection, cycle.id),
+        about=cycle.about,
+        unapproved=_unapproved(connection, cycle.id),
+        declined=declined(connection, cycle.target),
         promoted=_promoted(connection, cycle.id),
         failed=_failed(connection, cycle.id),
         tuning=_tuning(connection, cycle.id, ground),
@@ -107,6 +113,13 @@ def _verdicts(connection: Connection, cycle: int) -> dict[str, Verdict]:
     table = schema.verdicts
     found = connection.execute(select(table).where(table.c.cycle_id == cycle).order_by(table.c.id))
     return {row.artifact_id: from_dict(Verdict, row.verdict) for row in found}
+
+
+def _unapproved(connection: Connection, cycle: int) -> frozenset[str]:
+    """The artifacts whose verdict of this cycle was left to a person, whatever came of it."""
+    table = schema.verdicts
+    left = select(table.c.artifact_id).where(table.c.cycle_id == cycle, table.c.approval.is_not(None))
+    return frozenset(connection.execute(left).scalars())
 
 
 def _promoted(connection: Connection, cycle: int) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
-from daemon import evidence, forget, people, schema, snapshot, targets
+from daemon import evidence, forget, pauses, people, schema, snapshot, targets
 from daemon.config import Config, dump
 from daemon.journal import add, now
 from daemon.stock import take_stock
@@ -20,7 +21,8 @@ from policies.facts import Requirement, to_dict
 from policies.labels import DropAudit
 
 log = logging.getLogger("relearn")
-TRIGGERS = {"train": "data", "rejudge": "constraints", "rebuild": "stock"}  # of the cycle that an action begins
+# Of the cycle that an action begins.
+TRIGGERS = {"train": "data", "rejudge": "constraints", "rebuild": "stock", "judge": "asked"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,7 @@ def decide_all(journal: Engine, config: Config, because: str, *, devices: Device
         for said in take_stock(connection, config.state):
             log.warning("%s", said)
         for target, requirement in targets.requirements(connection).items():
-            requested = people.owed(connection, target)
-            found = evidence.gather(connection, config, requirement, devices=devices, requested=requested)
+            found = _with_people(connection, evidence.gather(connection, config, requirement, devices=devices))
             decision = decide(found, config.settings.policies)
             row = write(connection, config, target, because, decision, found)
             log.info("%s: %s: %s", target, decision.action, decision.reason)
@@ -48,6 +49,18 @@ def decide_all(journal: Engine, config: Config, because: str, *, devices: Device
             if decision.action in TRIGGERS:
                 return Decided(_begin(connection, config, row, requirement, decision, found))
     return Decided(until=min(until, default=None))
+
+
+def _with_people(connection: Connection, found: Evidence) -> Evidence:
+    """The evidence with what people ask of this target."""
+    artifact, by = people.asked_about(connection, found.target)
+    return dataclasses.replace(
+        found,
+        requested=people.owed(connection, found.target),
+        asked_about=artifact,
+        asked_by=by,
+        paused=pauses.tell(connection, found.target),
+    )
 
 
 def write(
@@ -89,6 +102,7 @@ def _begin(
         decision_id=decision_id,
         target=requirement.target,
         trigger=TRIGGERS[decision.action],
+        about=found.asked_about if decision.action == "judge" else None,
         state="running",
         snapshot_id=_snapshot(connection, config, requirement.target, decision, found),
         requirement=to_dict(requirement),

@@ -22,10 +22,8 @@ log = logging.getLogger("relearn")
 DAY = 86_400.0
 
 
-def gather(
-    connection: Connection, config: Config, requirement: Requirement, *, devices: Devices, requested: str | None
-) -> Evidence:
-    """The evidence for one target, as of now."""
+def gather(connection: Connection, config: Config, requirement: Requirement, *, devices: Devices) -> Evidence:
+    """The evidence for one target, as of now, what people ask apart."""
     target = requirement.target
     champion = targets.champion(connection, target)
     counts = standings.by_class(standings.count(connection))
@@ -75,7 +73,6 @@ def gather(
         beyond_repair=champion is not None
         and targets.is_beyond_repair(connection, champion, config.repository, target),
         rebuildable=champion is None or targets.has_model(connection, champion.artifact),
-        requested=requested,
     )
 
 
@@ -171,7 +168,7 @@ def _drift(connection: Connection, since: float | None) -> tuple[DriftCheck, ...
 
 def _refused(connection: Connection, trained: AnyRow | None) -> dict[str, Any]:
     """Of the last training, where its model was refused: the newest drift checks before it, and what was new then."""
-    if trained is None or trained.outcome == "promoted":
+    if trained is None or trained.outcome == "promoted" or _is_served_since(connection, trained.id):
         return {}
     table, decisions = schema.drift_checks, schema.decisions
     newest = select(func.max(table.c.id)).where(table.c.at <= trained.started).group_by(table.c.kind)
@@ -181,6 +178,14 @@ def _refused(connection: Connection, trained: AnyRow | None) -> dict[str, Any]:
         "refused_drift": tuple(from_dict(DriftCheck, figures) for figures in rows.scalars()),
         "refused_new": sum((known or {}).get("new_by_class", {}).values()),
     }
+
+
+def _is_served_since(connection: Connection, cycle: int) -> bool:
+    """Whether a person put what this cycle had made in front of the clients, after it had ended."""
+    promotions, verdicts = schema.promotions, schema.verdicts
+    mine = select(verdicts.c.id).where(verdicts.c.cycle_id == cycle)
+    served = (promotions.c.verdict_id.in_(mine), promotions.c.served.is_not(None))
+    return connection.execute(select(promotions.c.id).where(*served)).first() is not None
 
 
 def trained_seconds(connection: Connection) -> float:

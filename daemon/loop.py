@@ -275,8 +275,7 @@ class Daemon:
             return False
         if not self.because and self.sources.unsettled and now() < self.drops_since + PATIENCE_SECONDS:
             return False  # more of the same is being copied
-        if self.worker.recover():
-            self.reader.crew.dismiss()
+        if self.take_up():
             return True
         self.sweeper.look_at_bound()
         because = "; ".join([*self.drops, *self.because])
@@ -289,6 +288,15 @@ class Daemon:
             self.reader.crew.dismiss()
             self.worker.begin(decided.cycle)
         return True
+
+    def take_up(self) -> bool:
+        """Goes on with a cycle that rests, unless what it stands on has changed. False: there is none."""
+        begun = self.worker.recover()
+        if begun:
+            self.reader.crew.dismiss()
+            self.drop_outdated()
+            self.drop_spoiled()
+        return begun
 
     def read_constraints(self) -> None:
         """Takes in edited constraint files. A valid edit interrupts its target's cycle; an invalid one nothing."""
@@ -307,7 +315,13 @@ class Daemon:
             for what in unknown.get(row.target, []):
                 log.warning("%s.toml: %s", row.target, what)
 
-        if target := self.worker.outdated(valid):  # also where a daemon was killed before it came to this
+        self.drop_outdated()
+
+    def drop_outdated(self) -> None:
+        """A cycle judges by what is asked now, also where a daemon was killed before it was told, or it rested."""
+        with self.journal.connect() as connection:
+            valid = targets.requirements(connection)
+        if target := self.worker.outdated(valid):
             self.worker.interrupt(target, f"constraints of {target} {'changed' if target in valid else 'removed'}")
 
     def answer_people(self) -> None:
@@ -318,6 +332,8 @@ class Daemon:
                 continue
             if taken.kind == "rollback":  # what runs was begun against the champion that goes
                 self.worker.interrupt(taken.target, taken.said)
+            if taken.kind == "pause":
+                self.worker.rest()
             if taken.kind == "undo":
                 self.reader.scan()
             self.because.append(taken.said.partition("\n")[0])

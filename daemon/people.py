@@ -13,12 +13,13 @@ from typing import Any
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import OperationalError
 
-from daemon import conflicts, enough, flags, forget, schema, targets
+from daemon import approvals, choices, conflicts, enough, flags, forget, pauses, schema, targets
 from daemon.config import Config
-from daemon.errors import DaemonNotRunning, NotFound, RelearnError, UsageError
-from daemon.journal import AnyRow, add, claim, get, now, open_journal
+from daemon.errors import DaemonNotRunning, NotFound, RelearnError
+from daemon.journal import AnyRow, add, change, claim, get, now, open_journal
 from daemon.lock import is_running
 from daemon.serving import Serving
+from policies.facts import Requirement
 
 LOOK_AGAIN_SECONDS = 0.2  # the log is written, which wakes, a moment before what it holds can be read
 
@@ -110,14 +111,13 @@ def _answer_flags(connection: Connection, serving: Serving, request: AnyRow) -> 
     return "done", flags.answer(connection, how, chosen, to, request.by)
 
 
-_ACTS: dict[str, Callable[[Connection, Serving, AnyRow], tuple[str, str]]] = {
-    "conflicts": _settle_conflicts,
-    "flags": _answer_flags,
-    "forget": _forget,
-    "gc": _collect,
-    "release": _release,
-    "undo": _undo,
-}
+def _pause(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
+    asked = request.arguments
+    return "done", pauses.pause(connection, asked["target"], request.by, asked["because"])
+
+
+def _resume(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
+    return "done", pauses.resume(connection, request.arguments["target"], request.by)
 
 
 def _do_for_target(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
@@ -125,34 +125,60 @@ def _do_for_target(connection: Connection, serving: Serving, request: AnyRow) ->
     requirement = targets.requirements(connection).get(target)
     if requirement is None:
         raise NotFound(f"there is no target {target!r} with a valid constraint file")
-    if request.kind == "retrain":
-        enough.check(connection, serving.config, target)
-        return "owed", f"{target} is trained next"
-    named = request.arguments.get("artifact")
-    artifact = _find_artifact(connection, named) if named else previous(connection, target)
-    stored = get(connection, schema.artifacts, artifact)
-    if stored.gone is not None:
-        raise UsageError(f"the folder of {artifact} is gone or damaged: it cannot be served")
-    model = get(connection, schema.models, stored.model_id)
-    if (model.height, model.width) != (requirement.height, requirement.width):
-        raise UsageError(
-            f"{artifact} takes images of {model.height} x {model.width}, the clients of {target} send "
-            f"{requirement.height} x {requirement.width}"
-        )
-    promotion = serving.request(connection, target, artifact, kind="rollback", by=request.by, cycle=None)
-    settle(connection, target, request.at)  # a training that was asked for earlier would undo it
-    return "done", f"{target} goes back to {artifact}: Triton loads it as version {promotion.version} now"
+    state, answer = _FOR_TARGET[request.kind](connection, serving, requirement, request)
+    paused = pauses.tell(connection, target)
+    return state, f"{answer}; {paused}{_WHILE_PAUSED[state]}" if paused else answer
 
 
-def _find_artifact(connection: Connection, name: str) -> str:
-    """The artifact whose id begins like this. Raises NotFound, UsageError where several do."""
-    ids = connection.execute(select(schema.artifacts.c.id)).scalars()
-    found = [id_ for id_ in ids if id_.startswith(name)]
-    if name in found or len(found) == 1:
-        return name if name in found else str(found[0])
-    if found:
-        raise UsageError(f"{name} is the beginning of several artifacts: {', '.join(sorted(found))}")
-    raise NotFound(f"the journal has no artifact {name!r}; `relearn models` lists them")
+# To whom a pause applies: what people do is done; what they leave to the daemon waits.
+_WHILE_PAUSED = {"done": ", which holds nobody but the daemon", "owed": ": it waits for `relearn resume`"}
+
+
+def _retrain(connection: Connection, serving: Serving, asked: Requirement, request: AnyRow) -> tuple[str, str]:
+    enough.check(connection, serving.config, asked.target)
+    return "owed", f"{asked.target} is trained next"
+
+
+def _roll_back(connection: Connection, serving: Serving, asked: Requirement, request: AnyRow) -> tuple[str, str]:
+    artifact, version = choices.rollback(connection, serving, asked, request.arguments.get("artifact"), request.by)
+    settle(connection, asked.target, request.at)  # a training that was asked for earlier would undo it
+    settle_asked(connection, asked.target, f"{asked.target} went back to {artifact} first")
+    return "done", f"{asked.target} goes back to {artifact}: Triton loads it as version {version} now"
+
+
+def _promote(connection: Connection, serving: Serving, asked: Requirement, request: AnyRow) -> tuple[str, str]:
+    artifact, force = choices.find_artifact(connection, request.arguments["artifact"]), request.arguments["force"]
+    # In full: by the time that a cycle comes to it, its beginning may be that of several.
+    change(connection, schema.requests, request.id, arguments={**request.arguments, "artifact": artifact})
+    return choices.promote(connection, serving, asked, artifact, request.by, force=force)
+
+
+def _approve(connection: Connection, serving: Serving, asked: Requirement, request: AnyRow) -> tuple[str, str]:
+    return "done", choices.approve(connection, serving, asked, request.by)
+
+
+def _refuse(connection: Connection, serving: Serving, asked: Requirement, request: AnyRow) -> tuple[str, str]:
+    return "done", approvals.refuse(connection, asked.target, request.by, request.arguments["because"])
+
+
+_FOR_TARGET: dict[str, Callable[[Connection, Serving, Requirement, AnyRow], tuple[str, str]]] = {
+    "approve": _approve,
+    "promote": _promote,
+    "refuse": _refuse,
+    "retrain": _retrain,
+    "rollback": _roll_back,
+}
+
+_ACTS: dict[str, Callable[[Connection, Serving, AnyRow], tuple[str, str]]] = {
+    "conflicts": _settle_conflicts,
+    "flags": _answer_flags,
+    "forget": _forget,
+    "gc": _collect,
+    "pause": _pause,
+    "release": _release,
+    "resume": _resume,
+    "undo": _undo,
+}
 
 
 def owed(connection: Connection, target: str) -> str | None:
@@ -160,36 +186,35 @@ def owed(connection: Connection, target: str) -> str | None:
 
     A row, so that a daemon that is killed in between still owes it, and a cycle that an edit interrupts too.
     """
-    open_ = _owed(connection, target)
+    open_ = _owed(connection, target, "retrain")
     return ", ".join(sorted({row.arguments.get("because") or f"{row.by} asked for it" for row in open_})) or None
+
+
+def asked_about(connection: Connection, target: str) -> tuple[str | None, str]:
+    """The artifact that people want judged, the first of several, and who does; (None, ""): none."""
+    open_ = _owed(connection, target, "promote")
+    artifact = open_[0].arguments["artifact"] if open_ else None
+    return artifact, ", ".join(sorted({row.by for row in open_ if row.arguments["artifact"] == artifact}))
 
 
 def settle(connection: Connection, target: str, before: float) -> None:
     """The trainings of this target that people asked for before this moment have come to an end."""
-    for row in _owed(connection, target):
+    for row in _owed(connection, target, "retrain"):
         if row.at <= before:
             claim(connection, schema.requests, row.id, "owed", "done")
 
 
-def _owed(connection: Connection, target: str) -> list[AnyRow]:
-    rows = connection.execute(select(schema.requests).where(schema.requests.c.state == "owed"))
+def settle_asked(connection: Connection, target: str, answer: str, artifact: str | None = None) -> None:
+    """What people wanted judged has its answer: one artifact, or all that they asked about."""
+    for row in _owed(connection, target, "promote"):
+        if artifact in (None, row.arguments["artifact"]):
+            claim(connection, schema.requests, row.id, "owed", "done", answer=answer)
+
+
+def _owed(connection: Connection, target: str, kind: str) -> list[AnyRow]:
+    table = schema.requests
+    rows = connection.execute(select(table).where(table.c.state == "owed", table.c.kind == kind).order_by(table.c.id))
     return [row for row in rows if row.arguments["target"] == target]
-
-
-def previous(connection: Connection, target: str) -> str:
-    """The artifact that the target served before its champion. Raises NotFound."""
-    table = schema.promotions
-    served = list(
-        connection.execute(
-            select(table.c.artifact_id)
-            .where(table.c.target == target, table.c.served.is_not(None))
-            .order_by(table.c.version.desc())
-        ).scalars()
-    )
-    earlier = [artifact for artifact in served[1:] if artifact != served[0]]
-    if not earlier:
-        raise NotFound(f"{target} has served no other artifact before")
-    return str(earlier[0])
 
 
 def ask_and_wait(config: Config, kind: str, seconds: float = 60.0, **arguments: Any) -> dict[str, Any]:

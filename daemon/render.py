@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
+from daemon import render_verdicts
+
 View = Mapping[str, Any]
 # What a child may say with its progress, in the order in which it is shown.
 PROGRESS: dict[str, Callable[[float], str]] = {
@@ -34,6 +36,7 @@ OUTCOME_STYLE = {"promoted": "green", "kept": "cyan", "failed": "red", "violated
 def status(view: View) -> RenderableType:
     state = Text("running", "green") if view["running"] else Text("no daemon runs (relearn run)", "yellow")
     parts: list[RenderableType] = [Text.assemble(f"{view['workspace']}: ", state)]
+    parts += [Text(f"PAUSED: {said}; `relearn resume` ends it", "magenta") for said in view["paused"]]
     if view["disk_free_mb"] is not None and view["disk_free_mb"] < LEAST_FREE_MB:
         full = (
             f"LOW: {view['disk_free_mb']:.0f} MB are left on the disk of the state folder, below {LEAST_FREE_MB:.0f}; "
@@ -70,11 +73,13 @@ def _target(view: View, triton: View) -> RenderableType:
         lines.append(Text("  serves nothing yet"))
     if switching := view["switching"]:
         far = switching["error"] or (f"after {switching['step']}" if switching["step"] else "it begins")
-        lines.append(Text(f"  {switching['kind']} to version {switching['version']} is under way: {far}", "cyan"))
+        kind = "forced promotion" if switching["kind"] == "forced" else switching["kind"]
+        lines.append(Text(f"  {kind} to version {switching['version']} is under way: {far}", "cyan"))
     if view["asks"]:
-        lines.append(Text(f"  ASKS YOU: {view['asks']}", "magenta"))
+        lines += _asks(view["target"], view["asks"])
     elif (last := view["last_cycle"]) and last["outcome"] in ("kept", "failed"):
         lines.append(Text(f"  last cycle c{last['id']}: {last['outcome']}: {last['reason']}"))
+    lines += [Text(f"  not brought back: {said}") for said in dict.fromkeys(view["declined"].values())]
     if view["violated"]:
         lines.append(Text(f"  VIOLATED: {view['violated']}", "yellow"))
     lines += [Text(f"  UNKNOWN: {unknown}", "yellow") for unknown in view["unknown_classes"]]
@@ -84,6 +89,16 @@ def _target(view: View, triton: View) -> RenderableType:
     if view["removed"]:
         lines.append(Text("  its constraint file is gone: it is served as it is, and not managed", "yellow"))
     return Group(*lines)
+
+
+def _asks(target: str, asks: View) -> list[Text]:
+    """What waits for a person, since when, and what to type."""
+    would = "would be promoted" if asks["answer"] == "promote" else "is for you to decide"
+    since = f"{asks['artifact']} {would} (v{asks['verdict']}, since {clock(asks['since'])})"
+    how = f"`relearn approve {target}` promotes it, `relearn refuse {target}` does not"
+    if asks["void"]:
+        how = f"too late: {asks['void']}; `relearn promote {target} {asks['artifact']}` has it judged anew"
+    return [Text(f"  ASKS YOU: {since}: {asks['reason']}", "magenta"), Text(f"  {how}", "magenta")]
 
 
 def _candidate(view: View) -> str:
@@ -115,7 +130,7 @@ def working(view: View | None) -> RenderableType:
         line += "".join(f", {word(said[key])}" for key, word in PROGRESS.items() if said.get(key) is not None)
     if words := view.get("last_words"):
         line += f" ({words.strip().splitlines()[-1]})"
-    return Text(line, "bold cyan")
+    return Text(f"{line}; rests: {view['paused']}", "magenta") if view["paused"] else Text(line, "bold cyan")
 
 
 def _data(view: View) -> RenderableType:
@@ -200,10 +215,17 @@ def cycles(view: Sequence[View]) -> RenderableType:
             cycle["target"],
             clock(cycle["started"]),
             cycle["trigger"],
-            Text(outcome, OUTCOME_STYLE.get(outcome, "")),
+            Text(_came_to(cycle), OUTCOME_STYLE.get(outcome, "")),
             cycle["reason"] or "",
         )
     return table
+
+
+def _came_to(cycle: View) -> str:
+    """The outcome, what a person said to it, and the versions that Triton served of it."""
+    said = [verdict["approval"] for verdict in cycle["verdicts"] if verdict["approval"]]
+    versions = [f"version {row['version']}" for row in cycle["promotions"] if row["served"] is not None]
+    return ", ".join([cycle["outcome"] or cycle["state"], *said, *versions])
 
 
 def models(view: Sequence[View]) -> RenderableType:
@@ -255,10 +277,12 @@ def explained(view: View) -> RenderableType:
         parts += [Text(f"  {'●' if f['fired'] else '○'} {f['policy']}: {f['reason']}") for f in findings]
     for verdict in view.get("verdicts", ()):
         parts += [Text(f"verdict v{verdict['id']} on {verdict['artifact']}: {verdict['reason']}")]
-        parts += [_by_class(verdict["table"])] if verdict["table"] else []
+        parts += [render_verdicts.by_class(verdict["table"])] if verdict["table"] else []
+        parts += render_verdicts.said_by_people(verdict)
     if rows := view.get("table"):
-        parts.append(_by_class(rows))
-    skip = ("reason", "findings", "table", "verdicts", "action", "answer")
+        parts.append(render_verdicts.by_class(rows))
+    parts += render_verdicts.said_by_people(view)
+    skip = ("reason", "findings", "table", "verdicts", "action", "answer", "answered", "answered_by", "because")
     parts += [Text(line) for line in _outline({key: value for key, value in view.items() if key not in skip}, "")]
     return Group(*parts)
 
@@ -287,15 +311,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "–" if value is None or value == {} else str(value)
-
-
-def _by_class(rows: Sequence[View]) -> RenderableType:
-    """The classes' columns, without those that say nothing of any of them."""
-    columns = [name for name in rows[0] if any(row[name] not in (None, False, [], ()) for row in rows)]
-    table = Table(*(Column(name.replace("_", " "), overflow="fold") for name in columns), box=None, pad_edge=False)
-    for row in rows:
-        _row(table, *(number(v) if isinstance(v, float) else _plain(v) for v in (row.get(c) for c in columns)))
-    return table
 
 
 def checked(view: View) -> RenderableType:

@@ -66,6 +66,8 @@ def _promoted(connection: Connection, keep_versions: int) -> list[tuple[str, str
         versions = served.setdefault(row.target, [])
         if row.served is not None and row.artifact_id not in versions:
             versions.append(row.artifact_id)
+    waits = select(schema.verdicts).where(schema.verdicts.c.approval == "waiting")
+    found += [(row.artifact_id, f"it waits for `relearn approve {row.target}`") for row in connection.execute(waits)]
     for target, versions in served.items():
         last = f"one of the last {keep_versions} versions of {target} (`relearn rollback`)"
         found += [(artifact, last) for artifact in versions[:keep_versions]]

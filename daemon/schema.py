@@ -240,7 +240,8 @@ cycles = Table(
     Column("id", Integer, primary_key=True),
     Column("decision_id", ForeignKey("decisions.id"), nullable=False),
     Column("target", String, nullable=False),
-    Column("trigger", String, nullable=False),  # data, constraints, stock
+    Column("trigger", String, nullable=False),  # data, constraints, stock, asked (by a person, about one artifact)
+    Column("about", String),  # that artifact
     Column("state", String, nullable=False, index=True),  # running, done, failed, interrupted
     Column("outcome", String),  # promoted, kept, ask, violated, failed, interrupted
     Column("reason", String),
@@ -275,7 +276,7 @@ attempts = Table(  # of one stage: each start of a child that runs it
     Column("token", String, nullable=False),
     Column("started", Float, nullable=False),
     Column("ended", Float),
-    Column("outcome", String),  # done, failed, interrupted, timed out, lost (with the daemon)
+    Column("outcome", String),  # done, failed, interrupted, paused, timed out, lost (with the daemon)
     Column("progress", JSON),  # the last that it said
     Column("last_words", String),
 )
@@ -401,6 +402,11 @@ verdicts = Table(
     Column("verdict", JSON, nullable=False),  # policies.facts.Verdict
     Column("facts", JSON, nullable=False),  # what it was judged on, to replay it
     Column("at", Float, nullable=False),
+    # waiting (for a person), approved, refused, superseded (by a later verdict); null: it needs nobody
+    Column("approval", String),
+    Column("answered", Float),
+    Column("answered_by", String),
+    Column("because", String),  # in that person's words
 )
 
 promotions = Table(
@@ -411,7 +417,7 @@ promotions = Table(
     Column("artifact_id", ForeignKey("artifacts.id"), nullable=False),
     Column("cycle_id", ForeignKey("cycles.id")),
     Column("verdict_id", ForeignKey("verdicts.id")),
-    Column("kind", String, nullable=False),  # promotion, rollback, settings
+    Column("kind", String, nullable=False),  # promotion, rollback, settings, forced (whatever the policy says)
     Column("version", Integer, nullable=False),  # Triton's
     Column("state", String, nullable=False),  # switching, serving, retired, undoing, failed
     Column("step", String),  # of the switch, the last that was finished
@@ -435,6 +441,18 @@ requests = Table(  # what people ask of a running daemon from the command line
     # asked, working (it takes a while), owed (a training to be decided on), done, refused
     Column("state", String, nullable=False, index=True),
     Column("answer", String),
+)
+
+pauses = Table(  # while one lasts nothing is begun, and nothing promoted by the policy
+    "pauses",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("target", String),  # null: all of them
+    Column("by", String, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("because", String),
+    Column("ended", Float),
+    Column("ended_by", String),
 )
 
 # --- what stays on the disk ------------------------------------------------------------------------------------

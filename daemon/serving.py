@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, func, select, update
 
-from daemon import schema, targets
+from daemon import pauses, schema, targets
 from daemon.config import Config
 from daemon.events import ArtifactLost, Event, SettingsEdited, SwitchEnded
 from daemon.journal import AnyRow, add, claim, get, now
@@ -31,6 +31,7 @@ from deploy.triton import Triton, TritonRefused, TritonUnavailable
 
 log = logging.getLogger("relearn")
 promotions = schema.promotions
+WITHDRAWABLE = ("stage", "probe", "put")  # steps before which no client can have met what is promoted
 REFUSED_SECONDS = 600.0  # after which settings that Triton did not take are tried again
 
 
@@ -74,19 +75,20 @@ class Serving:
         by: str,
         cycle: int | None,
         reason: str = "",
+        verdict_id: int | None = None,
     ) -> AnyRow:
         """The promotion of an artifact to a target: the one that this cycle asked for already, or a new one.
 
-        reason: where there is no verdict that says it.
+        reason: where it is not the verdict's. verdict_id: where it is not of this cycle.
         """
         if cycle is not None:
             mine = (promotions.c.cycle_id == cycle, promotions.c.artifact_id == artifact)
             if row := connection.execute(select(promotions).where(*mine)).first():
                 return row
         table = schema.verdicts
-        verdict = connection.execute(
-            select(table).where(table.c.cycle_id == cycle, table.c.artifact_id == artifact)
-        ).first()
+        said = (table.c.cycle_id == cycle) & (table.c.artifact_id == artifact)
+        which = said if verdict_id is None else table.c.id == verdict_id
+        verdict = connection.execute(select(table).where(which)).first()
         get(connection, schema.artifacts, artifact)
         id_ = add(
             connection,
@@ -98,7 +100,7 @@ class Serving:
             kind=kind,
             version=self._next_version(connection, target),
             state="switching",
-            reason=verdict.reason if verdict else reason or f"{kind} by {by}",
+            reason=reason or (verdict.reason if verdict else f"{kind} by {by}"),
             by=by,
             started=now(),
         )
@@ -128,7 +130,7 @@ class Serving:
 
         One that Triton may be loading goes on: to call clients back from it would fail requests on their way.
         """
-        early = promotions.c.step.is_(None) | promotions.c.step.in_(("stage", "probe"))
+        early = promotions.c.step.is_(None) | promotions.c.step.in_(WITHDRAWABLE[:-1])
         with self.journal.begin() as connection:
             connection.execute(
                 update(promotions)
@@ -199,6 +201,8 @@ class Serving:
         switch = self._describe(row)
         done = STEPS.index(row.step) + 1 if row.step else 0
         for step in STEPS[done:]:
+            if step in WITHDRAWABLE and self._waits_for_people(row):
+                return
             if step == "retire" and not self._served(row):  # the clients have it; what is left is tidying up
                 self._undo(row)  # it was withdrawn meanwhile
                 return
@@ -217,6 +221,16 @@ class Serving:
             if not self._write(row, step=step, error=None):
                 self._undo(row)  # it was withdrawn meanwhile
                 return
+
+    def _waits_for_people(self, row: AnyRow) -> bool:
+        """Whether the policy's promotion is held up by a pause. What Triton may be loading goes through to its end."""
+        if row.by != "policy" or row.kind != "promotion":
+            return False
+        with self.journal.connect() as connection:
+            paused = pauses.tell(connection, row.target)
+        if paused:
+            self._write(row, error=f"waits: {paused}")
+        return paused is not None
 
     def _served(self, row: AnyRow) -> bool:
         """It serves, the one before no longer. False: it is no longer switching."""

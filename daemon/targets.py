@@ -81,7 +81,11 @@ def champion(connection: Connection, target: str) -> Champion | None:
 
 
 def anchor(connection: Connection, target: str) -> str | None:
-    """The artifact that no later one may fall below: last promoted as better, or chosen by a person's rollback."""
+    """The artifact that no later one may fall below: last promoted as better, or chosen by a person's rollback.
+
+    What the policy found better stays that when a person approved it. What was forced is no anchor, whatever a verdict
+    said of it before: it was served against the policy's word, and later ones may not fall below what was there before.
+    """
     promotions, verdicts = schema.promotions, schema.verdicts
     return connection.execute(
         select(promotions.c.artifact_id)
@@ -89,7 +93,7 @@ def anchor(connection: Connection, target: str) -> str | None:
         .where(
             promotions.c.target == target,
             promotions.c.served.is_not(None),
-            verdicts.c.better.is_(True) | (promotions.c.kind == "rollback"),
+            (verdicts.c.better.is_(True) & (promotions.c.kind == "promotion")) | (promotions.c.kind == "rollback"),
         )
         .order_by(promotions.c.version.desc())
     ).scalar()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, select
 
-from daemon import schema, targets
+from daemon import approvals, schema, targets
 from daemon.journal import add, now
 from daemon.targets import JudgeSet
 from daemon.variants import Devices
@@ -49,6 +49,8 @@ def ask(
         "forgotten": forgotten,
     }
     verdict = judge_candidate(**facts, settings=settings)  # type: ignore[arg-type]
+    approval = approvals.state_of(verdict.answer, settings)
+    approvals.supersede(connection, target, challenger.artifact, approval)
     add(
         connection,
         schema.verdicts,
@@ -62,6 +64,7 @@ def ask(
         verdict=to_dict(verdict),
         facts=to_dict({**facts, "settings": settings}),
         at=at,
+        approval=approval,
     )
     return verdict
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from daemon import data_views, schema, standings, targets
+from daemon import approvals, data_views, pauses, schema, standings, targets
 from daemon.config import Config
+from daemon.declined import declined
 from daemon.errors import NotFound
 from daemon.journal import AnyRow, get
 from daemon.lock import is_running
@@ -32,6 +33,7 @@ def status(connection: Connection, config: Config) -> View:
     return {
         "workspace": str(config.workspace),
         "running": is_running(config.state),
+        "paused": [pauses.describe(row) for row in pauses.standing(connection)],
         "disk_free_mb": free_mb(config.state),
         "targets": (found := [target(connection, config, name) for name in _target_names(connection)]),
         "triton": _ask_triton(config.settings.triton.url, found),
@@ -90,18 +92,32 @@ def target(connection: Connection, config: Config, name: str) -> View:
         "champion": _champion(connection, champion) if champion else None,
         "switching": _switching(connection, name),
         "last_cycle": _cycle(connection, last) if last else None,
-        "asks": last.reason if last and last.outcome == "ask" else None,
+        "asks": _asks(connection, config, name),
+        "declined": declined(connection, name),
         "violated": _violated(connection, name),
         "unknown_classes": targets.unknown_classes(connection, requirement) if requirement else [],
     }
 
 
+def _asks(connection: Connection, config: Config, name: str) -> View | None:
+    """The verdict that waits for a person, since when, and why it cannot be approved any more, if so."""
+    row = approvals.waiting(connection, name)
+    if row is None:
+        return None
+    view = {"verdict": row.id, "artifact": row.artifact_id, "answer": row.answer, "since": row.at}
+    return {**view, "reason": row.reason, "void": approvals.find_change(connection, row)}
+
+
 def _violated(connection: Connection, name: str) -> str | None:
-    """Why nothing met the constraints when they were last judged by; None: something does, or nobody has judged."""
+    """Why nothing met the constraints when they were last judged by; None: something does, or nobody has judged.
+
+    A cycle about the one artifact that a person named says nothing of all the others.
+    """
     cycles = schema.cycles
+    whole = (cycles.c.trigger != "asked") | (cycles.c.outcome == "promoted")
     judged = connection.execute(
         select(cycles.c.outcome, cycles.c.reason)
-        .where(cycles.c.target == name, cycles.c.state == "done")
+        .where(cycles.c.target == name, cycles.c.state == "done", whole)
         .order_by(cycles.c.id.desc())
     ).first()
     return judged.reason if judged and judged.outcome == "violated" else None
@@ -189,9 +205,11 @@ def _serving(connection: Connection) -> list[AnyRow]:
 
 def working(connection: Connection) -> View | None:
     """The running cycle and how far its stage has come; None: nothing runs."""
-    row = connection.execute(select(schema.cycles).where(schema.cycles.c.state == "running")).first()
-    if row is None:
+    begun = connection.execute(select(schema.cycles).where(schema.cycles.c.state == "running")).all()
+    if not begun:
         return None
+    resting = {row.id: pauses.tell(connection, row.target) for row in begun}
+    row = min(begun, key=lambda row: (resting[row.id] is not None, row.id))
     stages, attempts = schema.stages, schema.attempts
     stage = connection.execute(
         select(stages).where(stages.c.cycle_id == row.id, stages.c.state.in_(("running", "waiting")))
@@ -200,6 +218,7 @@ def working(connection: Connection) -> View | None:
         "cycle": row.id,
         "target": row.target,
         "since": row.started,
+        "paused": resting[row.id],
         "stage": None,
         "progress": None,
     }
@@ -270,6 +289,7 @@ def _cycle(connection: Connection, row: AnyRow) -> View:
             }
             for stage in found
         ],
+        "about": row.about,
         "verdicts": [_verdict(v) for v in _verdict_rows(connection, row.id)],
         "promotions": [_promotion(p) for p in _promotion_rows(connection, row.id)],
     }
@@ -282,15 +302,21 @@ def _verdict_rows(connection: Connection, cycle: int) -> list[AnyRow]:
 
 def _promotion_rows(connection: Connection, cycle: int) -> list[AnyRow]:
     table = schema.promotions
-    return list(connection.execute(select(table).where(table.c.cycle_id == cycle).order_by(table.c.id)))
+    of = table.c.verdict_id.in_(select(schema.verdicts.c.id).where(schema.verdicts.c.cycle_id == cycle))
+    return list(connection.execute(select(table).where((table.c.cycle_id == cycle) | of).order_by(table.c.id)))
 
 
 def _verdict(row: AnyRow) -> View:
     return {
         "id": row.id,
+        "target": row.target,
         "artifact": row.artifact_id,
         "against": row.champion_id,
         "at": row.at,
+        "approval": row.approval,
+        "answered": row.answered,
+        "answered_by": row.answered_by,
+        "because": row.because,
         **row.verdict,
     }
 
@@ -327,7 +353,10 @@ def explain(connection: Connection, name: str) -> View:
         return {**view, "decided_by": _decision(connection, view["decision"])}
     if kind == "v":
         row = get(connection, schema.verdicts, int(number))
-        return {**_verdict(row), "cycle": row.cycle_id, "facts": row.facts}
+        table = schema.promotions
+        came = connection.execute(select(table).where(table.c.verdict_id == row.id).order_by(table.c.id))
+        promoted = [_promotion(promotion) for promotion in came]
+        return {**_verdict(row), "cycle": row.cycle_id, "promotions": promoted, "facts": row.facts}
     return _decision(connection, int(number))
 
 

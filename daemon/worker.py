@@ -6,15 +6,15 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 
-from daemon import forget, schema
+from daemon import forget, pauses, people, schema
 from daemon.children import Child
 from daemon.config import Config
 from daemon.cycle import Cycle
 from daemon.events import Event, SwitchEnded
-from daemon.journal import get, now
-from daemon.serving import Serving
+from daemon.journal import AnyRow, get, now
+from daemon.serving import WITHDRAWABLE, Serving
 from daemon.sources import Sources
 from policies.facts import Requirement
 from policies.steps import Finish, Promote
@@ -61,15 +61,36 @@ class Worker:
         log.info("cycle %d for %s begins", cycle, self.cycle.target)
 
     def recover(self) -> bool:
-        """Goes on with a cycle that was begun before the daemon last ended, or had trouble. False: there is none."""
-        cycles = schema.cycles
-        begun = select(cycles.c.id).where(cycles.c.state == "running").order_by(cycles.c.id)
-        with self.journal.connect() as connection:
-            running = connection.execute(begun).scalar()
-        if running is None or self.cycle is not None:
+        """Goes on with a cycle that was begun before the daemon last ended, or a pause. False: there is none."""
+        if self.cycle is not None:
             return False
-        self.begin(running)
+        with self.journal.connect() as connection:
+            begun = [row.id for row in _begun(connection) if not pauses.standing(connection, row.target)]
+        if not begun:
+            return False
+        self.begin(begun[0])
         return True
+
+    def rest(self) -> None:
+        """Leaves the running cycle alone while its target is paused: what was trained stays, and goes on later.
+
+        One whose promotion Triton may be loading is at its end, and comes to it.
+        """
+        if self.cycle is None:
+            return
+        with self.journal.connect() as connection:
+            if not pauses.standing(connection, self.cycle.target) or self._is_loading(connection, self.cycle.id):
+                return
+        self.cycle.rest()
+        if child := self.cycle.child:
+            self.leaving[child.token] = child
+        log.info("cycle %d for %s rests while it is paused", self.cycle.id, self.cycle.target)
+        self.cycle = None
+
+    def _is_loading(self, connection: Connection, cycle: int) -> bool:
+        table = schema.promotions
+        late = (table.c.cycle_id == cycle, table.c.step.is_not(None), table.c.step.not_in(WITHDRAWABLE[:-1]))
+        return connection.execute(select(table.c.id).where(*late)).first() is not None
 
     def step(self, *, alone: bool = True) -> bool:
         """Starts what the cycle does next. False: it waits for a child, for Triton, for a retry, or to be alone."""
@@ -88,12 +109,13 @@ class Worker:
     def _promote(self, artifact: str) -> bool:
         assert self.cycle is not None
         with self.journal.begin() as connection:
+            about, by = people.asked_about(connection, self.cycle.target)
             promotion = self.serving.request(
                 connection,
                 self.cycle.target,
                 artifact,
                 kind="promotion",
-                by="policy",
+                by=by if about == artifact else "policy",
                 cycle=self.cycle.id,
             )
         if promotion.state == "failed":
@@ -155,18 +177,31 @@ class Worker:
             return self.cycle.target if forget.forgotten_of(connection, self.cycle.rows) else None
 
     def interrupt(self, target: str, reason: str) -> None:
-        """Ends the running cycle of this target, if it is the one that runs."""
-        if self.cycle is None or self.cycle.target != target:
+        """Ends the cycle of this target that runs, or rests."""
+        cycle = self.cycle if self.cycle and self.cycle.target == target else self._resting(target)
+        if cycle is None:
             return
-        self.serving.withdraw(self.cycle.id, reason)
-        self.cycle.interrupt(reason)
-        if child := self.cycle.child:
+        self.serving.withdraw(cycle.id, reason)
+        cycle.interrupt(reason)
+        if child := cycle.child:
             self.leaving[child.token] = child
-        log.info("cycle %d for %s is interrupted: %s", self.cycle.id, target, reason)
-        self.cycle = None
+        log.info("cycle %d for %s is interrupted: %s", cycle.id, target, reason)
+        if cycle is self.cycle:
+            self.cycle = None
+
+    def _resting(self, target: str) -> Cycle | None:
+        """The cycle of this target that was begun and rests."""
+        with self.journal.connect() as connection:
+            found = [row.id for row in _begun(connection) if row.target == target]
+        return Cycle(self.config, self.journal, found[0], self.put, self.serving.devices) if found else None
 
     def stop_overdue(self) -> None:
         """Stops the child whose time is up; its attempt counts as failed."""
         if self.cycle and (child := self.cycle.child) and child.age >= self.cycle.limit_minutes * 60 - 1:
             self.cycle.timed_out = True
             child.stop(grace_seconds=5.0)
+
+
+def _begun(connection: Connection) -> list[AnyRow]:
+    cycles = schema.cycles
+    return list(connection.execute(select(cycles).where(cycles.c.state == "running").order_by(cycles.c.id)))

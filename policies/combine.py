@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from policies.decision import Decision, Finding
@@ -11,12 +12,26 @@ from policies.retry import wait_after_cycles
 from policies.settings import PoliciesSettings, RuleSettings
 from policies.triggers import accuracy, new_class, staleness, volume
 
+BEGINNING = ("train", "rejudge", "rebuild", "judge")  # actions that begin a cycle
 LOOK_AGAIN_SECONDS = 900.0  # after which a spent budget may have room again
 _WORDS = 240  # of a failure's last words, in characters
 
 
 def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
-    """What this target calls for: constraints first, then a person's request, then what was lost, then the data.
+    """What this target calls for; while it is paused, what it would have called for."""
+    decision = _call_for(evidence, settings)
+    return decision if evidence.paused is None else _paused(decision, evidence.paused)
+
+
+def _paused(decision: Decision, paused: str) -> Decision:
+    """Nothing begins. What would have is decided anew once the pause ends: by then it may be something else."""
+    if decision.action not in BEGINNING:
+        return replace(decision, reason=f"{paused}; {decision.reason}")
+    return Decision("wait", f"{paused}; otherwise: {decision.action}: {decision.reason}", decision.findings)
+
+
+def _call_for(evidence: Evidence, settings: PoliciesSettings) -> Decision:
+    """Constraints first, then what people asked for, then what was lost, then the data.
 
     A person goes before cool-down and backing off, an edit made since the last failure too; all else waits
     for them, so that nothing fails or trains in a hot loop.
@@ -30,8 +45,8 @@ def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
     )
     if evidence.constraints_changed:
         return _rejudge(evidence, findings, settings)
-    if evidence.requested is not None:
-        return Decision("train", f"requested: {evidence.requested}", findings)
+    if by_people := _asked(evidence, findings):
+        return by_people
     if evidence.lost or evidence.beyond_repair:
         return _replace_lost(evidence, findings, settings)
     fired = [f"{finding.policy}: {finding.reason}" for finding in _that_suffice(evidence, findings, settings.rule)]
@@ -48,6 +63,16 @@ def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
         or _over_budget(evidence, asked, findings, settings)
         or Decision("train", asked, findings)
     )
+
+
+def _asked(evidence: Evidence, findings: tuple[Finding, ...]) -> Decision | None:
+    """What people asked for: first what they want judged, which takes less time than a training."""
+    if evidence.asked_about is not None:
+        whether = f"{evidence.asked_by} asked whether {evidence.asked_about} may replace what is served"
+        return Decision("judge", f"requested: {whether}", findings)
+    if evidence.requested is not None:
+        return Decision("train", f"requested: {evidence.requested}", findings)
+    return None
 
 
 def _that_suffice(evidence: Evidence, findings: tuple[Finding, ...], rule: RuleSettings) -> list[Finding]:

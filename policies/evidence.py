@@ -43,6 +43,9 @@ class Evidence:
     rebuildable: bool = True  # its model is in stock
     unmeasured: bool = False  # a feasible champion without figures as it is served now: device, versions, threads
     requested: str | None = None  # who asked for a training, and why
+    asked_about: str | None = None  # the artifact that a person wants judged
+    asked_by: str = ""
+    paused: str | None = None  # by whom, since when and why nothing is begun for this target; None: it is not
 
     @property
     def is_first(self) -> bool:

@@ -17,7 +17,7 @@ from policies.steps import Build, Finish, Judge, Promote, Prove, Step, Train, Tu
 from policies.tuning import TuningFacts, why_tune
 
 _LASTING = {"artifact_max_mb", "allow_unverified"}  # constraints that no second measurement changes anything about
-Trigger = Literal["data", "constraints", "stock"]
+Trigger = Literal["data", "constraints", "stock", "asked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,9 @@ class CycleFacts:
     measured: frozenset[str] = frozenset()  # artifacts that were, in this cycle
     rivals: tuple[str, ...] = ()  # champion and anchor, where they lack answers to the judge set as it is now
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)  # artifact -> what was said in this cycle
+    about: str | None = None  # the artifact that a person asked about, with the trigger "asked"
+    unapproved: frozenset[str] = frozenset()  # artifacts whose verdict of this cycle is for a person to approve
+    declined: Mapping[str, str] = field(default_factory=dict)  # artifact that people do not want served -> who and when
     promoted: str | None = None  # artifact, in this cycle
     failed: Mapping[str, str] = field(default_factory=dict)  # step -> last words, once its attempts are used up
     tuning: TuningFacts = field(default_factory=TuningFacts)
@@ -57,7 +60,7 @@ def next_step(facts: CycleFacts) -> Step:
         return Finish("failed", f"{step}: {words}")
     if facts.promoted:
         return Finish("promoted", facts.verdicts[facts.promoted].reason)
-    if ahead := _answered(facts) or _next_build(facts):
+    if ahead := _answered(facts) or (_next_asked(facts) if facts.trigger == "asked" else _next_build(facts)):
         return ahead
     if facts.trigger == "stock":
         return _rebuilt(facts)
@@ -69,11 +72,55 @@ def next_step(facts: CycleFacts) -> Step:
 def _answered(facts: CycleFacts) -> Step | None:
     """What follows from a verdict that is more than a refusal."""
     for artifact, verdict in facts.verdicts.items():
+        if verdict.answer == "promote" and artifact in facts.unapproved:
+            return Finish("ask", _would_promote(artifact, verdict, facts.requirement.target))
         if verdict.answer == "promote":
             return Promote(artifact)
         if verdict.answer == "ask":
             return Finish("ask", verdict.reason)
     return None
+
+
+def _would_promote(artifact: str, verdict: Verdict, target: str) -> str:
+    how = f"`relearn approve {target}` promotes it, `relearn refuse {target}` does not"
+    return f"{artifact} would be promoted, and waits for a person: {verdict.reason.rstrip('.')}. {how}"
+
+
+def _next_asked(facts: CycleFacts) -> Step:
+    """Measured, proven and judged is what a person asked about, and nothing else; no more of judge is spent than that.
+
+    What people declined earlier may be asked about: this is a person's word too.
+    """
+    candidate = next((c for c in facts.candidates if c.artifact == facts.about), None)
+    if candidate is None or candidate.artifact in facts.unanswered:
+        lost = f"{facts.about} is not in stock any more, or cannot run where the target does"
+        return Finish("failed", facts.unanswered.get(facts.about or "", lost))
+    if candidate.artifact == facts.champion:
+        return Finish("kept", f"{candidate.artifact} is served by now")
+    if candidate.artifact in facts.verdicts:
+        return Finish("kept", facts.verdicts[candidate.artifact].reason)
+    champion = [c for c in facts.candidates if c.artifact == facts.champion and facts.champion_feasible]
+    if missing := _unmeasured(facts, [*champion, candidate]):
+        return missing
+    if broken := shortfalls(facts.requirement, candidate):
+        unmet = "; ".join(shortfall.sentence for shortfall in broken)
+        return Finish("kept", f"{candidate.artifact} does not meet the constraints: {unmet}")
+    return _prove_or_judge(facts, candidate)
+
+
+def _unmeasured(facts: CycleFacts, candidates: Sequence[Candidate]) -> Prove | None:
+    for candidate in candidates:
+        if candidate.measurement is None and not candidate.unverified and candidate.artifact not in facts.unanswered:
+            return Prove(candidate.artifact, measure=True)
+    return None
+
+
+def _prove_or_judge(facts: CycleFacts, candidate: Candidate) -> Prove | Judge:
+    if candidate.proof is None:
+        return Prove(candidate.artifact, measure=False)
+    if rivals := [artifact for artifact in facts.rivals if artifact not in facts.unanswered]:
+        return Prove(rivals[0], measure=False)
+    return Judge(candidate.artifact)
 
 
 def _next_build(facts: CycleFacts) -> Step | None:
@@ -102,21 +149,17 @@ def _next_candidate(facts: CycleFacts) -> Step | None:
         pool = [c for c in pool if c.model in facts.fresh]
     if not facts.champion_feasible:
         pool = [c for c in pool if c.artifact != facts.champion]
+    pool = [c for c in pool if c.artifact == facts.champion or c.artifact not in facts.declined]
     fitting = [c for c in pool if not shortfalls(facts.requirement, c)]
     champion = [c for c in facts.candidates if c.artifact == facts.champion and facts.champion_feasible]
-    for candidate in (*champion, *fitting):
-        if candidate.measurement is None and not candidate.unverified and candidate.artifact not in facts.unanswered:
-            return Prove(candidate.artifact, measure=True)
+    if missing := _unmeasured(facts, [*champion, *fitting]):
+        return missing
     if not fitting:
         return None
     winner = rank(fitting, facts.requirement)[0]
     if winner.artifact == facts.champion:
         return Finish("kept", _champion_first(facts, len(fitting)))
-    if winner.proof is None:
-        return Prove(winner.artifact, measure=False)
-    if rivals := [artifact for artifact in facts.rivals if artifact not in facts.unanswered]:
-        return Prove(rivals[0], measure=False)
-    return Judge(winner.artifact)
+    return _prove_or_judge(facts, winner)
 
 
 def _champion_first(facts: CycleFacts, fitting: int) -> str:
@@ -129,6 +172,9 @@ def _champion_first(facts: CycleFacts, fitting: int) -> str:
 
 
 def _next_training(facts: CycleFacts) -> Step:
+    declined = _declined(facts)
+    if facts.champion_feasible and declined and not facts.verdicts:
+        return Finish("kept", f"the champion stays: {'; '.join(declined)}")
     if facts.champion_feasible and (facts.verdicts or facts.trigger == "constraints"):
         reasons = [verdict.reason for verdict in facts.verdicts.values()]
         return Finish("kept", reasons[-1] if reasons else "the champion meets the constraints as they are now")
@@ -140,6 +186,14 @@ def _next_training(facts: CycleFacts) -> Step:
     if again := _measured_long_ago(facts, unfit):
         return Prove(again, measure=True)
     return _next_architecture(facts, unfit)
+
+
+def _declined(facts: CycleFacts) -> list[str]:
+    """What would have been considered, had no person declined it: who did."""
+    mine = [c for c in facts.candidates if c.artifact in facts.declined and c.artifact != facts.champion]
+    if facts.trigger == "data":
+        mine = [c for c in mine if c.model in facts.fresh]
+    return [facts.declined[c.artifact] for c in mine if not shortfalls(facts.requirement, c)]
 
 
 def _next_architecture(facts: CycleFacts, unfit: Mapping[str, str]) -> Step:
@@ -235,7 +289,7 @@ def _nothing_left(facts: CycleFacts, unfit: Mapping[str, str]) -> str:
     if not facts.variants:
         return f"nothing of build.engines runs on {facts.requirement.accelerator!r}: add an engine that does"
     said: Sequence[str] = [f"{name}: {why}" for name, why in unfit.items()]
-    said = [*said, *(verdict.reason for verdict in facts.verdicts.values())]
+    said = [*said, *(verdict.reason for verdict in facts.verdicts.values()), *_declined(facts)]
     measured = [*facts.candidates, *as_candidates(facts.search)]
     near = nearest(measured, facts.requirement)
     tail = f" Nearest: {near}." if near else ""

@@ -110,8 +110,8 @@ def _dropped(
         return "keep", f"the challenger does not know {_names(judged)}, which the champion serves and judge still has"
     return "ask", (
         f"the challenger does not know {_names(dropped)}, which the champion serves: none of its images is left to "
-        f"judge by. Where clients need it no longer, `relearn rollback {target} --to {challenger.artifact}` serves "
-        "the challenger; where they do, bring its images back"
+        f"judge by. Where clients need it no longer, `relearn approve {target}` serves the challenger; where they do, "
+        f"`relearn refuse {target}` keeps the champion, and its images are to be brought back"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 FORBID = {"extra": "forbid"}  # read by pydantic, which builds these from config.toml: unknown keys are refused
 
@@ -131,3 +132,4 @@ class PromotionSettings:
     period_days: float = 90.0
     new_class_recall_min: float = 0.5  # absolute floor for a class that the champion does not know
     confidence: float = 0.95  # of the bound that calls a champion infeasible
+    approval: Literal["policy", "ask"] = "policy"  # "ask": what the policy would promote waits for a person

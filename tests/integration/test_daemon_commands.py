@@ -305,6 +305,41 @@ def test_what_people_ask_needs_a_daemon(workspace: Workspace) -> None:
         assert "No daemon runs on this workspace; start it with `relearn run`" in done.stderr
 
 
+def test_a_pause_is_kept_by_whatever_runs_and_ends_when_asked(workspace: Workspace, png: Png) -> None:
+    """Begun without a daemon, seen by two, ended through the second."""
+    workspace.start()
+    workspace.stop()
+    done = workspace("pause", "edge", "--because", "the line is rebuilt")
+    assert (done.returncode, "edge is paused by" in done.stdout) == (0, True), done.stderr
+    assert workspace("pause", "edge").returncode == 2
+    workspace.start()
+    (decision,) = workspace.view("decisions", "--limit", "1")
+    assert ("edge is paused by" in decision["reason"], "(the line is rebuilt)" in decision["reason"]) == (True, True)
+    assert "PAUSED: edge is paused by" in workspace("status").stdout
+    for index in range(2):
+        png(workspace.images / "cat" / f"{index}.png", index)
+    workspace.wait(lambda: count(workspace, "occurrences") == 2)  # watching goes on
+    before = workspace.decided()
+    assert workspace("resume", "edge").stdout.strip() == "edge goes on"
+    workspace.wait(lambda: workspace.decided() > before)
+    assert "paused" not in workspace.view("decisions")[0]["reason"]
+    assert workspace.view("status")["paused"] == []
+    refused = workspace("resume")
+    assert (refused.returncode, "nothing is paused" in refused.stdout) == (1, True)
+
+
+def test_what_people_ask_of_candidates_is_answered_in_a_sentence(workspace: Workspace) -> None:
+    workspace.start()
+    for arguments, said in (
+        (("approve", "edge"), "nothing waits for a person's answer for edge"),
+        (("refuse", "edge", "--because", "no"), "nothing waits for a person's answer for edge"),
+        (("promote", "edge", "1f3c", "--force"), "the journal has no artifact '1f3c'; `relearn models` lists them"),
+        (("rollback", "edge", "--to", "3"), "edge has had no version 3; it has served none"),
+    ):
+        done = workspace(*arguments)
+        assert (done.returncode, said in done.stdout.replace("\n", " ")) == (1, True), done.stdout
+
+
 def test_a_journal_of_a_newer_release_is_refused(workspace: Workspace) -> None:
     workspace.start()
     workspace.stop()

@@ -19,10 +19,10 @@ World = Any  # tests/unit/daemon/conftest.py
 
 @pytest.fixture
 def gather(config: Config, journal: Engine, world: World) -> Any:
-    def gathered(requested: str | None = None, **limits: Any) -> Evidence:
+    def gathered(**limits: Any) -> Evidence:
         with journal.connect() as connection:
             asked = world.requirement(**limits)
-            return evidence.gather(connection, config, asked, devices=world.devices, requested=requested)
+            return evidence.gather(connection, config, asked, devices=world.devices)
 
     return gathered
 
@@ -39,9 +39,9 @@ def data(world: World) -> None:
 
 
 def test_of_an_empty_workspace_nothing_is_known(gather: Any) -> None:
-    found = gather("ann asked for it")
+    found = gather()
     assert found.now > 1_700_000_000
-    assert found == Evidence(now=found.now, target="edge", requested="ann asked for it")
+    assert found == Evidence(now=found.now, target="edge")
 
 
 def test_before_the_first_training_all_is_new(gather: Any, world: World) -> None:
@@ -293,6 +293,22 @@ def test_what_looked_new_before_a_refused_training_is_known(
     assert [known.samples for known in found.drift] == [30]
 
 
+@pytest.mark.parametrize(("served", "refused"), [(None, True), (7.0, False)])
+def test_what_a_person_approved_later_was_not_refused(
+    gather: Any, world: World, served: float | None, refused: bool
+) -> None:
+    data(world)
+    world.champion()
+    check(world, "labelled", 4.0, 20)
+    cycle = world.cycle(state="done", outcome="ask", reason="", started=5.0, ended=6.0)
+    world.artifact("new", cycle)
+    said = {"answer": "promote", "reason": "", "better": True, "verdict": {}, "facts": {}, "at": 6.0}
+    with world.journal.begin() as connection:
+        verdict = add(connection, schema.verdicts, cycle_id=cycle, target="edge", artifact_id="new", **said)
+    world.promote("new", 2, by="ann", verdict_id=verdict, served=served, state="switching")
+    assert bool(gather().refused_drift) == refused
+
+
 # --- constraints ----------------------------------------------------------------------------------------------------
 
 
@@ -339,7 +355,7 @@ def test_the_evidence_goes_through_the_journal_unchanged(gather: Any, world: Wor
     world.champion()
     cats = world.samples("cat", "train", 3, mark="later")
     world.answer("observations", "old", dict.fromkeys(cats, "cat"))
-    found = gather("ann", accuracy_min=0.5)
+    found = gather(accuracy_min=0.5)
     assert from_dict(Evidence, json.loads(json.dumps(to_dict(found)))) == found
 
 

@@ -99,7 +99,7 @@ def test_a_cycle_that_could_not_begin_is_gone_on_with(
     def fail(file: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    world.require()
+    daemon.read_constraints()  # they are as they were when the cycle is gone on with
     enough(world)
     daemon.because.append("drop 1")
     with monkeypatch.context() as broken:
@@ -236,6 +236,42 @@ def training(daemon: Daemon, world: World, stand_in: StandIn) -> None:
     daemon.because.append("drop 1")
     work(daemon, lambda: any(row.name == "train" and row.state == "running" for row in world.rows(schema.stages)))
     assert daemon.worker.child is not None
+
+
+def pause(daemon: Daemon, world: World, kind: str = "pause") -> None:
+    people.ask(world.journal, world.config.state, kind, target=None, because="a visit")
+    daemon.handle(PersonAsked())
+
+
+def test_a_pause_stops_what_runs_and_its_end_goes_on_with_it(
+    daemon: Daemon, world: World, stand_in: StandIn, config: Config, png: Png
+) -> None:
+    training(daemon, world, stand_in)
+    pause(daemon, world)
+    daemon.handle(DropSettled(config.folders[0], frozenset({png(config.folders[0] / "cat" / "1.png")})))
+    work(daemon)
+    assert (daemon.worker.busy, world.row(schema.cycles).state) == (False, "running")
+    last = world.rows(schema.decisions)[-1]
+    assert ("paused by" in last.reason, "(a visit)" in last.reason) == (True, True)
+    assert [row.path for row in world.rows(schema.occurrences)][-1] == "cat/1.png"  # what comes is read
+    pause(daemon, world, "resume")
+    work(daemon)
+    assert [run["stage"] for run in stand_in.runs].count("train") == 2
+    assert world.row(schema.promotions).cycle_id == world.row(schema.cycles).id
+
+
+def test_what_rested_is_not_gone_on_with_where_its_constraints_were_edited(
+    daemon: Daemon, world: World, stand_in: StandIn
+) -> None:
+    training(daemon, world, stand_in)
+    pause(daemon, world)
+    work(daemon)
+    world.require(at=2.0, latency_p95_ms=4.0)
+    pause(daemon, world, "resume")
+    daemon.work()
+    first, second = world.rows(schema.cycles)
+    assert (first.state, first.reason) == ("interrupted", "constraints of edge changed")
+    assert second.requirement["latency_p95_ms"] == 4.0
 
 
 def test_a_child_of_the_past_is_not_listened_to(daemon: Daemon, world: World, stand_in: StandIn) -> None:

@@ -56,6 +56,17 @@ def test_the_last_versions_stay_for_a_rollback_and_no_more(served: World) -> Non
     assert "relearn rollback" in gather(served, 2).artifacts["three"]
 
 
+def test_what_waits_for_a_person_stays(served: World) -> None:
+    said = {"answer": "promote", "reason": "", "better": True, "verdict": {}, "facts": {}, "at": 1.0}
+    about = {"cycle_id": 1, "target": "edge", "artifact_id": "one", "approval": "waiting"}
+    with served.journal.begin() as connection:
+        id_ = add(connection, schema.verdicts, **about, **said)
+    assert gather(served).artifacts["one"] == "it waits for `relearn approve edge`"
+    with served.journal.begin() as connection:
+        change(connection, schema.verdicts, id_, approval="refused")
+    assert "one" not in gather(served).artifacts
+
+
 def test_a_version_served_twice_counts_once(served: World) -> None:
     served.promote("three", 5)
     with served.journal.begin() as connection:

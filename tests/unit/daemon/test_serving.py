@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine
 
-from daemon import schema
+from daemon import pauses, schema
 from daemon.config import Config, load
 from daemon.errors import NotFound
 from daemon.events import ArtifactLost, Event, SettingsEdited, SwitchEnded
@@ -26,7 +26,7 @@ from deploy import artifact as artifacts
 from deploy.repository import RepositoryError
 from deploy.server import Server, free_ports
 from deploy.switch import SwitchFailed
-from deploy.triton import Triton
+from deploy.triton import Triton, TritonUnavailable
 from tests.unit.deploy.models import class_names, make_artifact
 
 World = Any  # tests/unit/daemon/conftest.py
@@ -129,6 +129,44 @@ def test_withdrawing_takes_back_what_is_not_served_yet(away: Hall) -> None:
     away.serving.withdraw(away.cycle)
     assert [away.promotion(id_).state for id_ in (mine.id, others.id, served)] == ["undoing", "switching", "serving"]
     assert away.promotion(mine.id).error == "withdrawn: the constraints changed"
+
+
+# --- paused ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("by", "kind", "step", "waits"),
+    [
+        ("policy", "promotion", None, True),
+        ("policy", "promotion", "probe", True),
+        ("policy", "promotion", "put", False),  # Triton may be loading it
+        ("ann", "promotion", None, False),  # a person's act
+        ("policy", "settings", None, False),  # of what is served already
+    ],
+)
+def test_a_pause_holds_what_the_policy_promotes_until_triton_may_load_it(
+    away: Hall, monkeypatch: pytest.MonkeyPatch, by: str, kind: str, step: str | None, waits: bool
+) -> None:
+    """The steps themselves are faked: what is asked here is which of them is begun."""
+    begun = []
+
+    def begin(step: str, *_: object) -> str:
+        begun.append(step)
+        raise TritonUnavailable("away")
+
+    monkeypatch.setattr("daemon.serving.run_step", begin)
+    promotion = away.world.promote("first", 1, by=by, kind=kind, step=step, state="switching", served=None)
+    away.world.require()
+    with away.world.journal.begin() as connection:
+        pauses.pause(connection, "edge", "ann", None)
+    away.serving._round()
+    row = away.promotion(promotion)
+    assert (begun == [], row.state, row.step) == (waits, "switching", step)
+    assert row.error.startswith("waits: edge is paused by ann since" if waits else "waits: away")
+    with away.world.journal.begin() as connection:
+        pauses.resume(connection, None, "ann")
+    away.serving._round()
+    assert len(begun) == (1 if waits else 2)
 
 
 # --- Triton is away -------------------------------------------------------------------------------------------------

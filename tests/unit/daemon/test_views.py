@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from sqlalchemy import Engine, update
 
-from daemon import data_views, render, schema, views
+from daemon import data_views, pauses, render, schema, views
 from daemon.config import Config
 from daemon.constraint_file import take_in
 from daemon.errors import NotFound
@@ -66,6 +66,7 @@ def test_status_of_an_empty_workspace(config: Config, journal: Engine) -> None:
     assert show(journal, views.status, config) == {
         "workspace": str(config.workspace),
         "running": False,
+        "paused": [],
         "disk_free_mb": ANY,
         "targets": [],
         "triton": {"url": config.settings.triton.url, "answers": False, "ready": {}},
@@ -171,7 +172,53 @@ def test_status_of_a_violated_target(config: Config, journal: Engine, served: Wo
     served.cycle(state="failed", outcome="failed", reason="disk full", ended=4.0)
     (target,) = show(journal, views.status, config)["targets"]
     assert target["violated"] == "none fits"  # nothing is better for that
+    served.cycle(state="done", outcome="kept", reason="too slow", ended=4.0, trigger="asked", about="old")
+    (target,) = show(journal, views.status, config)["targets"]
+    assert target["violated"] == "none fits"  # nor for a person's question about one artifact
     assert target["champion"]["artifact"] == "old"  # it serves on
+
+
+def test_status_of_what_waits_for_a_person(config: Config, journal: Engine, served: World) -> None:
+    cycle = served.cycle(state="done", outcome="ask", reason="would be promoted", ended=3.0)
+    served.artifact("new", cycle)
+    asked = {"answer": "promote", "champion_id": "old", "approval": "waiting", "reason": "it is better"}
+    id_ = verdict(served, cycle, "new", **asked, facts={"requirement": to_dict(served.requirement())})
+    status = show(journal, views.status, config)
+    expected = {"verdict": id_, "artifact": "new", "answer": "promote", "since": 3.0, "reason": "it is better"}
+    assert status["targets"][0]["asks"] == {**expected, "void": None}
+    assert f"ASKS YOU: new would be promoted (v{id_}, since 1970-01-0" in drawn(status)
+    assert "`relearn approve edge` promotes it, `relearn refuse edge` does not" in drawn(status)
+    served.require(at=4.0, latency_p95_ms=1.0)
+    status = show(journal, views.status, config)
+    assert status["targets"][0]["asks"]["void"] == "the constraints of edge have changed"
+    assert "too late: the constraints of edge have changed; `relearn promote edge new` has it" in drawn(status)
+
+
+def test_status_says_that_it_is_paused_and_what_stays_away(config: Config, journal: Engine, served: World) -> None:
+    served.artifact("bad", served.cycle(state="done"))
+    served.promote("bad", 2, state="retired")
+    served.promote("old", 3, kind="rollback", by="ann", started=86_400.0 * 2)
+    with journal.begin() as connection:
+        pauses.pause(connection, None, "ann", "a visit")
+    status = show(journal, views.status, config)
+    assert status["paused"][0].startswith("all targets are paused by ann since ")
+    assert status["targets"][0]["declined"]["bad"].startswith("ann went back from bad on 1970-01-0")
+    text = drawn(status)
+    assert "(a visit); `relearn resume` ends it" in text
+    assert "not brought back: ann went back from bad on 1970-01-0" in text
+
+
+def test_an_explained_verdict_says_what_became_of_it(journal: Engine, served: World) -> None:
+    cycle = served.cycle(state="done", outcome="ask", reason="", ended=3.0)
+    id_ = verdict(served, cycle, approval="approved", answered=4.0, answered_by="ann")
+    served.promote("old", 2, by="ann", verdict_id=id_)
+    view = show(journal, views.explain, f"v{id_}")
+    assert (view["approval"], view["answered_by"]) == ("approved", "ann")
+    assert [(row["version"], row["by"]) for row in view["promotions"]] == [(2, "ann")]
+    assert [row["version"] for row in show(journal, views.explain, f"c{cycle}")["promotions"]] == [2]
+    out = StringIO()
+    Console(file=out, width=200).print(render.cycles(show(journal, views.cycles)))
+    assert "ask, approved, version 2" in out.getvalue()
 
 
 def test_status_of_a_target_whose_file_is_gone(config: Config, journal: Engine, served: World) -> None:
@@ -199,6 +246,7 @@ def test_what_runs_is_told_with_its_progress(journal: Engine, served: World) -> 
         "cycle": cycle,
         "target": "edge",
         "since": 1.0,
+        "paused": None,
         "step": "train net",
         "stage": "train",
         "state": "running",

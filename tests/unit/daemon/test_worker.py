@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from daemon import schema
+from daemon import pauses, schema
+from daemon.config import load
 from daemon.events import ChildEnded, ChildSpoke, Event, SwitchEnded
-from daemon.journal import change, claim
+from daemon.journal import add, change, claim
 from daemon.serving import Serving
 from daemon.sources import Sources
 from daemon.worker import Worker
@@ -319,3 +320,138 @@ def test_what_failed_to_be_served_is_an_error_in_the_log(lane: Lane, caplog: pyt
     lane.work()
     fail_switch(lane)
     assert "edge: version 1 is not served: probe: the answers are others" in caplog.text
+
+
+# --- pauses and people ----------------------------------------------------------------------------------------------
+
+
+def pause(lane: Lane, target: str | None = None) -> None:
+    lane.world.require()
+    with lane.world.journal.begin() as connection:
+        pauses.pause(connection, target, "ann", None)
+
+
+def resume(lane: Lane) -> None:
+    with lane.world.journal.begin() as connection:
+        pauses.resume(connection, None, "ann")
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_training_rests_while_it_is_paused_and_goes_on(lane: Lane, stand_in: StandIn, restarted: bool) -> None:
+    stand_in.behave(train=["hang", "ok"])
+    cycle = lane.world.cycle()
+    lane.worker.begin(cycle)
+    lane.worker.step()
+    lane.until("train")
+    pause(lane)
+    lane.worker.rest()
+    assert (lane.worker.cycle, lane.worker.busy) == (None, True)  # until its child has gone
+    while lane.worker.leaving:
+        lane.hear()
+    if restarted:
+        lane.start()
+    assert (lane.worker.recover(), lane.worker.busy) == (False, False)
+    assert lane.world.row(schema.cycles).state == "running"
+    resume(lane)
+    assert lane.worker.recover()
+    lane.work()
+    assert [run["stage"] for run in stand_in.runs].count("train") == 2
+    assert [run["stage"] for run in stand_in.runs].count("pixels") == 1  # what was finished stays so
+    outcomes = [row.outcome for row in lane.world.rows(schema.attempts)]
+    assert (outcomes.count("paused"), outcomes.count("failed")) == (1, 0)
+    assert lane.world.row(schema.promotions).state == "switching"
+
+
+def test_another_target_goes_on_beside_one_that_rests(lane: Lane) -> None:
+    resting, other = lane.world.cycle(), lane.world.cycle("other")
+    pause(lane, "edge")
+    lane.worker.rest()  # nothing runs
+    assert lane.worker.recover()
+    assert lane.worker.cycle is not None
+    assert lane.worker.cycle.id == other
+    lane.worker.rest()  # it is not paused
+    assert lane.worker.cycle is not None
+    lane.worker.interrupt("edge", "ann asked for a rollback of edge")
+    assert [row.state for row in lane.world.rows(schema.cycles)] == ["interrupted", "running"]
+    assert lane.world.row(schema.cycles, id=resting).reason == "ann asked for a rollback of edge"
+    assert lane.worker.busy
+
+
+@pytest.mark.parametrize(("step", "rests"), [(None, True), ("probe", True), ("put", False), ("load", False)])
+def test_what_triton_may_be_loading_goes_through_to_its_end(lane: Lane, step: str | None, rests: bool) -> None:
+    lane.worker.begin(lane.world.cycle())
+    lane.work()
+    with lane.world.journal.begin() as connection:
+        change(connection, schema.promotions, lane.world.row(schema.promotions).id, step=step)
+    pause(lane)
+    lane.worker.rest()
+    assert (lane.worker.cycle is None) == rests
+    serve(lane)
+    if not rests:
+        assert lane.worker.step() is True
+        assert lane.world.row(schema.cycles).outcome == "promoted"
+
+
+def test_with_approval_a_challenger_waits_for_a_person(lane: Lane) -> None:
+    lane.worker.config = load(lane.world.config.workspace, ["promotion.approval=ask"])
+    lane.worker.begin(lane.world.cycle())
+    lane.work()
+    verdict, cycle = lane.world.row(schema.verdicts), lane.world.row(schema.cycles)
+    assert (verdict.answer, verdict.approval) == ("promote", "waiting")
+    assert (cycle.state, cycle.outcome) == ("done", "ask")
+    assert cycle.reason.startswith(f"{verdict.artifact_id} would be promoted, and waits for a person: it meets every")
+    assert cycle.reason.endswith(". `relearn approve edge` promotes it, `relearn refuse edge` does not")
+    assert lane.world.rows(schema.promotions) == []
+
+
+def asked(lane: Lane, artifact: str) -> None:
+    with lane.world.journal.begin() as connection:
+        values = {"kind": "promote", "arguments": {"target": "edge", "artifact": artifact, "force": False}}
+        add(connection, schema.requests, **values, by="ann", at=1.0, state="owed")
+
+
+def test_what_a_person_asked_about_is_judged_alone_and_promoted_in_their_name(lane: Lane, stand_in: StandIn) -> None:
+    """Also with approval: they have said already that it is to be promoted."""
+    lane.worker.config = load(lane.world.config.workspace, ["promotion.approval=ask"])
+    before = lane.world.cycle(state="done")
+    for name in ("mine", "better"):
+        lane.world.artifact(name, before, tune_accuracy=0.99 if name == "better" else 0.5)
+    asked(lane, "mine")
+    lane.worker.begin(lane.world.cycle(trigger="asked", about="mine"))
+    lane.work()
+    assert stand_in.order == [["pixels"], ["prove", "measure"]]
+    promotion = lane.world.row(schema.promotions)
+    assert (promotion.artifact_id, promotion.kind, promotion.by) == ("mine", "promotion", "ann")
+    serve(lane)
+    lane.worker.step()
+    request = lane.world.row(schema.requests)
+    assert (request.state, request.answer.startswith("promoted: it meets every constraint")) == ("done", True)
+
+
+def test_what_a_person_asked_about_may_be_refused_too(lane: Lane) -> None:
+    before = lane.world.champion()
+    lane.world.artifact("mine", before)
+    lane.world.measure("mine", latency_p95_ms=99.0)
+    asked(lane, "mine")
+    lane.worker.begin(lane.world.cycle(trigger="asked", about="mine"))
+    lane.work()
+    request = lane.world.row(schema.requests)
+    assert (request.state, request.answer.startswith("kept: mine does not meet the constraints: ")) == ("done", True)
+    assert lane.world.rows(schema.verdicts) == []  # and nothing of judge was spent
+
+
+def test_what_a_rollback_went_back_from_is_not_brought_again(lane: Lane, stand_in: StandIn) -> None:
+    """What is served now was never measured as it is served: all that is stored is judged, as after an edit."""
+    cycle = lane.world.champion("good")
+    lane.world.artifact("bad", cycle, tune_accuracy=0.99)
+    lane.world.measure("bad")
+    lane.world.promote("bad", 2, state="retired")
+    lane.world.promote("good", 3, kind="rollback", by="ann", started=3.0)
+    with lane.world.journal.begin() as connection:
+        connection.execute(schema.measurements.delete().where(schema.measurements.c.artifact_id == "good"))
+    lane.worker.begin(lane.world.cycle(trigger="constraints"))
+    lane.work()
+    last = lane.world.rows(schema.cycles)[-1]
+    assert (last.state, last.outcome) == ("done", "kept")
+    assert "bad" not in {run["inputs"].get("artifact", "").rpartition("/")[2] for run in stand_in.runs}
+    assert lane.world.rows(schema.verdicts) == []

@@ -38,6 +38,13 @@ SETTINGS = PoliciesSettings()
         ({"counts": {"a": 9, "b": 9, "c": 30}, "new_by_class": {"c": 30}}, "train", "new_class: unknown"),
         ({"new_answers": (ClassCount("a", 100, 50),)}, "train", "accuracy: 50.0% right"),
         ({"requested": "ann: new camera"}, "train", "requested: ann: new camera"),
+        (
+            {"asked_about": "1f", "asked_by": "ann", "requested": "bob"},
+            "judge",
+            "requested: ann asked whether 1f may replace what is served",
+        ),
+        ({"asked_about": "1f", "asked_by": "ann", "constraints_changed": True}, "rejudge", "the constraints changed"),
+        ({"asked_about": "1f", "asked_by": "ann", **FAILED}, "judge", "requested: ann asked"),
         ({"constraints_changed": True}, "rejudge", "the constraints changed"),
         ({"constraints_changed": True, "requested": "ann", **NEW}, "rejudge", "the constraints changed"),
         ({**NEW, "last_cycle_ended": NOW - 60}, "wait", "cool-down of 10 minutes"),
@@ -73,6 +80,23 @@ def test_decide(change: dict[str, Any], action: str, said: str) -> None:
     assert (decision.action, said in decision.reason) == (action, True), decision.reason
     assert (decision.until is not None) == (action == "wait")
     assert len(decision.findings) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "action", "said"),
+    [
+        ({**NEW}, "wait", "paused by ann; otherwise: train: volume: 150 new"),
+        ({"asked_about": "1f"}, "wait", "paused by ann; otherwise: judge: requested"),
+        ({"lost": True}, "wait", "paused by ann; otherwise: rebuild: "),
+        ({"constraints_changed": True}, "wait", "paused by ann; otherwise: rejudge: "),
+        ({}, "nothing", "paused by ann; volume: 0 new labelled samples"),
+        ({**NEW, **FAILED}, "wait", "paused by ann; volume: "),
+    ],
+)
+def test_while_it_is_paused_nothing_begins(change: dict[str, Any], action: str, said: str) -> None:
+    decision = decide(dataclasses.replace(QUIET, paused="paused by ann", **change), SETTINGS)
+    assert (decision.action, decision.reason.startswith(said)) == (action, True), decision.reason
+    assert decision.until is None or change == {**NEW, **FAILED}  # the end of a pause wakes by itself
 
 
 def test_waits_say_until_when() -> None:

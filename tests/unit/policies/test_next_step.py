@@ -451,3 +451,74 @@ def test_a_model_of_other_settings_does_not_stand_for_a_training() -> None:
     """Someone changed train.epochs and asked for a training, of the same images."""
     known = facts(DATA, candidate("old"), fresh=frozenset(), **SERVED)
     assert next_step(known) == Train("large")
+
+
+# --- what people say ------------------------------------------------------------------------------------------------
+
+ASKED = dataclasses.replace(DATA, trigger="asked", about="stored", **SERVED)
+
+
+def test_what_is_for_a_person_to_approve_ends_the_cycle() -> None:
+    known = facts(DATA, FRESH, trained=("large",), verdicts={"fresh": PROMOTE}, unapproved=frozenset({"fresh"}))
+    assert next_step(known) == Finish(
+        "ask",
+        "fresh would be promoted, and waits for a person: the first of its kind. "
+        "`relearn approve edge` promotes it, `relearn refuse edge` does not",
+    )
+
+
+@pytest.mark.parametrize(
+    ("known", "step"),
+    [
+        (facts(ASKED, OLD, dataclasses.replace(STORED, measurement=None)), Prove("stored", measure=True)),
+        (facts(ASKED, dataclasses.replace(OLD, measurement=None), STORED), Prove("old", measure=True)),
+        (facts(ASKED, OLD, dataclasses.replace(STORED, proof=None)), Prove("stored", measure=False)),
+        (facts(ASKED, OLD, STORED, rivals=("old",)), Prove("old", measure=False)),
+        (facts(ASKED, OLD, STORED, FRESH), Judge("stored")),  # whatever else there is
+        (facts(ASKED, OLD, STORED, declined={"stored": "ann refused it"}), Judge("stored")),
+        (facts(ASKED, OLD, STORED, unbuilt=(("m1", FP32),)), Judge("stored")),
+        (facts(ASKED, OLD, STORED, verdicts={"stored": PROMOTE}), Promote("stored")),
+        (facts(ASKED, OLD, STORED, verdicts={"stored": KEEP}), Finish("kept", "no better")),
+        (facts(ASKED, OLD, STORED, unanswered={"stored": "not opened"}), Finish("failed", "not opened")),
+        (
+            facts(ASKED, OLD),
+            Finish("failed", "stored is not in stock any more, or cannot run where the target does"),
+        ),
+        (facts(ASKED, STORED, champion="stored"), Finish("kept", "stored is served by now")),
+    ],
+    ids=[
+        "measured first", "the champion too", "proven", "its rival too", "judged", "declined before",
+        "nothing is built", "promoted", "kept", "not to be asked", "gone", "served by now",
+    ],
+)  # fmt: skip
+def test_a_cycle_about_one_artifact_asks_about_that_alone(known: CycleFacts, step: Step) -> None:
+    assert next_step(known) == step
+
+
+def test_nothing_of_judge_is_spent_on_what_does_not_meet_the_constraints() -> None:
+    step = next_step(facts(ASKED, OLD, dataclasses.replace(STORED, measurement=SLOW)))
+    assert isinstance(step, Finish)
+    assert (step.outcome, step.reason.startswith("stored does not meet the constraints: ")) == ("kept", True)
+
+
+DECLINED = {"declined": {"fresh": "ann went back from fresh"}}
+
+
+@pytest.mark.parametrize("base", [DATA, EDIT])
+def test_what_people_declined_is_not_brought_again(base: CycleFacts) -> None:
+    better = dataclasses.replace(FRESH, tune_accuracy=0.99)
+    served = dataclasses.replace(base, **SERVED)
+    known = facts(served, OLD, better, trained=("large",), **DECLINED)
+    step = next_step(known)
+    expected = {"data": "the champion stays: ann went back from fresh"}.get(
+        base.trigger, "the champion meets the constraints, and no other stored candidate does"
+    )
+    assert step == Finish("kept", expected)
+    assert next_step(dataclasses.replace(known, declined={})) == Judge("fresh")
+
+
+def test_where_nothing_else_fits_it_says_who_declined_what_would() -> None:
+    known = facts(EDIT, FRESH, trained=("large", "small"), **DECLINED)
+    step = next_step(known)
+    assert isinstance(step, Finish)
+    assert (step.outcome, "ann went back from fresh" in step.reason) == ("violated", True)

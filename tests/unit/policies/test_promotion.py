@@ -157,7 +157,7 @@ CASES: list[tuple[str, dict[str, Any], str, bool, str]] = [
         "ask",
         False,
         "does not know b, which the champion serves: none of its images is left to judge by. Where clients need it no "
-        "longer, `relearn rollback edge --to new` serves",
+        "longer, `relearn approve edge` serves",
     ),
     (
         "champion infeasible",

@@ -1,0 +1,198 @@
+"""What a person puts in front of the clients: an approval, a candidate by name, by force, an earlier version.
+
+Each is a promotion like any other, by the same switch, recorded with who asked for it and what the policy had said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, select
+
+from daemon import approvals, schema, targets
+from daemon.dates import day
+from daemon.errors import NotFound, UsageError
+from daemon.journal import AnyRow, get
+from daemon.serving import Serving
+from policies.facts import Requirement
+
+promotions = schema.promotions
+SHORTEST = 4  # digits that may be the beginning of an artifact's id as well as a version
+
+
+def approve(connection: Connection, serving: Serving, requirement: Requirement, by: str) -> str:
+    """Promotes what waits for a person. Raises UsageError where nothing does, or what it rests on has changed."""
+    verdict = approvals.find_approved(connection, serving.config.state, requirement.target)
+    _check_servable(connection, serving, requirement, verdict.artifact_id)
+    _check_quiet(connection, requirement.target)
+    return _serve(connection, serving, verdict, by)
+
+
+def promote(
+    connection: Connection, serving: Serving, requirement: Requirement, named: str, by: str, *, force: bool
+) -> tuple[str, str]:
+    """Promotes a candidate that the policy would promote, or any that can be served; state and answer of the request.
+
+    "owed": no verdict on it holds now, so that a cycle has to judge it first. Raises UsageError where the policy or a
+    person keeps the champion, or it cannot be served.
+    """
+    target, artifact = requirement.target, find_artifact(connection, named)
+    champion = targets.champion(connection, target)
+    if champion and champion.artifact == artifact:
+        raise UsageError(f"{target} serves {artifact} already, as version {champion.version}")
+    _check_servable(connection, serving, requirement, artifact)
+    _check_quiet(connection, target)
+    verdict = approvals.last_on(connection, target, artifact)
+    if force:
+        return "done", _force(connection, serving, target, artifact, verdict, by)
+    if verdict is None:
+        return "owed", f"the policy was never asked whether {artifact} may serve {target}: a cycle asks it next"
+    if fault := approvals.find_fault(connection, serving.config.state, verdict):
+        return "owed", f"the verdict on {artifact} (v{verdict.id}) holds no more: {fault}; a cycle judges it anew"
+    _check_verdict(verdict, by)
+    return "done", _serve(connection, serving, verdict, by)
+
+
+def _check_verdict(verdict: AnyRow, by: str) -> None:
+    forced = "`--force` promotes it all the same"
+    if verdict.approval == "refused":
+        why = f" ({verdict.because})" if verdict.because else ""
+        who = "you" if verdict.answered_by == by else verdict.answered_by
+        raise UsageError(f"{who} refused {verdict.artifact_id} on {day(verdict.answered)}{why}; {forced}")
+    if verdict.answer == "keep":
+        said = f"{verdict.reason.rstrip('.')} (v{verdict.id} of {day(verdict.at)})"
+        raise UsageError(f"{verdict.artifact_id} is not promoted: {said}; {forced}")
+
+
+def rollback(
+    connection: Connection, serving: Serving, requirement: Requirement, named: str | None, by: str
+) -> tuple[str, int]:
+    """Serves an earlier artifact again: its id, and the version that it gets now. Raises UsageError, NotFound."""
+    target = requirement.target
+    artifact = find_earlier(connection, target, named) if named else previous(connection, target)
+    _check_servable(connection, serving, requirement, artifact)
+    promotion = serving.request(connection, target, artifact, kind="rollback", by=by, cycle=None)
+    return artifact, promotion.version
+
+
+def _serve(connection: Connection, serving: Serving, verdict: AnyRow, by: str) -> str:
+    """What the policy would promote is promoted, on a person's word."""
+    approvals.answer(connection, verdict.id, "approved", by)
+    said = f"approved by {by}: {verdict.reason}"
+    return _switch(connection, serving, verdict.target, verdict.artifact_id, "promotion", by, said, verdict)
+
+
+def _force(
+    connection: Connection, serving: Serving, target: str, artifact: str, verdict: AnyRow | None, by: str
+) -> str:
+    if verdict is not None and verdict.approval == "waiting":
+        approvals.answer(connection, verdict.id, "approved", by)
+    known = f"said of it (v{verdict.id}): {verdict.answer}: {verdict.reason}" if verdict else "was never asked about it"
+    return _switch(connection, serving, target, artifact, "forced", by, f"forced by {by}; the policy {known}", verdict)
+
+
+def _switch(
+    connection: Connection,
+    serving: Serving,
+    target: str,
+    artifact: str,
+    kind: str,
+    by: str,
+    reason: str,
+    verdict: AnyRow | None,
+) -> str:
+    of = verdict.id if verdict else None
+    row = serving.request(connection, target, artifact, kind=kind, by=by, cycle=None, reason=reason, verdict_id=of)
+    changes = _changes(connection, target, artifact)
+    return f"{target} is switched to {artifact}: Triton loads it as version {row.version} now{changes}"
+
+
+def _changes(connection: Connection, target: str, artifact: str) -> str:
+    """What clients meet: classes that come and go."""
+    champion = targets.champion(connection, target)
+    if champion is None:
+        return ""
+    classes = get(connection, schema.models, get(connection, schema.artifacts, artifact).model_id).classes
+    lost = [name for name in champion.classes if name not in classes]
+    new = [name for name in classes if name not in champion.classes]
+    said = [f"{what} {', '.join(names)}" for what, names in (("it does not know", lost), ("new:", new)) if names]
+    return f"; {'; '.join(said)}" if said else ""
+
+
+def _check_servable(connection: Connection, serving: Serving, requirement: Requirement, artifact: str) -> None:
+    """Raises UsageError where Triton could not serve it, or no client ask it."""
+    target, stored = requirement.target, get(connection, schema.artifacts, artifact)
+    if stored.gone is not None:
+        raise UsageError(f"the folder of {artifact} is gone or damaged: it cannot be served")
+    model = get(connection, schema.models, stored.model_id)
+    if (model.height, model.width) != (requirement.height, requirement.width):
+        raise UsageError(
+            f"{artifact} takes images of {model.height} x {model.width}, the clients of {target} send "
+            f"{requirement.height} x {requirement.width}"
+        )
+    if targets.known(connection, requirement, artifact, serving.devices) is None:
+        built = f"{stored.engine} {stored.precision}{f' for {stored.device}' if stored.device else ''}"
+        raise UsageError(f"{artifact} ({built}) cannot run on {requirement.accelerator!r} here")
+
+
+def _check_quiet(connection: Connection, target: str) -> None:
+    under_way = (promotions.c.target == target, promotions.c.state.in_(("switching", "undoing")))
+    row = connection.execute(select(promotions).where(*under_way)).first()
+    if row is not None:
+        kind = "forced promotion" if row.kind == "forced" else row.kind
+        what = f"a {kind} of {row.artifact_id} to {target}, as version {row.version}, is under way"
+        raise UsageError(f"{what}: ask again once it is over, or `relearn rollback {target}` goes back behind it")
+
+
+def find_artifact(connection: Connection, name: str) -> str:
+    """The artifact whose id begins like this. Raises NotFound, UsageError where several do."""
+    found = _beginning(connection, name)
+    if name in found or len(found) == 1:
+        return name if name in found else found[0]
+    if found:
+        raise UsageError(f"{name} is the beginning of several artifacts: {', '.join(sorted(found))}")
+    raise NotFound(f"the journal has no artifact {name!r}; `relearn models` lists them")
+
+
+def _beginning(connection: Connection, name: str) -> list[str]:
+    ids: Sequence[str] = connection.execute(select(schema.artifacts.c.id)).scalars().all()
+    return [id_ for id_ in ids if id_.startswith(name)]
+
+
+def find_earlier(connection: Connection, target: str, name: str) -> str:
+    """The artifact that a version number of the target, or the beginning of an id, names. Raises NotFound, UsageError.
+
+    A short number is a version; one that could be both is said to be.
+    """
+    if not (name.isascii() and name.isdigit() and len(name) < 10):
+        return find_artifact(connection, name)
+    of = select(promotions).where(promotions.c.target == target).order_by(promotions.c.version)
+    rows = {row.version: row for row in connection.execute(of)}
+    ids = _beginning(connection, name) if len(name) >= SHORTEST else []
+    row = rows.get(int(name))
+    if row is None:
+        if ids:
+            return find_artifact(connection, name)
+        served = ", ".join(str(version) for version, row in rows.items() if row.served is not None)
+        raise NotFound(f"{target} has had no version {name}; it has served {served or 'none'}")
+    if others := [id_ for id_ in ids if id_ != row.artifact_id]:
+        both = f"{name} is version {name} of {target} ({row.artifact_id}) and the beginning of {', '.join(others)}"
+        raise UsageError(f"{both}: write more of the id")
+    if row.served is None:
+        raise UsageError(f"version {name} of {target} was never served: {row.error or 'its switch is not over'}")
+    return str(row.artifact_id)
+
+
+def previous(connection: Connection, target: str) -> str:
+    """The artifact that the target served before its champion. Raises NotFound."""
+    served = list(
+        connection.execute(
+            select(promotions.c.artifact_id)
+            .where(promotions.c.target == target, promotions.c.served.is_not(None))
+            .order_by(promotions.c.version.desc())
+        ).scalars()
+    )
+    earlier = [artifact for artifact in served[1:] if artifact != served[0]]
+    if not earlier:
+        raise NotFound(f"{target} has served no other artifact before")
+    return str(earlier[0])
