@@ -365,6 +365,8 @@ proofs = Table(
     Column("tune_accuracy", Float),
     Column("parity", JSON),
     Column("at", Float, nullable=False),
+    Column("answered_by", String),  # chip and engine; null: its answers are kept for no later proof (daemon/proofs.py)
+    Column("resize", String),  # how the images came to their size
 )
 
 answers = Table(  # of an artifact to a judge sample: from these, accuracy by class and any paired test
