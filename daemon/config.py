@@ -41,6 +41,7 @@ class Config:
     workspace: Path
     file: Path
     origin: Mapping[str, str]  # dotted key -> "config.toml:12", "RELEARN__…", "--set"; missing: the default
+    overrides: tuple[str, ...] = ()  # of --set
 
     def path(self, relative: Path) -> Path:
         """A configured path, made absolute at the workspace."""
@@ -109,7 +110,7 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError("\n".join(_explain(error, file, text, origin, known))) from None
     except SettingsError:
         raise ConfigError(f"{_not_json(from_env)}: a list is written as JSON, for instance '[\"images\"]'") from None
-    config = Config(settings, workspace.resolve(), file, origin)
+    config = Config(settings, workspace.resolve(), file, origin, tuple(overrides))
     plain = dict(leaves(dump(config)))
     if wrong := [
         *limits.out_of_bounds(plain),

@@ -83,6 +83,11 @@ class Cycle:
         for rest in self.ground.folder.rglob(".*.tmp"):  # of a child that was killed while it wrote
             rest.unlink(missing_ok=True)
 
+    def reconfigure(self, config: Config, devices: Devices) -> None:
+        """Other settings are in force. Its own are frozen, but for the use of the machine."""
+        self.config, self.devices = config, devices
+        self.ground = dataclasses.replace(self.ground, settings=complete(self.row.settings, dump(config)))
+
     @property
     def limit_minutes(self) -> float:
         """How long a child may take."""

@@ -439,6 +439,17 @@ requests = Table(  # what people ask of a running daemon from the command line
     Column("answer", String),
 )
 
+configurations = Table(  # as they were read: at a start, and again while a daemon ran
+    "configurations",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("because", String, nullable=False),
+    Column("digest", String, nullable=False),  # SHA-256 of config.toml
+    Column("settings", JSON),  # in force from then on; null: it was refused
+    Column("error", String),  # why it was
+)
+
 # --- what stays on the disk ------------------------------------------------------------------------------------
 
 pins = Table(  # what people want kept, whatever else says
