@@ -541,6 +541,16 @@ def test_a_cycle_that_an_older_version_began_goes_on(lane: Lane) -> None:
     assert isinstance(lane.work(), Promote)
 
 
+def test_of_other_settings_a_running_cycle_takes_the_use_of_the_machine_alone(lane: Lane) -> None:
+    edited = load(lane.world.config.workspace, ["train.epochs=3", "compute.nice=7", "compute.stage_timeout_minutes=9"])
+    recipe = lane.cycle.ground.recipe(FIRST)
+    lane.cycle.reconfigure(edited, {"onnxruntime": "another"})
+    assert lane.cycle.ground.settings["train"]["epochs"] == 20
+    assert lane.cycle.ground.recipe(FIRST) == recipe
+    assert lane.cycle.ground.settings["compute"]["nice"] == 7
+    assert (lane.cycle.limit_minutes, lane.cycle.devices) == (9, {"onnxruntime": "another"})
+
+
 def test_attempts_lost_with_the_daemon_are_not_held_against_a_stage(lane: Lane, clock: Clock) -> None:
     lane.stand_in.behave(train=["hang", "hang", "hang", "hang", "fail", "ok"])
     for _ in range(4):

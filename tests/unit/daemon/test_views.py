@@ -66,6 +66,7 @@ def test_status_of_an_empty_workspace(config: Config, journal: Engine) -> None:
     assert show(journal, views.status, config) == {
         "workspace": str(config.workspace),
         "running": False,
+        "configuration": {"error": None, "edited": False},
         "disk_free_mb": ANY,
         "targets": [],
         "triton": {"url": config.settings.triton.url, "answers": False, "ready": {}},
