@@ -8,7 +8,6 @@ that changes it is refused with all else in it: half of one is what nobody wrote
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from contextlib import suppress
@@ -18,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, select, update
 
 from daemon import schema
-from daemon.config import Config, dump, leaves, load
+from daemon.config import Config, dump, hash_text, leaves, load
 from daemon.errors import ConfigError
 from daemon.journal import AnyRow, add, now, open_journal
 from daemon.settings import ENV_PREFIX, Paths, Settings
@@ -63,9 +62,9 @@ def compare(old: Config, new: Config) -> list[str]:
 
 
 def hash_file(file: Path) -> str:
-    """SHA-256 of what config.toml holds now; "" where it cannot be read."""
+    """The digest of what config.toml holds now; "" where it cannot be read."""
     with suppress(OSError, ConfigError):
-        return hashlib.sha256(read_text(file).encode()).hexdigest()
+        return hash_text(read_text(file))
     return ""
 
 

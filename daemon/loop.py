@@ -63,7 +63,6 @@ class Daemon:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.started_with = configurations.hash_file(config.file)
         self.journal = open_journal(config.state, migrate=True)
         self.queue: SimpleQueue[Event] = SimpleQueue()
         self.drops: list[str] = []  # what the next decision answers: what came
@@ -156,7 +155,7 @@ class Daemon:
     def recover(self) -> None:
         """Finds what changed while no daemon ran, and goes on with what was unfinished."""
         with self.journal.begin() as connection:
-            configurations.note(connection, "the daemon started", self.started_with, self.config)
+            configurations.note(connection, "the daemon started", self.config.digest, self.config)
             configurations.answer(connection, "done", "the daemon was started anew with it")
         self.reader.recover()
         self.worker.recover()
@@ -186,16 +185,16 @@ class Daemon:
         try:
             config = configurations.read_again(self.config)
         except ConfigError as error:
-            state, said = "refused", f"{error}\n{configurations.STAND}"
+            said = f"{error}\n{configurations.STAND}"
             log.error("%s", said)
             with self.journal.begin() as connection:
                 configurations.note(connection, because, digest, None, str(error))
-                configurations.answer(connection, state, said)
+                configurations.answer(connection, "refused", said)
             return
         changed = configurations.compare(self.config, config)
         said = f"{config.file} is in force: {', '.join(changed) or 'it sets what was set before'}"
         with self.journal.begin() as connection:
-            configurations.note(connection, because, digest, config)
+            configurations.note(connection, because, config.digest, config)
             configurations.answer(connection, "done", said)
         log.info("%s", said)
         self.reconfigure(config)
