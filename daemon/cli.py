@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -130,13 +130,25 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """What the daemon does, what each target serves, what data there is."""
-    from daemon import render, views
+    from daemon import configurations, render, views
 
-    config = configuration.load(workspace)
+    def look() -> dict[str, Any]:
+        config, refused = configurations.find(workspace)
+        view: dict[str, Any] = read(config, lambda c: views.status(c, config, refused))
+        return view
+
     if watch:
-        render.watch(console, lambda: read(config, lambda c: views.status(c, config)))
+        render.watch(console, look)
     else:
-        show(read(config, lambda c: views.status(c, config)), render.status, as_json)
+        show(look(), render.status, as_json)
+
+
+@app.command()
+def reload(workspace: Workspace = HERE, as_json: AsJson = False) -> None:
+    """Has the running daemon read config.toml again, as SIGHUP does, and says what came of it."""
+    from daemon import configurations
+
+    ask(configurations.find(workspace)[0], "reload", as_json)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tomllib
@@ -41,6 +42,8 @@ class Config:
     workspace: Path
     file: Path
     origin: Mapping[str, str]  # dotted key -> "config.toml:12", "RELEARN__…", "--set"; missing: the default
+    overrides: tuple[str, ...] = ()  # of --set
+    digest: str = ""  # of the file's text
 
     def path(self, relative: Path) -> Path:
         """A configured path, made absolute at the workspace."""
@@ -109,7 +112,7 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError("\n".join(_explain(error, file, text, origin, known))) from None
     except SettingsError:
         raise ConfigError(f"{_not_json(from_env)}: a list is written as JSON, for instance '[\"images\"]'") from None
-    config = Config(settings, workspace.resolve(), file, origin)
+    config = Config(settings, workspace.resolve(), file, origin, tuple(overrides), hash_text(text))
     plain = dict(leaves(dump(config)))
     if wrong := [
         *limits.out_of_bounds(plain),
@@ -119,6 +122,11 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
     ]:
         raise ConfigError("\n".join(f"{_where(key, file, text, origin)}: {key}: {said}" for key, said in wrong))
     return config
+
+
+def hash_text(text: str) -> str:
+    """SHA-256 of a file's text, as 64 hex digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

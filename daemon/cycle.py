@@ -83,6 +83,11 @@ class Cycle:
         for rest in self.ground.folder.rglob(".*.tmp"):  # of a child that was killed while it wrote
             rest.unlink(missing_ok=True)
 
+    def reconfigure(self, config: Config, devices: Devices) -> None:
+        """Other settings are in force. Its own are frozen, but for the use of the machine."""
+        self.config, self.devices = config, devices
+        self.ground = dataclasses.replace(self.ground, settings=complete(self.row.settings, dump(config)))
+
     @property
     def limit_minutes(self) -> float:
         """How long a child may take."""
@@ -123,12 +128,12 @@ class Cycle:
             match step := self.next():
                 case Judge() if self._champion_changes():
                     return None  # the end of the switch wakes the loop
-                case Judge():
-                    self._ask(step.artifact)
-                case Build() | Prove() if self._is_damaged(step):
+                case Build() | Prove() | Judge() if self._is_damaged(step):
                     if step.key in damaged:
                         return Finish("failed", f"{step.key}: what it begins with is gone, and nothing makes it again")
                     damaged.add(step.key)  # the next step makes it again
+                case Judge():
+                    self._ask(step.artifact)
                 case Tune() | Train() | Shortlist() | Sketch() | Race() | Build() | Prove():
                     self._start(step, alone=alone)
                     if self.child is not None or self.measures:
@@ -136,8 +141,11 @@ class Cycle:
                 case _:
                     return step
 
-    def _is_damaged(self, step: Build | Prove) -> bool:
-        """Whether what the step begins with is not what was made: it is made again then."""
+    def _is_damaged(self, step: Build | Prove | Judge) -> bool:
+        """Whether what the step begins with is not what was made: it is made again then.
+
+        What is judged was perhaps proven long ago.
+        """
         with self.journal.begin() as connection:
             if isinstance(step, Build):
                 fault = stock.find_model_damage(connection, self.config.state, step.model)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select
 
-from daemon import evidence, schema, sketches, targets, tunings, verdicts
+from daemon import evidence, proofs, schema, sketches, targets, tunings, verdicts
 from daemon.declined import declined
 from daemon.ground import Ground
 from daemon.journal import AnyRow
@@ -40,7 +40,8 @@ def gather(
         classes = set()
     elif champion and cycle.trigger != "data":
         classes &= set(champion.classes)
-    proven = _proven(connection, cycle.id)
+    valid = proofs.find_valid(connection, ground)
+    proven = _proven(connection, cycle.id) | {name for name, on in valid.items() if ground.snapshot in on}
     search = _search(connection, cycle, ground, devices)
     first = _architectures(connection, ground, champion)
     recipes = {name: ground.recipe(name) for name in (*first, *(search.names or ()))}
@@ -76,7 +77,7 @@ def gather(
             confidence=confidence,
         ),
         measured=_measured(connection, cycle.id),
-        rivals=verdicts.unproven(connection, requirement, judge, devices),
+        rivals=verdicts.unproven(connection, requirement, judge, devices, proven | valid.keys()),
         verdicts=_verdicts(connection, cycle.id),
         about=cycle.about,
         unapproved=_unapproved(connection, cycle.id),
@@ -98,8 +99,8 @@ def words_of(connection: Connection, stage: int) -> str:
 
 
 def _proven(connection: Connection, cycle: int) -> set[str]:
-    proofs = schema.proofs
-    return set(connection.execute(select(proofs.c.artifact_id).where(proofs.c.cycle_id == cycle)).scalars())
+    table = schema.proofs
+    return set(connection.execute(select(table.c.artifact_id).where(table.c.cycle_id == cycle)).scalars())
 
 
 def _measured(connection: Connection, cycle: int) -> frozenset[str]:

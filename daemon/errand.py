@@ -35,6 +35,10 @@ class Errand(ABC):
         self.limit = 0.0  # seconds, of the child
         self.stage = ""  # that answers the question
 
+    def reconfigure(self, config: Config) -> None:
+        """The next child is sent as these settings say."""
+        self.config = config
+
     def send(
         self,
         stage: str,

@@ -99,6 +99,11 @@ class ChoreEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigTouched:
+    """SIGHUP came: config.toml is to be read again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """SIGTERM or SIGINT came."""
 
@@ -116,5 +121,6 @@ Event = (
     | SettingsEdited
     | SourceFailed
     | ChoreEnded
+    | ConfigTouched
     | Stop
 )

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, select, update
 
-from daemon import disk, schema, unneeded
+from daemon import disk, proofs, schema, unneeded
 from daemon.config import Config
 from daemon.journal import add, now
 from daemon.settings import Store
@@ -85,6 +85,8 @@ def claim(connection: Connection, config: Config, planned: Plan, because: str) -
         if table is not None:
             gone = update(table).where(table.c.id == item.found.name, table.c.gone.is_(None))
             connection.execute(gone.values(gone=now()))
+        if table is schema.artifacts:  # verdicts keep their counts; nothing is compared with it any more
+            proofs.drop_answers(connection, item.found.name)
     freed = sum(item.found.bytes for item in items)
     about = {"because": because, "at": now(), "bytes": planned.bytes, "freed": freed, "removed": summarize(items)}
     return add(connection, schema.sweeps, **about), items

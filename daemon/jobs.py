@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
-from daemon import schema, tunings
+from daemon import proofs, schema, tunings
 from daemon.ground import Ground
 from daemon.journal import get
 from daemon.stock import artifact_folder, model_folder
@@ -62,18 +62,9 @@ def _asking(step: Prove, ground: Ground, connection: Connection) -> list[StagePl
     artifact = get(connection, schema.artifacts, step.artifact)
     folder = artifact_folder(ground.state, artifact.id)
     proving = _proving(folder, model_folder(ground.state, artifact.model_id), ground, artifact.id)
-    known = None if artifact.unverified else _said_of_tune(connection, artifact.id, ground.snapshot)
-    stages = [replace(proving, inputs={**proving.inputs, "said_of_tune": known})]
+    known = proofs.find_known(connection, artifact, ground)
+    stages = [replace(proving, inputs={**proving.inputs, "known": known})]
     return [*stages, _measuring(folder, ground)] if step.measure else stages
-
-
-def _said_of_tune(connection: Connection, artifact: str, snapshot: str) -> dict[str, Any] | None:
-    """What the artifact's last proof on the same images came to: only for judge it is asked for again."""
-    table = schema.proofs
-    same = (table.c.artifact_id == artifact, table.c.snapshot_id == snapshot)
-    query = select(table.c.tune_accuracy, table.c.parity).where(*same).order_by(table.c.id.desc())
-    row = connection.execute(query).mappings().first()
-    return dict(row) if row else None
 
 
 def _train_inputs(architecture: str, settings: Mapping[str, Any], ground: Ground) -> dict[str, Any]:

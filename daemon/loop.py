@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 
 from sqlalchemy.exc import OperationalError
 
-from daemon import decisions, intake, lost_copies, memory, people, targets
+from daemon import configurations, decisions, intake, lost_copies, memory, people, targets
 from daemon.auditor import Auditor
 from daemon.children import Child
 from daemon.config import Config
@@ -28,6 +28,7 @@ from daemon.events import (
     ChildEnded,
     ChildSpoke,
     ChoreEnded,
+    ConfigTouched,
     ConstraintsTouched,
     DropSettled,
     Event,
@@ -153,11 +154,21 @@ class Daemon:
 
     def recover(self) -> None:
         """Finds what changed while no daemon ran, and goes on with what was unfinished."""
+        with self.journal.begin() as connection:
+            configurations.note(connection, "the daemon started", self.config.digest, self.config)
+            configurations.answer(connection, "done", "the daemon was started anew with it")
         self.reader.recover()
-        intake.leave_folders(self.journal, but=self.config.folders)
         self.worker.recover()
         self.drop_spoiled()
         self.sweeper.recover()
+        self.look_through("the daemon started")
+        self.answer_people()
+        self.recovered = True
+        self.get_over()
+
+    def look_through(self, because: str) -> None:
+        """Finds all that is otherwise than the journal has it, and decides on it."""
+        intake.leave_folders(self.journal, but=self.config.folders)
         self.read_constraints()
         if self.config.settings.store.keep == "copy" and lost_copies.holds_links(self.config.state / "store"):
             self.look_for_lost_copies()
@@ -165,19 +176,43 @@ class Daemon:
         self.observer.want()
         self.auditor.want()
         self.drift_watch.want()
-        self.because.append("the daemon started")
+        self.because.append(because)
         self.serving.tend()
-        self.answer_people()
-        self.recovered = True
-        self.get_over()
+
+    def reload(self, because: str) -> None:
+        """Takes config.toml as it is now. Where that is refused nothing changes, and the log says what is to mend."""
+        digest = configurations.hash_file(self.config.file)
+        try:
+            config = configurations.read_again(self.config)
+        except ConfigError as error:
+            said = f"{error}\n{configurations.STAND}"
+            log.error("%s", said)
+            with self.journal.begin() as connection:
+                configurations.note(connection, because, digest, None, str(error))
+                configurations.answer(connection, "refused", said)
+            return
+        changed = configurations.compare(self.config, config)
+        said = f"{config.file} is in force: {', '.join(changed) or 'it sets what was set before'}"
+        with self.journal.begin() as connection:
+            configurations.note(connection, because, config.digest, config)
+            configurations.answer(connection, "done", said)
+        log.info("%s", said)
+        self.reconfigure(config)
+
+    def reconfigure(self, config: Config) -> None:
+        """Goes on with these settings, as if it had been started with them."""
+        self.config = config
+        log.setLevel(config.settings.log.level.upper())
+        for part in (self.sources, self.serving, *self.lanes, self.sweeper):  # Triton's first: it knows the devices
+            part.reconfigure(config)
+        self.look_through("the configuration was read again")
 
     def handle(self, event: Event) -> None:
         match event:
-            case DropSettled():
+            case DropSettled() if event.folder in self.config.folders:  # it may have been taken out meanwhile
                 self.reader.waiting.append(event)
-            case ImagesComing():
-                if not self.worker.busy:  # what measures has the machine to itself, what trains needs all of it
-                    self.reader.get_ready(many=event.many)
+            case ImagesComing() if not self.worker.busy:  # what measures is alone, what trains needs the machine
+                self.reader.get_ready(many=event.many)
             case ConstraintsTouched():
                 self.read_constraints()
             case PersonAsked():
@@ -191,6 +226,8 @@ class Daemon:
                 self.auditor.want()  # a first champion is what labels can be audited by
             case SettingsEdited():
                 self.serving.renew(event)
+            case ConfigTouched():
+                self.reload("SIGHUP")
             case ChoreEnded():
                 self.sweeper.ended(event)
                 self.reader.outdated |= event.chore == "erase" and event.error is None
@@ -330,6 +367,9 @@ class Daemon:
             if taken.kind == "gc":  # it changes nothing that is decided on
                 self.sweeper.want(taken.said)
                 continue
+            if taken.kind == "reload":
+                self.reload(taken.said)
+                continue
             if taken.kind == "rollback":  # what runs was begun against the champion that goes
                 self.worker.interrupt(taken.target, taken.said)
             if taken.kind == "pause":
@@ -367,11 +407,7 @@ def run(config: Config) -> None:
 
     Raises WorkspaceBusy where another daemon has the workspace, ConfigError where a watched folder is missing.
     """
-    for folder in (*config.folders, config.constraints):
-        if not folder.is_dir():
-            key = "paths.constraints" if folder == config.constraints else "watch.folders"
-            where = config.origin.get(key, config.file.name)
-            raise ConfigError(f"{where}: {key}: {folder} is watched and not there; make it, or correct the key")
+    configurations.check_folders(config)
     config.state.mkdir(parents=True, exist_ok=True)
     memory.share_heaps()
     with locked(config.state):
@@ -379,6 +415,7 @@ def run(config: Config) -> None:
         daemon = Daemon(config)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())
+        signal.signal(signal.SIGHUP, lambda *_: daemon.queue.put(ConfigTouched()))
         gc.freeze()  # what was imported stays: no collection need look at it again
         log.info("watching %s", ", ".join(str(folder) for folder in config.folders))
         daemon.run()

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from daemon import evidence, outcomes, schema, targets
+from daemon import evidence, proofs, schema, targets
 from daemon.config import Config
 from daemon.errand import Errand
 from daemon.events import Event
@@ -63,4 +63,4 @@ class Observer(Errand):
         said = json.loads(Path(outputs["answers"]).read_text(encoding="utf-8"))
         said["predicted"] = [self.asking.classes[index] for index in said["predicted"]]
         with self.journal.begin() as connection:
-            outcomes.record_answers(connection, "observations", self.asking.artifact, said)
+            proofs.record_answers(connection, "observations", self.asking.artifact, said)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects.sqlite import insert
 
-from daemon import schema, sketches, tunings
+from daemon import proofs, schema, sketches, tunings
 from daemon.ground import Ground
 from daemon.journal import AnyRow, add, get, now
 
@@ -30,7 +28,7 @@ def record(connection: Connection, ground: Ground, stage: AnyRow, outputs: Mappi
         case "build", "build":
             _record_artifact(connection, named[0], outputs)
         case _, "prove":
-            _record_proof(connection, ground, outputs)
+            proofs.record(connection, ground, outputs)
         case _, "measure" if "skipped" not in outputs:
             _record_measurement(connection, outputs)
 
@@ -95,47 +93,6 @@ def _record_artifact(connection: Connection, model: str, outputs: Mapping[str, A
         # It was lost, or could not be run here then, and is built again.
         .on_conflict_do_update(index_elements=["id"], set_={"gone": None, "unverified": outputs["unverified"]})
     )
-
-
-def _record_proof(connection: Connection, ground: Ground, outputs: Mapping[str, Any]) -> None:
-    said = json.loads(Path(outputs["answers"]).read_text(encoding="utf-8"))
-    record_answers(connection, "answers", outputs["artifact"], said)
-    add(
-        connection,
-        schema.proofs,
-        artifact_id=outputs["artifact"],
-        snapshot_id=ground.snapshot,
-        cycle_id=ground.cycle,
-        tune_accuracy=outputs["tune_accuracy"],
-        parity=outputs["parity"],
-        at=now(),
-    )
-
-
-def record_answers(connection: Connection, table: str, artifact: str, said: Mapping[str, Any]) -> None:
-    """Writes an artifact's answers: `said` has "samples" (hex), "predicted" (class names) and "confidence"."""
-    target = schema.metadata.tables[table]
-    ids: dict[bytes, int] = {}
-    shas = [bytes.fromhex(sha) for sha in said["samples"]]
-    for start in range(0, len(shas), 500):
-        found = connection.execute(
-            select(schema.samples.c.sha256, schema.samples.c.id).where(
-                schema.samples.c.sha256.in_(shas[start : start + 500])
-            )
-        )
-        ids |= {row.sha256: row.id for row in found}
-    moment = now()
-    rows = [
-        {"artifact_id": artifact, "sample_id": ids[sha], "predicted": name, "confidence": sure, "at": moment}
-        for sha, name, sure in zip(shas, said["predicted"], said["confidence"], strict=True)
-        if sha in ids
-    ]
-    if rows:
-        statement = insert(target)
-        newest = {name: statement.excluded[name] for name in ("predicted", "confidence", "at")}
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=["artifact_id", "sample_id"], set_=newest), rows
-        )
 
 
 def _record_measurement(connection: Connection, outputs: Mapping[str, Any]) -> None:

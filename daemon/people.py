@@ -97,6 +97,10 @@ def _undo(connection: Connection, serving: Serving, request: AnyRow) -> tuple[st
     return "done", forget.undo(connection, request.arguments["image"], request.by)
 
 
+def _reload(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
+    return "working", "config.toml is read again"
+
+
 def _release(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str, str]:
     return "done", flags.release(connection, request.arguments["drop"], request.by)
 
@@ -176,6 +180,7 @@ _ACTS: dict[str, Callable[[Connection, Serving, AnyRow], tuple[str, str]]] = {
     "gc": _collect,
     "pause": _pause,
     "release": _release,
+    "reload": _reload,
     "resume": _resume,
     "undo": _undo,
 }

@@ -24,7 +24,7 @@ from daemon.children import Child
 from daemon.config import Config
 from daemon.crew import Crew, Kind
 from daemon.events import FEW, DropSettled, Event
-from daemon.intake import Drop
+from daemon.intake import Drop, leave_folders
 from daemon.journal import now
 from daemon.part import Part, why
 from daemon.scan import Difference, compare
@@ -68,8 +68,6 @@ class Reader:
         self.away: set[Path] = set()  # folders that were empty or away: what is back is looked through
         self.rests_until = 0.0  # after near-duplicates could not be looked for
         self._began = self._said = self._heard = 0.0
-        shares = config.settings.roles
-        self._shares: dict[Role, float] = {"train": shares.train, "tune": shares.tune, "judge": shares.judge}
 
     @property
     def busy(self) -> bool:
@@ -79,6 +77,11 @@ class Reader:
     def children(self) -> list[Child]:
         """Those at work, and listened to; those that only got ready are none of them."""
         return [child for child in (self.child, *(part.child for part in self.parts)) if child]
+
+    def reconfigure(self, config: Config) -> None:
+        """What comes next is read as these settings say; of folders that are watched no more nothing is."""
+        self.config = config
+        self.waiting = deque(drop for drop in self.waiting if drop.folder in config.folders)
 
     def scan(self) -> None:
         """Looks at everything in the watched folders, whatever notification said."""
@@ -299,8 +302,10 @@ class Reader:
         """Gives the samples of all drops that were matched their roles: they are ready, and decided on next."""
         with self.journal.begin() as connection:
             matched = connection.execute(select(drops).where(drops.c.state == "matching").order_by(drops.c.id)).all()
+            shares = self.config.settings.roles
+            by_role: dict[Role, float] = {"train": shares.train, "tune": shares.tune, "judge": shares.judge}
             for row in matched:
-                placing.place(connection, row.id, self._shares)
+                placing.place(connection, row.id, by_role)
             connection.execute(update(drops).where(drops.c.state == "matching").values(state="ready"))
         self.unmatched = False
         self._leave()
@@ -313,6 +318,8 @@ class Reader:
     def _leave(self) -> None:
         """The drop, if any, is done with."""
         self.crew.dismiss()
+        if self.drop is not None and self.drop.folder not in self.config.folders:  # it was taken out meanwhile
+            leave_folders(self.journal, but=self.config.folders)
         for file in (self.config.state / "drops").glob(self._file("*").name):
             file.unlink(missing_ok=True)
         self.drop, self.parts = None, []

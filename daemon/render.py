@@ -37,6 +37,11 @@ def status(view: View) -> RenderableType:
     state = Text("running", "green") if view["running"] else Text("no daemon runs (relearn run)", "yellow")
     parts: list[RenderableType] = [Text.assemble(f"{view['workspace']}: ", state)]
     parts += [Text(f"PAUSED: {said}; `relearn resume` ends it", "magenta") for said in view["paused"]]
+    if (configuration := view["configuration"])["error"]:
+        stand = "the settings before stand" if view["running"] else "no daemon starts with it"
+        parts.append(Text(f"REFUSED: {configuration['error']}\n{stand}", "red"))
+    elif configuration["edited"] and view["running"]:
+        parts.append(Text("config.toml was edited since the daemon read it: `relearn reload`", "yellow"))
     if view["disk_free_mb"] is not None and view["disk_free_mb"] < LEAST_FREE_MB:
         full = (
             f"LOW: {view['disk_free_mb']:.0f} MB are left on the disk of the state folder, below {LEAST_FREE_MB:.0f}; "

@@ -366,6 +366,8 @@ proofs = Table(
     Column("tune_accuracy", Float),
     Column("parity", JSON),
     Column("at", Float, nullable=False),
+    Column("answered_by", String),  # chip and engine; null: its answers are kept for no later proof (daemon/proofs.py)
+    Column("resize", String),  # how the images came to their size
 )
 
 answers = Table(  # of an artifact to a judge sample: from these, accuracy by class and any paired test
@@ -453,6 +455,17 @@ pauses = Table(  # while one lasts nothing is begun, and nothing promoted by the
     Column("because", String),
     Column("ended", Float),
     Column("ended_by", String),
+)
+
+configurations = Table(  # as they were read: at a start, and again while a daemon ran
+    "configurations",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("because", String, nullable=False),
+    Column("digest", String, nullable=False),  # SHA-256 of config.toml
+    Column("settings", JSON),  # in force from then on; null: it was refused
+    Column("error", String),  # why it was
 )
 
 # --- what stays on the disk ------------------------------------------------------------------------------------

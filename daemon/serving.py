@@ -42,11 +42,11 @@ class Serving:
         self.config = config
         self.journal = journal
         self.put = put
-        settings = config.settings
-        self.devices = devices(settings.compute.serve_threads, gpu_of(settings.model_dump(mode="json")))
+        self.devices = _devices(config)
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._triton: Triton | None = None
+        self._connected_by: tuple[str, float] | None = None  # the settings that the connection was made by
         self._unserved: set[int] = set()  # promotions that Triton cannot be given again, told once
         self._failures: dict[int, int] = {}  # of requests, by promotion, as Triton counts them
         self._said: dict[str, str | None] = {}
@@ -60,6 +60,11 @@ class Serving:
         finally:
             self._stop.set()
             self._wake.set()
+
+    def reconfigure(self, config: Config) -> None:
+        """What is served is compared with these settings from now on."""
+        self.config, self.devices = config, _devices(config)
+        self.tend()
 
     def tend(self) -> None:
         """Asks for a round now."""
@@ -367,9 +372,10 @@ class Serving:
         return flavour
 
     def _connection(self) -> Triton:
-        if self._triton is None:
-            triton = self.config.settings.triton
-            self._triton = Triton(triton.url, timeout=triton.timeout_seconds)
+        triton = self.config.settings.triton
+        by = (triton.url, triton.timeout_seconds)
+        if self._triton is None or by != self._connected_by:
+            self._triton, self._connected_by = Triton(triton.url, timeout=triton.timeout_seconds), by
         return self._triton
 
     def _say(self, about: str, trouble: str | None, relief: str = "") -> None:
@@ -380,3 +386,8 @@ class Serving:
             log.warning("%s; it is tried again every %g s", trouble, self.config.settings.triton.check_seconds)
         elif before and not trouble and relief:
             log.info(relief)
+
+
+def _devices(config: Config) -> dict[str, str]:
+    settings = config.settings
+    return devices(settings.compute.serve_threads, gpu_of(settings.model_dump(mode="json")))

@@ -87,10 +87,28 @@ class Sources:
         self._watched: list[_Watched] = []
         self._overflow = _Overflow(self._look_everywhere)
         self._stopped = threading.Event()
+        self._looking = threading.Lock()  # whoever holds it may say what is watched
         # Not by the scheduler: at two looks a second its bookkeeping costs ten times what they do.
         self._looker = threading.Thread(target=self._look, name="looking", daemon=True)
 
     def start(self) -> None:
+        self._watch_all()
+        self._watch_wake()
+        self._set_timers()
+        logging.getLogger("watchdog").addHandler(self._overflow)
+        self.scheduler.start()
+        self._looker.start()
+
+    def reconfigure(self, config: Config) -> None:
+        """Watches as these settings say. What came in between nobody has heard of: all is to be looked through."""
+        before, self.config = self.config, config
+        if (config.settings.watch, config.constraints) != (before.settings.watch, before.constraints):
+            with self._looking:
+                self._unwatch_all()
+                self._watch_all()
+        self._set_timers()
+
+    def _watch_all(self) -> None:
         watch = self.config.settings.watch
         for folder in self.config.folders:
             about = self.config.watched(folder)
@@ -99,13 +117,22 @@ class Sources:
         settling = Settling(EDIT_SETTLE_SECONDS, lambda _paths: self.put(ConstraintsTouched()))
         constraints = self.config.constraints
         self._watch(Touch(settling, constraints), constraints, polling=watch.polling, recursive=False)
-        self._watch_wake()
-        minutes = watch.rescan_minutes
-        self.scheduler.add_job(self._fire, "interval", ["rescan"], minutes=minutes)
-        self.scheduler.add_job(self._fire, "interval", ["triton"], seconds=self.config.settings.triton.check_seconds)
-        logging.getLogger("watchdog").addHandler(self._overflow)
-        self.scheduler.start()
-        self._looker.start()
+
+    def _unwatch_all(self) -> None:
+        for watched in self._watched:
+            watched.observer.stop()
+            self._observers.discard(watched.observer)
+            watched.handler.settling.stop()
+        self._watched.clear()
+        self._settlings.clear()
+
+    def _set_timers(self) -> None:
+        settings = self.config.settings
+        for name, seconds in (
+            ("rescan", settings.watch.rescan_minutes * 60),
+            ("triton", settings.triton.check_seconds),
+        ):
+            self.scheduler.add_job(self._fire, "interval", [name], seconds=seconds, id=name, replace_existing=True)
 
     def stop(self) -> None:
         logging.getLogger("watchdog").removeHandler(self._overflow)
@@ -141,7 +168,8 @@ class Sources:
 
     def touch(self, folder: Path, *paths: Path) -> None:
         """Asks for another look at paths that were too fresh to be read."""
-        self._settlings[folder].touch(*paths)
+        if settling := self._settlings.get(folder):  # it is watched still
+            settling.touch(*paths)
 
     def _fire(self, name: str) -> None:
         self.put(TimerFired(name))
@@ -163,11 +191,12 @@ class Sources:
 
     def _look(self) -> None:
         while not self._stopped.wait(LOOK_SECONDS):
-            for watched in self._watched:
-                try:
-                    self._look_at(watched)
-                except OSError:  # away: when it is back, something may have come that nothing was heard of
-                    watched.inode = 0
+            with self._looking:
+                for watched in self._watched:
+                    try:
+                        self._look_at(watched)
+                    except OSError:  # away: when it is back, something may have come that nothing was heard of
+                        watched.inode = 0
 
     def _look_at(self, watched: _Watched) -> None:
         """A watch ends with its folder, and says nothing of one that takes its place: removed, moved, mounted over."""

@@ -44,6 +44,13 @@ class Sweeper:
         self.rests_until = 0.0  # after trouble
         self.complained = False
 
+    def reconfigure(self, config: Config) -> None:
+        """Looks as these settings say, and when they say it."""
+        self.config = config
+        with self.journal.connect() as connection:
+            last = connection.execute(select(func.max(schema.sweeps.c.at))).scalar() or now()
+        self.sources.fire_at(last + config.settings.store.gc_hours * HOUR, "gc")
+
     def want(self, because: str) -> None:
         """Asks for a look through the state folder."""
         self.due.append(because)

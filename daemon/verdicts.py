@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from sqlalchemy import Connection, select
@@ -69,14 +70,18 @@ def ask(
     return verdict
 
 
-def unproven(connection: Connection, requirement: Requirement, judge: JudgeSet, devices: Devices) -> tuple[str, ...]:
-    """Champion and anchor, where they could be compared but lack answers to some judge samples.
+def unproven(
+    connection: Connection, requirement: Requirement, judge: JudgeSet, devices: Devices, valid: Collection[str]
+) -> tuple[str, ...]:
+    """Champion and anchor, where they could be compared but lack answers to some judge samples, as given now.
 
-    One that has gone from the disk cannot be asked: it is compared on what it answered.
+    valid: the artifacts whose stored answers are as they would be given now (daemon/proofs.py). One that has gone from
+    the disk cannot be asked: it is compared on what it answered.
     """
     rivals = {champion_of(connection, requirement.target), anchor_of(connection, requirement, devices)}
     in_stock = {candidate.artifact for candidate in targets.candidates(connection, requirement, (), devices)}
-    return tuple(artifact for artifact in sorted(in_stock & rivals) if not judge.covered(connection, artifact))
+    asked = sorted(in_stock & rivals)
+    return tuple(name for name in asked if name not in valid or not judge.covered(connection, name))
 
 
 def champion_of(connection: Connection, target: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from daemon import approvals, data_views, pauses, schema, standings, targets
+from daemon import approvals, configurations, data_views, pauses, schema, standings, targets
 from daemon.config import Config
 from daemon.declined import declined
 from daemon.errors import NotFound
@@ -28,12 +28,16 @@ View = dict[str, Any]
 TRITON_SECONDS = 1.0  # in which it says whether it is there
 
 
-def status(connection: Connection, config: Config) -> View:
-    """What the daemon is doing, what each target serves, what data there is."""
+def status(connection: Connection, config: Config, refused: str | None = None) -> View:
+    """What the daemon is doing, what each target serves, what data there is.
+
+    refused: why config.toml as it is now cannot be used; `config` is then what was in force last.
+    """
     return {
         "workspace": str(config.workspace),
         "running": is_running(config.state),
         "paused": [pauses.describe(row) for row in pauses.standing(connection)],
+        "configuration": configurations.view(connection, config.file, refused),
         "disk_free_mb": free_mb(config.state),
         "targets": (found := [target(connection, config, name) for name in _target_names(connection)]),
         "triton": _ask_triton(config.settings.triton.url, found),

@@ -56,6 +56,12 @@ class Worker:
         """Whether something is measured, or waits for the machine to be."""
         return self.cycle is not None and self.cycle.measures
 
+    def reconfigure(self, config: Config) -> None:
+        """The next cycle goes by these settings; the running one takes of them what a restart would give it."""
+        self.config = config
+        if self.cycle is not None:
+            self.cycle.reconfigure(config, self.serving.devices)
+
     def begin(self, cycle: int) -> None:
         self.cycle = Cycle(self.config, self.journal, cycle, self.put, self.serving.devices)
         log.info("cycle %d for %s begins", cycle, self.cycle.target)

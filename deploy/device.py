@@ -23,6 +23,15 @@ def fingerprint(engine: str = "onnxruntime", threads: int = 1) -> str:
     return f"{chip}, {_count(cores, 'core')}, {engine} {version}, {_count(threads, 'thread')}"
 
 
+def answerer(engine: str) -> str:
+    """What the answers of an engine's artifacts depend on beside artifact and images: chip and version.
+
+    As "AMD EPYC 7B13, onnxruntime 1.22.0".
+    """
+    chip = graphics() if engine in ON_GPU else processor()
+    return f"{chip}, {engine} {find_version(engine) or 'not installed'}"
+
+
 def package(engine: str) -> str:
     """What is to be installed for the engine."""
     return PACKAGES.get(engine, engine)

@@ -1,6 +1,7 @@
-"""Stage `prove`: the built engine answers the whole judge and tune sets, so that accuracy is of what will serve.
+"""Stage `prove`: the built engine answers judge and tune, so that accuracy is of what will serve.
 
-Where this machine cannot run it, its stand-in answers and the outputs say so: "stand_in" is then a sentence.
+Each judge sample is asked once: the daemon says which of them the artifact has not answered yet. Where this machine
+cannot run it, its stand-in answers and the outputs say so: "stand_in" is then a sentence.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy import artifact, durable
+from deploy.device import answerer
 from deploy.engines import Runner
 from deploy.opened import open_artifact
 from deploy.pixels import Pixels, check_size, read_pixels
@@ -31,9 +33,11 @@ NICE = 5
 
 
 def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], report: Report) -> Outputs:
-    """Verifies files and golden answers, then asks for every judge sample; writes the `answers` file.
+    """Verifies files and golden answers, then asks for the judge samples; writes the `answers` file.
 
-    Of tune it asks where the inputs do not hold what an earlier proof on the same images said of it.
+    "known" of the inputs is what was answered before, or None: "answered_by" whom, "ask" the file with the hashes (32
+    bytes each) of the judge samples that are left, "tune" what was said of tune on the same images, or None. It holds
+    as long as the same answers here; the outputs say in "answered_by" who does, None for a stand-in.
     """
     began = time.monotonic()
     folder = Path(inputs["artifact"] or earlier["build"]["path"])
@@ -44,21 +48,38 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
     artifact.compare_golden(runner(images), recorded, artifact.find_tolerance(manifest))
     pixels = read_pixels(Path(inputs["pixels"]))
     check_size(pixels, manifest["input"], inputs["pixels"], f"artifact {manifest['id']}")
-    said_of_tune, judge = inputs.get("said_of_tune"), pixels.select("judge")
+    answered_by = None if opened.stand_in else answerer(manifest["engine"])
+    known = _find_known(inputs.get("known"), answered_by)
+    judge, said_of_tune = pixels.select("judge"), known["tune"]
+    asked = judge if known["ask"] is None else choose(pixels, judge, Path(known["ask"]))
     tune = pixels.select("tune")[: 0 if said_of_tune else None]
-    advance = count_images(report, len(judge) + len(tune))
+    advance = count_images(report, len(asked) + len(tune))
     workers = max(1, len(os.sched_getaffinity(0)) // inputs["threads"])
-    judged = answer(runner, pixels, judge, advance, len(manifest["classes"]), workers)
+    judged = answer(runner, pixels, asked, advance, len(manifest["classes"]), workers)
     tuned = answer(runner, pixels, tune, advance, len(manifest["classes"]), workers)
-    write_answers(Path(inputs["answers"]), pixels, judge, judged, manifest["classes"])
+    write_answers(Path(inputs["answers"]), pixels, asked, judged, manifest["classes"])
     return {
         "artifact": manifest["id"],
         "answers": inputs["answers"],
+        "answered_by": answered_by,
         "judge_samples": len(judge),
+        "asked": len(asked),
         **(said_of_tune or _say_of_tune(inputs.get("tune"), pixels, tune, tuned, manifest["classes"])),
         "stand_in": opened.stand_in,
         "seconds": time.monotonic() - began,
     }
+
+
+def _find_known(said: Mapping[str, Any] | None, answered_by: str | None) -> Mapping[str, Any]:
+    """What the daemon knows, where the same answers now: a library may have been upgraded since."""
+    return said if said and said["answered_by"] == answered_by else {"ask": None, "tune": None}
+
+
+def choose(pixels: Pixels, samples: NDArray[np.int64], file: Path) -> NDArray[np.int64]:
+    """Those of the samples whose hashes (32 bytes each) stand in the file."""
+    packed = file.read_bytes()
+    wanted = {packed[start : start + 32] for start in range(0, len(packed), 32)}
+    return np.array([i for i in samples if pixels.shas[i].tobytes() in wanted], np.int64)
 
 
 def _say_of_tune(

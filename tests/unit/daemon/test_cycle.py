@@ -541,6 +541,16 @@ def test_a_cycle_that_an_older_version_began_goes_on(lane: Lane) -> None:
     assert isinstance(lane.work(), Promote)
 
 
+def test_of_other_settings_a_running_cycle_takes_the_use_of_the_machine_alone(lane: Lane) -> None:
+    edited = load(lane.world.config.workspace, ["train.epochs=3", "compute.nice=7", "compute.stage_timeout_minutes=9"])
+    recipe = lane.cycle.ground.recipe(FIRST)
+    lane.cycle.reconfigure(edited, {"onnxruntime": "another"})
+    assert lane.cycle.ground.settings["train"]["epochs"] == 20
+    assert lane.cycle.ground.recipe(FIRST) == recipe
+    assert lane.cycle.ground.settings["compute"]["nice"] == 7
+    assert (lane.cycle.limit_minutes, lane.cycle.devices) == (9, {"onnxruntime": "another"})
+
+
 def test_attempts_lost_with_the_daemon_are_not_held_against_a_stage(lane: Lane, clock: Clock) -> None:
     lane.stand_in.behave(train=["hang", "hang", "hang", "hang", "fail", "ok"])
     for _ in range(4):
@@ -700,7 +710,8 @@ def test_the_same_recipe_is_not_trained_again(lane: Lane) -> None:
     step = lane.work()
     end(lane)
     assert lane.work() == step
-    assert lane.stand_in.order == [TRAINING, BUILDING, ["prove"]]  # its proof is of this cycle
+    assert lane.stand_in.order == [TRAINING, BUILDING]  # nor proven: it has answered on these images
+    assert len(lane.world.rows(schema.verdicts)) == 2
 
 
 def test_a_network_too_large_by_its_weights_gives_way_before_it_is_trained(lane: Lane) -> None:
@@ -739,6 +750,7 @@ def test_the_winner_alone_is_proven_against_a_champion_asked_anew(lane: Lane) ->
     lane.world.samples("cat", "judge", 2, mark="later")
     lane.open(lane.world.cycle(known=("cat", "dog")))
     step = lane.work()
+    assert lane.world.row(schema.stages, step="prove old", name="prove").outputs["asked"] == 2  # the new ones alone
     proven = [(row.artifact_id, row.cycle_id) for row in lane.world.rows(schema.proofs)][1:]
     assert proven == [(f"built-{FIRST}-{lane.cycle.ground.snapshot}", lane.cycle.id), ("old", lane.cycle.id)]
     assert len(lane.world.rows(schema.answers, artifact_id="old")) == 6
@@ -746,6 +758,19 @@ def test_the_winner_alone_is_proven_against_a_champion_asked_anew(lane: Lane) ->
     assert verdict.champion_id == "old"
     assert isinstance(step, Finish)
     assert (step.outcome, verdict.answer, step.reason) == ("kept", "keep", verdict.reason)
+
+
+def test_a_champion_is_asked_about_all_again_once_its_engine_was_upgraded(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane.cycle.finish("kept", "")
+    lane.world.champion("old")
+    monkeypatch.setattr("daemon.proofs.answerer", lambda _engine: "a newer engine")
+    lane.stand_in.say("prove", answered_by="a newer engine")
+    lane.open(lane.world.cycle(known=("cat", "dog")))
+    lane.work()
+    assert lane.world.row(schema.stages, step="prove old", name="prove").outputs["asked"] == 4
+    assert {row.answered_by for row in lane.world.rows(schema.proofs, artifact_id="old")} == {None, "a newer engine"}
 
 
 def test_after_an_edit_a_stored_artifact_is_judged_and_nothing_trained(lane: Lane) -> None:
@@ -806,6 +831,7 @@ def test_a_model_that_gives_a_known_artifact_goes_on(lane: Lane) -> None:
     lane.stand_in.say("build", artifact="same")
     lane.stand_in.say("prove", artifact="same")
     lane.stand_in.say("measure", artifact="same")
+    lane.world.lay(artifact_folder(lane.world.config.state, "same"))
     assert lane.work() == Promote("same")
     lane.world.samples("dog", "judge", mark="later")
     end(lane)
@@ -872,6 +898,7 @@ def test_a_plan_of_another_version_is_built_again(lane: Lane) -> None:
         change(connection, schema.artifacts, step.artifact, device="sm89", engine_version="0")
     for stage in ("build", "prove", "measure"):
         lane.stand_in.say(stage, artifact="newer")
+    lane.world.lay(artifact_folder(lane.world.config.state, "newer"))
     assert lane.work() == Promote("newer")
 
 

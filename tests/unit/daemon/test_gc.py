@@ -215,6 +215,12 @@ def test_what_was_removed_counts_as_gone_and_is_written_down(full: World) -> Non
     assert "nothing is removed" in sweep(full, keep_days=1e6)
 
 
+def test_what_was_removed_leaves_no_answers_behind(full: World) -> None:
+    full.answer("answers", "lost", full.truth())
+    sweep(full)
+    assert {row.artifact_id for row in full.rows(schema.answers)} == {"served"}
+
+
 def test_where_what_is_needed_exceeds_the_bound_it_says_so_and_removes_none_of_it(full: World) -> None:
     sweep(full, max_gb=0.000001)
     sweep(full, max_gb=0.000001)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -111,22 +110,7 @@ def test_a_stored_artifact_is_proven(
     folder = str(artifact_folder(ground.state, "a"))
     assert {stage.inputs["artifact"] for name, stage in stages.items() if name != "pixels"} == {folder}
     assert stages["prove"].inputs["answers"].endswith("/answers/a.json")
-
-
-def test_of_tune_a_stored_artifact_is_asked_once_on_the_same_images(
-    journal: Engine, ground: Ground, world: World
-) -> None:
-    world.artifact("a", ground.cycle)
-    assert plan(journal, ground, Prove("a", measure=False))["prove"].inputs["said_of_tune"] is None
-    said = {"tune_accuracy": 0.9, "parity": {"agreement": 1.0}}
-    with journal.begin() as connection:
-        add(
-            connection, schema.proofs, artifact_id="a", snapshot_id=ground.snapshot, cycle_id=ground.cycle, at=1, **said
-        )
-    assert plan(journal, ground, Prove("a", measure=False))["prove"].inputs["said_of_tune"] == said
-    with journal.begin() as connection:  # another engine answered in its place then
-        change(connection, schema.artifacts, "a", unverified="no NVIDIA GPU answers here")
-    assert plan(journal, ground, Prove("a", measure=False))["prove"].inputs["said_of_tune"] is None
+    assert stages["prove"].inputs["known"] is None  # daemon/proofs.py
 
 
 def test_parity_is_asked_where_the_model_brings_its_answers(journal: Engine, ground: Ground, world: World) -> None:
@@ -293,44 +277,6 @@ def test_a_build_makes_an_artifact(journal: Engine, ground: Ground, world: World
     assert (artifact.id, artifact.model_id, artifact.artifact_mb) == ("a", "m", 2.5)
     assert (artifact.engine, artifact.precision, artifact.device) == ("tensorrt_rtx", "int8", "sm89")
     assert artifact.unverified == "no GPU"
-
-
-def answers(file: Path, said: dict[bytes, str]) -> str:
-    told = {
-        "samples": [sha.hex() for sha in said],
-        "predicted": list(said.values()),
-        "confidence": [0.75] * len(said),
-    }
-    file.write_text(json.dumps(told))
-    return str(file)
-
-
-def test_a_proof_is_a_row_with_its_answers(journal: Engine, ground: Ground, world: World, tmp_path: Path) -> None:
-    world.artifact("a", ground.cycle)
-    shas = {row.id: row.sha256 for row in world.rows(schema.samples)}
-    first, second = world.truth()
-    proven = {"artifact": "a", "tune_accuracy": 0.8, "parity": {"agreement": 1.0}}
-    said = {shas[first]: "cat", shas[second]: "dog", b"unknown" * 4: "cat"}
-    record(journal, ground, "prove a", "prove", answers=answers(tmp_path / "1", said), **proven)
-    proof = world.row(schema.proofs)
-    assert (proof.snapshot_id, proof.cycle_id, proof.tune_accuracy) == (ground.snapshot, ground.cycle, 0.8)
-    assert proof.parity == {"agreement": 1.0}
-    rows = {row.sample_id: (row.predicted, row.confidence) for row in world.rows(schema.answers)}
-    assert rows == {first: ("cat", 0.75), second: ("dog", 0.75)}
-    again = answers(tmp_path / "2", {shas[second]: "cat"})
-    record(journal, ground, "prove a again", "prove", answers=again, **proven)
-    assert {row.sample_id: row.predicted for row in world.rows(schema.answers)} == {first: "cat", second: "cat"}
-    assert len(world.rows(schema.proofs)) == 2
-
-
-def test_many_answers_are_all_recorded(journal: Engine, ground: Ground, world: World) -> None:
-    world.artifact("a", ground.cycle)
-    ids = world.samples("cat", "judge", 1203, mark="many")
-    shas = {row.id: row.sha256 for row in world.rows(schema.samples)}
-    said = {"samples": [shas[id_].hex() for id_ in ids], "predicted": ["cat"] * 1203, "confidence": [1.0] * 1203}
-    with journal.begin() as connection:
-        outcomes.record_answers(connection, "observations", "a", said)
-    assert [row.sample_id for row in world.rows(schema.observations)] == ids
 
 
 def test_a_measurement_reads_back_as_it_was_said(journal: Engine, ground: Ground, world: World) -> None:

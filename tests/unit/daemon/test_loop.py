@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ from daemon.events import (
     ArtifactLost,
     ChildEnded,
     ChildSpoke,
+    ConfigTouched,
     ConstraintsTouched,
     DropSettled,
     ImagesComing,
@@ -71,6 +73,7 @@ def begin(world: World) -> Daemon:
 def end(daemon: Daemon) -> None:
     daemon.sources.scheduler.remove_all_jobs()  # one that falls due while it stops would be missed
     daemon.sources.scheduler.shutdown(wait=False)
+    daemon.sources._unwatch_all()
     for child in (
         *daemon.reader.children,
         *daemon.reader.crew.ready,
@@ -706,10 +709,129 @@ def test_readers_at_work_are_enough(daemon: Daemon, config: Config, png: Png) ->
         assert connection.execute(select(schema.drops.c.added)).scalars().all() == [1, 1]
 
 
+# --- the configuration is read again --------------------------------------------------------------------------------
+
+
+def configure(config: Config, old: str, new: str) -> None:
+    text = config.file.read_text()
+    assert old in text
+    config.file.write_text(text.replace(old, new, 1))
+
+
+@pytest.fixture
+def _log_level() -> Iterator[None]:
+    before = loop.log.level
+    yield
+    loop.log.setLevel(before)
+
+
+@pytest.mark.usefixtures("_log_level")
+def test_every_part_goes_on_with_what_was_edited(daemon: Daemon, config: Config, world: World) -> None:
+    configure(config, "serve_threads = 1", "serve_threads = 2")
+    configure(config, 'level = "info"', 'level = "error"')
+    daemon.handle(ConfigTouched())
+    parts = (daemon, daemon.sources, daemon.serving, daemon.sweeper, *daemon.lanes)
+    assert {part.config.settings.compute.serve_threads for part in parts} == {2}
+    assert all("2 threads" in device for device in daemon.serving.devices.values())
+    assert loop.log.level == logging.ERROR
+    row = world.row(schema.configurations)
+    assert (row.because, row.error, row.settings["compute"]["serve_threads"]) == ("SIGHUP", None, 2)
+
+
+@pytest.mark.usefixtures("_log_level")
+def test_an_edited_policy_decides_at_once(daemon: Daemon, config: Config, world: World) -> None:
+    world.require()
+    enough(world)
+    configure(config, "first_classes = 2", "first_classes = 3")
+    daemon.handle(ConfigTouched())
+    work(daemon)
+    configure(config, "first_classes = 3", "first_classes = 2")
+    daemon.handle(ConfigTouched())
+    work(daemon, lambda: daemon.worker.busy)
+    assert [action for _, _, action in decided(world)] == ["nothing", "train"]
+    assert decided(world)[1][1] == "the configuration was read again"
+
+
+@pytest.mark.usefixtures("_log_level")
+def test_what_cannot_be_used_is_refused_and_nothing_changes(
+    daemon: Daemon, config: Config, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(config, "epochs = 20", "epochs = 3")
+    configure(config, "nice = 5", "nice = 50")
+    daemon.handle(ConfigTouched())
+    assert daemon.worker.config is daemon.config is config
+    (said,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert said.startswith(f"{config.file}:")
+    assert "compute.nice: " in said
+    assert said.endswith("the settings before stand")
+    assert said.startswith(world.row(schema.configurations).error)
+    assert world.row(schema.configurations).settings is None
+    assert daemon.because == []
+
+
+@pytest.mark.usefixtures("_log_level")
+@pytest.mark.parametrize(("new", "state"), [("epochs = 3", "done"), ("epochs = 0", "refused")])
+def test_who_asks_for_it_is_told_what_came_of_it(
+    daemon: Daemon, config: Config, world: World, new: str, state: str
+) -> None:
+    configure(config, "epochs = 20", new)
+    people.ask(daemon.journal, config.state, "reload")
+    daemon.handle(PersonAsked())
+    request = world.row(schema.requests)
+    assert request.state == state
+    assert ("train.epochs 20 -> 3" in request.answer) is (state == "done")
+    assert ("train.epochs: " in request.answer) is (state == "refused")
+
+
+@pytest.mark.usefixtures("_log_level")
+def test_a_daemon_killed_before_it_answered_has_read_it_at_its_next_start(daemon: Daemon, world: World) -> None:
+    people.ask(daemon.journal, daemon.config.state, "reload")
+    with daemon.journal.begin() as connection:
+        claim(connection, schema.requests, world.row(schema.requests).id, "asked", "working")
+    daemon.handle(TimerFired("start"))
+    assert world.row(schema.requests).state == "done"
+    assert world.row(schema.configurations).because == "the daemon started"
+
+
+@pytest.mark.usefixtures("_log_level")
+def test_a_folder_that_is_watched_no_more_is_left_as_at_a_restart(
+    daemon: Daemon, config: Config, world: World, png: Png
+) -> None:
+    images, more = config.folders[0], config.workspace / "more"
+    png(images / "cat" / "1.png", 1)
+    png(more / "cat" / "2.png", 2)
+    configure(config, 'folders = ["images"]', 'folders = ["images", "more"]')
+    daemon.handle(ConfigTouched())
+    work(daemon)
+    assert {row.folder for row in world.rows(schema.occurrences, gone=None)} == {str(images), str(more)}
+    configure(config, 'folders = ["images", "more"]', 'folders = ["images"]')
+    daemon.handle(ConfigTouched())
+    daemon.handle(DropSettled(more, None))  # what its watch said last
+    daemon.sources.touch(more, more / "cat")
+    work(daemon)
+    assert {row.folder for row in world.rows(schema.occurrences, gone=None)} == {str(images)}
+
+
+@pytest.mark.usefixtures("_log_level")
+def test_a_drop_of_a_folder_that_is_taken_out_meanwhile_is_left_too(
+    daemon: Daemon, config: Config, world: World, png: Png
+) -> None:
+    more = config.workspace / "more"
+    png(more / "cat" / "2.png", 2)
+    configure(config, 'folders = ["images"]', 'folders = ["images", "more"]')
+    daemon.handle(ConfigTouched())
+    work(daemon, lambda: daemon.reader.drop is not None and daemon.reader.drop.folder == more)
+    configure(config, 'folders = ["images", "more"]', 'folders = ["images"]')
+    daemon.handle(ConfigTouched())
+    work(daemon)
+    (row,) = world.rows(schema.occurrences)
+    assert (row.folder, row.gone is None) == (str(more), False)
+
+
 @pytest.fixture
 def _handlers() -> Iterator[None]:
     """The signals' handlers, put back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -205,6 +205,14 @@ def test_a_version_is_staged_in_the_flavour_that_is_set(away: Hall, asked: str |
     assert (staged / "model.py").exists() is (flavour == "python")
 
 
+def test_another_triton_is_asked_once_its_address_is_set(away: Hall) -> None:
+    before = away.serving._connection()
+    assert away.serving._connection() is before
+    away.serving.reconfigure(load(away.config.workspace, ["triton.url=127.0.0.1:9", "compute.serve_threads=3"]))
+    assert away.serving._connection().address == "127.0.0.1:9"
+    assert all("3 threads" in device for device in away.serving.devices.values())
+
+
 def test_a_trouble_is_logged_once(away: Hall, caplog: pytest.LogCaptureFixture) -> None:
     away.request("first")
     for _ in range(3):

@@ -423,6 +423,34 @@ def test_several_folders_are_told_apart(config: Config, images: Path, listen: Ca
     assert DropSettled(images, frozenset({images / "cat" / "2.png"})) == heard.path(images / "cat" / "2.png")
 
 
+def test_the_folders_of_another_configuration_are_watched_in_their_place(
+    config: Config, images: Path, listen: Callable[..., Heard], png: Png, eventually: Callable[..., None]
+) -> None:
+    heard = listen('watch.folders=["images"]')
+    old = set(heard.sources._observers)
+    more, rules = images.with_name("more"), images.with_name("rules")
+    more.mkdir()
+    rules.mkdir()
+    settings = ["watch.settle_seconds=0.05", 'watch.folders=["more"]', "paths.constraints=rules"]
+    heard.sources.reconfigure(load(config.workspace, [*settings, "watch.rescan_minutes=7", "triton.check_seconds=9"]))
+    png(images / "cat" / "1.png")
+    (rules / "edge.toml").touch()
+    heard.until(lambda event: event == ConstraintsTouched())
+    heard.path(png(more / "cat" / "2.png"))
+    assert not [event for event in heard.events if isinstance(event, DropSettled) and event.folder == images]
+    eventually(lambda: sum(observer.is_alive() for observer in old) == 1)  # that of the inbox
+    timers = [job for job in heard.sources.scheduler.get_jobs() if job.args]
+    seconds = {job.args[0]: job.trigger.interval.total_seconds() for job in timers}
+    assert seconds == {"rescan": 420, "triton": 9}
+
+
+def test_what_is_watched_as_before_is_not_watched_anew(config: Config, listen: Callable[..., Heard]) -> None:
+    heard = listen()
+    before = set(heard.sources._observers)
+    heard.sources.reconfigure(load(config.workspace, ["watch.settle_seconds=0.01", "train.epochs=3"]))
+    assert heard.sources._observers == before
+
+
 def test_a_polled_folder_is_noticed_too(listen: Callable[..., Heard], images: Path, png: Png) -> None:
     heard = listen("watch.polling=true", "watch.polling_seconds=0.05")
     heard.path(png(images / "cat" / "1.png"))

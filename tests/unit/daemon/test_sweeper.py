@@ -80,6 +80,15 @@ def answer(world: World, request: int) -> tuple[str, str]:
     return row.state, row.answer
 
 
+def test_the_next_look_is_when_the_settings_in_force_say_it(daemon: Daemon, world: World) -> None:
+    daemon.sweeper.recover()
+    last = world.row(schema.sweeps).at
+    edited = load(world.config.workspace, ["store.gc_hours=2"])
+    daemon.sweeper.reconfigure(edited)
+    job = daemon.sources.scheduler.get_job("gc")
+    assert job.next_run_time.timestamp() == pytest.approx(last + 7200, abs=1)
+
+
 def test_the_timer_has_the_folder_looked_through(daemon: Daemon, world: World) -> None:
     run = litter(world)
     daemon.handle(TimerFired("gc"))

@@ -58,10 +58,10 @@ class Court:
                 settings=PromotionSettings(**settings),
             )
 
-    def unproven(self, cycle: int) -> tuple[str, ...]:
+    def unproven(self, cycle: int, valid: tuple[str, ...] = ("best", "old", "new")) -> tuple[str, ...]:
         judge = self.judge(cycle)
         with self.world.journal.connect() as connection:
-            return verdicts.unproven(connection, self.requirement, judge, self.world.devices)
+            return verdicts.unproven(connection, self.requirement, judge, self.world.devices, valid)
 
     def champion(self, name: str = "old", version: int = 1, wrong: list[int] | None = None, **how: Any) -> None:
         cycle = self.challenge(name, wrong or [])
@@ -194,6 +194,11 @@ def test_nobody_must_match_an_anchor_that_could_not_be_served(court: Court) -> N
 def test_rivals_with_all_answers_are_proven(court: Court) -> None:
     court.champion()
     assert court.unproven(court.world.cycle()) == ()
+
+
+def test_rivals_that_might_answer_otherwise_now_are_named(court: Court) -> None:
+    court.champion()
+    assert court.unproven(court.world.cycle(), valid=()) == ("old",)
 
 
 def test_rivals_that_lack_answers_are_named(court: Court) -> None:

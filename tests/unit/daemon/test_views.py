@@ -67,6 +67,7 @@ def test_status_of_an_empty_workspace(config: Config, journal: Engine) -> None:
         "workspace": str(config.workspace),
         "running": False,
         "paused": [],
+        "configuration": {"error": None, "edited": False},
         "disk_free_mb": ANY,
         "targets": [],
         "triton": {"url": config.settings.triton.url, "answers": False, "ready": {}},

@@ -26,6 +26,11 @@ def test_processor_cores_and_engine_are_named() -> None:
     assert device.fingerprint(threads=4).endswith(f"{engine}, 4 threads")
 
 
+def test_who_answers_is_told_by_chip_and_version_alone() -> None:
+    assert device.answerer("onnxruntime") == f"{device.processor()}, onnxruntime {onnxruntime.__version__}"
+    assert device.answerer("torch2trt").endswith("torch2trt not installed")
+
+
 def test_the_processor_is_that_of_the_kernel() -> None:
     names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     assert device.processor() == (names[0].strip() if names else platform.machine())

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from deploy import prove
+from deploy.device import answerer
 from policies.job import StageError
 from tests.unit.deploy.models import (
     ROUNDING,
@@ -101,13 +102,52 @@ def test_the_accuracy_is_of_tune(inputs: dict[str, Any], truth: np.ndarray) -> N
     assert outputs["parity"] is None
 
 
-def test_what_is_known_of_tune_is_not_asked_again(inputs: dict[str, Any]) -> None:
-    known = {"tune_accuracy": 0.625, "parity": {"agreement": 0.5}}
+def known(file: Path, left: np.ndarray, **said: Any) -> dict[str, Any]:
+    """The artifact has answered all of judge but these, and what is `said`."""
+    file.write_bytes(b"".join(bytes.fromhex(SHAS[i]) for i in left))
+    return {"ask": str(file), "tune": None, "answered_by": answerer("onnxruntime"), **said}
+
+
+@pytest.mark.parametrize("left", [[], [3], [69, 0, 40]], ids=["none", "one", "some"])
+def test_what_judge_was_answered_is_not_asked_again(
+    inputs: dict[str, Any], tmp_path: Path, truth: np.ndarray, left: list[int]
+) -> None:
     said: list[float] = []
-    outputs = prove.run(inputs | {"said_of_tune": known}, {}, lambda _done, total, *_, **__: said.append(total))
-    assert {name: outputs[name] for name in known} == known
-    assert outputs["judge_samples"] == 70
-    assert set(said) == {70}
+    asked = inputs | {"known": known(tmp_path / "ask", np.array(left, int))}
+    outputs = prove.run(asked, {}, lambda _done, total, *_, **__: said.append(total))
+    answers = read_json(Path(inputs["answers"]))
+    assert answers["samples"] == [SHAS[i] for i in sorted(left)]
+    assert answers["predicted"] == [CLASSES[truth[i].argmax()] for i in sorted(left)]
+    assert (outputs["judge_samples"], outputs["asked"]) == (70, len(left))
+    assert set(said) == {33 + len(left)}  # tune is asked about as before
+
+
+def test_what_is_known_of_tune_is_not_asked_again(inputs: dict[str, Any], tmp_path: Path) -> None:
+    of_tune = {"tune_accuracy": 0.625, "parity": {"agreement": 0.5}}
+    said: list[float] = []
+    asked = inputs | {"known": known(tmp_path / "ask", JUDGE[:4], tune=of_tune)}
+    outputs = prove.run(asked, {}, lambda _done, total, *_, **__: said.append(total))
+    assert {name: outputs[name] for name in of_tune} == of_tune
+    assert set(said) == {4}
+
+
+def test_what_another_version_answered_is_asked_again(inputs: dict[str, Any], tmp_path: Path) -> None:
+    of_tune = {"tune_accuracy": 0.625, "parity": None}
+    before = known(tmp_path / "ask", JUDGE[:0], tune=of_tune, answered_by="this processor, onnxruntime 0.1")
+    outputs = prove.run(inputs | {"known": before}, {}, silent)
+    assert outputs["asked"] == len(read_json(Path(inputs["answers"]))["samples"]) == 70
+    assert outputs["tune_accuracy"] != 0.625
+    assert outputs["answered_by"] == answerer("onnxruntime")
+
+
+def test_a_damaged_artifact_is_found_out_where_nothing_is_left_to_ask(
+    inputs: dict[str, Any], artifact: Path, tmp_path: Path
+) -> None:
+    tampered_graph(artifact)
+    of_tune = {"tune_accuracy": 0.625, "parity": None}
+    asked = inputs | {"artifact": str(artifact), "known": known(tmp_path / "ask", JUDGE[:0], tune=of_tune)}
+    with pytest.raises(StageError, match="is damaged"):
+        prove.run(asked, {}, silent)
 
 
 def test_the_stage_before_names_the_artifact(inputs: dict[str, Any], made: Path) -> None:
