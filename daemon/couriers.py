@@ -49,6 +49,9 @@ class Couriers:
         entries = self.config.settings.notify
         with self.journal.begin() as connection:
             outbox.register(connection, [entry.called for entry in entries])
+        for entry in entries:
+            if post.resolve(url := entry.url.get_secret_value()) is None:
+                log.warning("notify %s: %s is not set: nothing can be sent to it", entry.called, url)
         self._couriers = [Courier(entry, self.config, self.journal) for entry in entries]
         for courier in self._couriers:
             courier.thread.start()

@@ -128,7 +128,8 @@ class Daemon:
             self.journal.dispose()  # what is wrong with a connection stays with it
         if what != self.trouble:  # each event meets it again meanwhile
             log.error("%s; all is looked through again every %g s", what, TROUBLE_SECONDS)
-            self.couriers.note("the daemon is in trouble", what)
+            if isinstance(error, OSError):  # else it could not be written now, and is told once it is over
+                self.couriers.note("the daemon is in trouble", what)
         self.trouble = what
         self.sources.fire_at(now() + TROUBLE_SECONDS, "after trouble" if self.recovered else "start")
 
@@ -145,7 +146,8 @@ class Daemon:
             return f"trouble: {self.trouble}"
         if cycle := self.worker.cycle:
             return f"cycle {cycle.id} for {cycle.target}"
-        return "reading what has come" if self.reader.busy else f"watching {len(self.config.folders)} folders"
+        number = len(self.config.folders)
+        return "reading what has come" if self.reader.busy else f"watching {number} folder{'s' * (number > 1)}"
 
     def work(self) -> None:
         """Does all that can be done before the next event."""

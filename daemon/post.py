@@ -7,6 +7,7 @@ of a failure holds any part of the URL, most of which are secret with most servi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -75,7 +76,8 @@ def main() -> None:
     heard = _Ear()
     logging.getLogger("apprise").addHandler(heard)
     try:
-        error = _send(order["url"], order["message"], heard)
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer alone
+            error = _send(order["url"], order["message"], heard)
     except Exception as trouble:  # of whatever library a service needs
         error = f"{type(trouble).__name__}: {trouble}"
     print(json.dumps(None if error is None else mask(error, order["url"])))

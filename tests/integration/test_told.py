@@ -116,7 +116,7 @@ def test_a_decision_is_told_to_the_webhook_and_no_secret_is_written_down(
 def test_systemd_is_told_from_the_first_to_the_last(workspace: Path, manage: Callable[[Path], Manager]) -> None:
     manager = manage(workspace)
     manager.hear("READY=1")
-    assert "STATUS=watching 1 folders" in manager.said
+    assert "STATUS=watching 1 folder" in manager.said
     manager.said.clear()
     manager.hear("WATCHDOG=1")  # though nothing happens
     assert manager.end() == 0

@@ -64,6 +64,21 @@ def test_a_unit_is_hardened(unit: Path) -> None:
     assert float(re.findall(r"exposure level .*: (\d+\.\d)", done.stdout)[0]) <= EXPOSURE / 10
 
 
+@installed
+def test_with_a_gpu_it_still_is(tmp_path: Path) -> None:
+    """With the lines for it in place, as the drop-in that the unit describes; no GPU is needed to look at them."""
+    text = (CHECKOUT / "systemd" / "relearnd.service").read_text(encoding="utf-8")
+    lines = text[text.index("#[Service]") :].partition("\n\n")[0].replace("#", "")
+    assert "DeviceAllow=char-nvidia* rw" in lines
+    unit = tmp_path / "relearnd.service"
+    unit.write_text(f"{text.replace('/opt/relearnd', str(CHECKOUT))}\n{lines}\n", encoding="utf-8")
+    done = analyze("verify", "--man=no", "--generators=no", "--recursive-errors=no", str(unit))
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    done = analyze("security", "--offline=true", "--no-pager", f"--threshold={EXPOSURE}", str(unit))
+    assert done.returncode == 0, done.stdout
+    assert "PrivateDevices=" in [line.split()[1] for line in done.stdout.splitlines() if line.startswith("✗")]
+
+
 def test_a_unit_does_not_come_back_after_wrong_configuration(unit: Path) -> None:
     """`relearn` ends with 2 then (tests/integration/test_daemon_commands.py), and no restart would mend it."""
     service = settings(unit)

@@ -196,3 +196,11 @@ def test_the_daemons_own_trouble_is_told(tell: Callable[..., Told], hook: Webhoo
     (taken,) = hook.taken
     assert taken["title"] == "relearnd: the daemon is in trouble"
     assert (taken["reason"], taken["type"]) == ("the disk is full", "failure")
+
+
+def test_a_variable_that_is_not_set_is_said_at_the_start(
+    tell: Callable[..., Told], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOOK", raising=False)
+    tell('{url = "env:HOOK"}')
+    assert "notify HOOK: env:HOOK is not set" in caplog.text

@@ -50,8 +50,8 @@ def test_before_it_is_ready_it_asks_for_more_time(manager: socket.socket) -> Non
     assert heard(manager) == ["STATUS=trouble: the disk is full\nEXTEND_TIMEOUT_USEC=120000000"]
     supervisor.tell("trouble: the disk is full", ready=False)
     assert heard(manager) == ["EXTEND_TIMEOUT_USEC=120000000"]
-    supervisor.tell("watching 1 folders", ready=True)
-    assert heard(manager) == ["STATUS=watching 1 folders\nREADY=1"]
+    supervisor.tell("watching 1 folder", ready=True)
+    assert heard(manager) == ["STATUS=watching 1 folder\nREADY=1"]
 
 
 def test_signs_of_life_come_at_most_four_times_in_what_the_watchdog_waits(
