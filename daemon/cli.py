@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 from daemon import cli_conflicts as conflicts
 from daemon import cli_data as data
 from daemon import cli_flags as flags
+from daemon import cli_notify as notify
 from daemon import cli_serving as serving
 from daemon import cli_storage as storage
 from daemon import config as configuration
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(flags.app, name="flags")
 app.add_typer(conflicts.app, name="conflicts")
-for command in (data.data, storage.gc, storage.pin, storage.unpin, storage.forget):
+for command in (data.data, storage.gc, storage.pin, storage.unpin, storage.forget, notify.notify):
     app.command()(command)
 for act in (serving.approve, serving.refuse, serving.promote, serving.rollback, serving.pause, serving.resume):
     app.command()(act)
@@ -112,12 +113,12 @@ def log_to_stderr(level: str) -> None:
 @app.command("check-config")
 def check_config(workspace: Workspace = HERE, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Checks configuration and constraint files, and prints what is in force and from where."""
-    from daemon import render, timm_names
+    from daemon import post, render, timm_names
     from daemon.check import check
 
     config = configuration.load(workspace, overrides or ())
     view = check(config)
-    view["errors"] += timm_names.find_faults(config)
+    view["errors"] += [*timm_names.find_faults(config), *post.find_faults(config)]
     show(view, render.checked, as_json)
     if view["errors"]:
         raise typer.Exit(2)

@@ -22,7 +22,7 @@ from pydantic_settings import (
 
 from daemon import limits, search_space
 from daemon.errors import ConfigError
-from daemon.settings import ENV_PREFIX, Settings, Train, WatchedFolder
+from daemon.settings import ENV_PREFIX, Notify, Settings, Train, WatchedFolder
 from daemon.text_file import parse_toml, read_text
 from daemon.toml_lines import line_of, nearest_line
 from daemon.watched import Watched
@@ -30,7 +30,7 @@ from policies.suggest import nearest
 
 _LISTS = (
     "watch.folders", "model.architectures", "search.architectures", "build.engines", "policies.rule.alone",
-    "policies.rule.together",
+    "policies.rule.together", "notify",
 )  # fmt: skip
 
 
@@ -102,6 +102,7 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
         *known_keys(),
         *(f"tune.space.{name}" for name in search_space.setting_names(Train)),
         *(f"watch.folders.{name}" for name in WatchedFolder.model_fields),
+        *("notify", *(f"notify.{name}" for name in Notify.model_fields)),
     }
     for key, name in from_env.items():
         if key not in known and not key.startswith("train.optimizers."):  # whose keys are any of timm's optimizers
@@ -243,6 +244,8 @@ def _is_json_list(value: str) -> bool:
 
 def _given(problem: Any) -> str:
     value = problem.get("input")
+    if problem["loc"][0] == "notify" and not {"name", "kinds", "targets"} & {*problem["loc"]}:
+        return ""  # it may hold a password
     return "" if isinstance(value, Mapping | BaseModel) else f" (is {value!r})"
 
 

@@ -9,6 +9,7 @@ that changes it is refused with all else in it: half of one is what nobody wrote
 from __future__ import annotations
 
 import json
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -23,8 +24,27 @@ from daemon.journal import AnyRow, add, now, open_journal
 from daemon.settings import ENV_PREFIX, Paths, Settings
 from daemon.text_file import parse_toml, read_text
 
+log = logging.getLogger("relearn")
 configurations = schema.configurations
 STAND = "the settings before stand"
+
+
+def take(connection: Connection, config: Config, because: str) -> Config | None:
+    """What is in force from now on, written down and told to the log and those who asked; None: what was, and why."""
+    digest = hash_file(config.file)
+    try:
+        new = read_again(config)
+    except ConfigError as error:
+        said = f"{error}\n{STAND}"
+        log.error("%s", said)
+        note(connection, because, digest, None, str(error))
+        answer(connection, "refused", said)
+        return None
+    said = f"{new.file} is in force: {', '.join(compare(config, new)) or 'it sets what was set before'}"
+    log.info("%s", said)
+    note(connection, because, new.digest, new)
+    answer(connection, "done", said)
+    return new
 
 
 def read_again(config: Config) -> Config:
@@ -58,7 +78,9 @@ def compare(old: Config, new: Config) -> list[str]:
     """As "train.epochs 20 -> 3", what is set otherwise."""
     before, after = dict(leaves(dump(old))), dict(leaves(dump(new)))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return [f"{key} {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}" for key in keys]
+    changed = [f"{key} {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}" for key in keys]
+    told = old.settings.notify == new.settings.notify
+    return changed if told else [*changed, "notify"]  # of which more would tell secrets
 
 
 def hash_file(file: Path) -> str:

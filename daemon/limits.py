@@ -108,6 +108,9 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
         yield "model.weights", f'names the file {config.weights}, which is not there; or write "none" or "timm"'
     if config.settings.train.optimizer == "auto" and not config.settings.roles.tune:
         yield "train.optimizer", 'is "auto", which compares optimizers on tune samples: roles.tune must be above 0'
+    called = [entry.called for entry in config.settings.notify]
+    if doubled := sorted({name for name in called if called.count(name) > 1}):
+        yield "notify", f"has several entries of the name {', '.join(doubled)}: give each a name of its own"
     yield from _impossible_search(config)
     yield from _missing_engines(config)
     names = config.settings.model.architectures

@@ -3,7 +3,7 @@
 reader     drops into samples            observer   the champion's answers to new samples
 auditor    labels that are wrong         drift      images that look different
 worker     the running cycle             serving    what Triton should serve (a thread of its own)
-sweeper    what leaves the state folder
+sweeper    what leaves the state folder     couriers   who is told of what happens (a thread each)
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from daemon.auditor import Auditor
 from daemon.children import Child
 from daemon.config import Config
 from daemon.constraint_file import take_in
+from daemon.couriers import Couriers
 from daemon.drift_watch import DriftWatch
-from daemon.errors import ConfigError
 from daemon.events import (
     ArtifactLost,
     ChildEnded,
@@ -47,6 +47,7 @@ from daemon.reader import Reader
 from daemon.serving import Serving
 from daemon.sources import Sources, running
 from daemon.sweeper import Sweeper
+from daemon.systemd import Supervisor
 from daemon.worker import Worker
 
 Lane = Reader | Observer | Auditor | DriftWatch | Worker
@@ -76,6 +77,8 @@ class Daemon:
         put, tell = self.queue.put, self.because.append
         self.sources = Sources(config, self.queue)
         self.serving = Serving(config, self.journal, put)
+        self.couriers = Couriers(config, self.journal)
+        self.supervisor = Supervisor()
         self.reader = Reader(config, self.journal, put, self.sources, self.brought)
         self.observer = Observer(config, self.journal, put)
         self.auditor = Auditor(config, self.journal, put)
@@ -87,7 +90,9 @@ class Daemon:
     def run(self) -> None:
         """Runs until SIGTERM or SIGINT. What is unfinished then goes on at the next start."""
         self.queue.put(TimerFired("start"))  # before anything that the sources say
-        with running(self.sources), self.serving.running():
+        with running(self.sources), self.serving.running(), self.couriers.running():
+            if self.supervisor.seconds:
+                self.sources.fire_every(self.supervisor.seconds, "watchdog")
             while not self.stopping and not isinstance(event := self.wait(), Stop):
                 try:
                     self.handle(event)
@@ -96,6 +101,9 @@ class Daemon:
                         self.get_over()
                 except (OSError, OperationalError) as error:
                     self.bear(error)
+                self.couriers.wake()
+                self.supervisor.tell(self.describe(), ready=self.recovered)
+            self.supervisor.stopping()
             self.end_children()
 
     def wait(self) -> Event:
@@ -120,6 +128,8 @@ class Daemon:
             self.journal.dispose()  # what is wrong with a connection stays with it
         if what != self.trouble:  # each event meets it again meanwhile
             log.error("%s; all is looked through again every %g s", what, TROUBLE_SECONDS)
+            if isinstance(error, OSError):  # else it could not be written now, and is told once it is over
+                self.couriers.note("the daemon is in trouble", what)
         self.trouble = what
         self.sources.fire_at(now() + TROUBLE_SECONDS, "after trouble" if self.recovered else "start")
 
@@ -127,12 +137,23 @@ class Daemon:
         """All could be looked through: what was in the way is gone."""
         if self.trouble:
             log.info("it goes on; what was in the way is over: %s", self.trouble)
+            self.couriers.note("the daemon goes on", f"what was in the way is over: {self.trouble}")
         self.trouble = None
+
+    def describe(self) -> str:
+        """What it does, for `systemctl status`."""
+        if self.trouble:
+            return f"trouble: {self.trouble}"
+        if cycle := self.worker.cycle:
+            return f"cycle {cycle.id} for {cycle.target}"
+        number = len(self.config.folders)
+        return "reading what has come" if self.reader.busy else f"watching {number} folder{'s' * (number > 1)}"
 
     def work(self) -> None:
         """Does all that can be done before the next event."""
         while not self.stopping and self.step():
             self.worked = True
+            self.supervisor.alive()
 
     def step(self) -> bool:
         """Starts one thing. What measures has the machine to itself: nothing begins to compute beside it."""
@@ -181,29 +202,18 @@ class Daemon:
 
     def reload(self, because: str) -> None:
         """Takes config.toml as it is now. Where that is refused nothing changes, and the log says what is to mend."""
-        digest = configurations.hash_file(self.config.file)
-        try:
-            config = configurations.read_again(self.config)
-        except ConfigError as error:
-            said = f"{error}\n{configurations.STAND}"
-            log.error("%s", said)
+        with self.supervisor.reloading():
             with self.journal.begin() as connection:
-                configurations.note(connection, because, digest, None, str(error))
-                configurations.answer(connection, "refused", said)
-            return
-        changed = configurations.compare(self.config, config)
-        said = f"{config.file} is in force: {', '.join(changed) or 'it sets what was set before'}"
-        with self.journal.begin() as connection:
-            configurations.note(connection, because, config.digest, config)
-            configurations.answer(connection, "done", said)
-        log.info("%s", said)
-        self.reconfigure(config)
+                config = configurations.take(connection, self.config, because)
+            if config:
+                self.reconfigure(config)
 
     def reconfigure(self, config: Config) -> None:
         """Goes on with these settings, as if it had been started with them."""
         self.config = config
         log.setLevel(config.settings.log.level.upper())
-        for part in (self.sources, self.serving, *self.lanes, self.sweeper):  # Triton's first: it knows the devices
+        # What serves goes before the lanes: it knows the devices.
+        for part in (self.sources, self.serving, self.couriers, *self.lanes, self.sweeper):
             part.reconfigure(config)
         self.look_through("the configuration was read again")
 
@@ -262,8 +272,8 @@ class Daemon:
                 self.sweeper.want("the timer")
             case "look again":
                 self.because.append("the wait is over")
-            case "retry":
-                pass  # the worker's next step goes on by itself
+            case "retry" | "watchdog":
+                pass  # the worker's next step goes on by itself; that the loop came here is told after each event
 
     def listen(self, event: ChildSpoke | ChildEnded) -> None:
         lane = self.lane_of(event.token)

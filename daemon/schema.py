@@ -468,6 +468,44 @@ configurations = Table(  # as they were read: at a start, and again while a daem
     Column("error", String),  # why it was
 )
 
+# --- what is told outward ---------------------------------------------------------------------------------------
+
+notices = Table(  # what happened and may be told; triggers write them with what they tell of (migration 0012)
+    "notices",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String, nullable=False),  # daemon.notices.KINDS
+    Column("target", String),  # null: it concerns all
+    Column("about", String, nullable=False),  # d3, v12, c4, edge/7, drop 5, edge.toml, the daemon
+    Column("what", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("see", String, nullable=False),  # the command of `relearn` that says more
+    Column("at", Float, nullable=False),
+)
+
+listeners = Table(  # the entries of [[notify]]
+    "listeners",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("heard", Integer, nullable=False),  # the last notice that was handed on to it, or passed over
+    Column("since", Float, nullable=False),
+)
+
+deliveries = Table(  # of one notice to one entry; the word of an entry that is gone stays
+    "deliveries",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("listener", String, nullable=False),
+    Column("notice_id", ForeignKey("notices.id"), nullable=False),
+    Column("state", String, nullable=False),  # waiting, sending, sent, given up
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("next_try", Float, nullable=False),
+    Column("sent", Float),
+    Column("error", String),  # of the last attempt
+    UniqueConstraint("listener", "notice_id"),
+    Index("ix_deliveries_listener_state", "listener", "state"),
+)
+
 # --- what stays on the disk ------------------------------------------------------------------------------------
 
 pins = Table(  # what people want kept, whatever else says

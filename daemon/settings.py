@@ -12,6 +12,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
@@ -20,10 +21,12 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from daemon import search_space
+from daemon.notices import KINDS
 from daemon.search_space import Axis
 from daemon.variants import join, split
 from deploy.engines import ENGINES
 from policies.settings import PoliciesSettings, PromotionSettings
+from policies.suggest import nearest
 
 ENV_PREFIX = "RELEARN__"
 MOST = 10**7  # of any number: a timer of so many minutes still has a date
@@ -302,6 +305,39 @@ class Wandb(Section):
     project: Annotated[str, Field(min_length=1)] = "relearnd"
 
 
+class Notify(Section):
+    """An entry of [[notify]]: who is told of what."""
+
+    url: SecretStr
+    name: str = ""
+    kinds: tuple[str, ...] = Field(default=KINDS, min_length=1)
+    targets: tuple[str, ...] = ()  # all
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: SecretStr) -> SecretStr:
+        scheme, colon, rest = url.get_secret_value().partition(":")
+        if not (scheme and colon and rest.removeprefix("//")) or (scheme != "env" and not rest.startswith("//")):
+            raise ValueError('must be a URL of Apprise\'s, as "json://HOST/PATH", or "env:NAME" to read it from there')
+        return url
+
+    @field_validator("kinds")
+    @classmethod
+    def _check_kinds(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        for kind in kinds:
+            if kind not in KINDS:
+                guess = nearest(kind, KINDS)
+                hint = f"did you mean {guess!r}?" if guess else f"there are: {', '.join(KINDS)}"
+                raise ValueError(f"there is no kind {kind!r}; {hint}")
+        return kinds
+
+    @property
+    def called(self) -> str:
+        """Its name in the journal and the log, which never show the URL: it may hold a password."""
+        scheme, _, rest = self.url.get_secret_value().partition(":")
+        return self.name or (rest if scheme == "env" else scheme)
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -331,4 +367,5 @@ class Settings(BaseSettings):
     promotion: PromotionSettings = PromotionSettings()
     triton: Triton = Triton()
     wandb: Wandb = Wandb()
+    notify: tuple[Notify, ...] = Field(default=(), exclude=True)  # what is written down holds no secret
     log: Log = Log()

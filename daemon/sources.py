@@ -166,6 +166,10 @@ class Sources:
         when = datetime.fromtimestamp(moment, UTC)
         self.scheduler.add_job(self._fire, "date", [name], run_date=when, id=name, replace_existing=True)
 
+    def fire_every(self, seconds: float, name: str) -> None:
+        """A timer of this name, again and again."""
+        self.scheduler.add_job(self._fire, "interval", [name], seconds=seconds, id=name, replace_existing=True)
+
     def touch(self, folder: Path, *paths: Path) -> None:
         """Asks for another look at paths that were too fresh to be read."""
         if settling := self._settlings.get(folder):  # it is watched still

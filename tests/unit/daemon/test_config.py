@@ -12,6 +12,7 @@ import pytest
 
 from daemon.config import dump, known_keys, leaves, load, parse_overrides
 from daemon.errors import ConfigError
+from daemon.notices import KINDS
 from daemon.settings import Settings, Train
 from daemon.toml_lines import line_of
 
@@ -278,3 +279,51 @@ def test_the_daemon_sends_the_settings_that_training_knows() -> None:
     (settings,) = [kind for kind in classes if "epochs" in {field.name for field in dataclasses.fields(kind)}]
     theirs = dict(leaves(dataclasses.asdict(settings())))
     assert theirs == dict(leaves(Train().model_dump(mode="json")))
+
+
+HOOK = "json://bob:geheim99@127.0.0.1/tok3n"
+
+
+def test_who_is_told_is_written_down_nowhere(workspace: Path) -> None:
+    config = load(workspace, [f'notify=[{{url = "{HOOK}"}}, {{url = "env:HOOK", targets = ["edge"]}}]'])
+    assert [entry.called for entry in config.settings.notify] == ["json", "HOOK"]
+    assert config.settings.notify[0].kinds == KINDS
+    assert config.settings.notify[0].url.get_secret_value() == HOOK
+    for text in (str(dump(config)), repr(config.settings), str(config)):
+        assert "geheim99" not in text and "tok3n" not in text
+
+
+def test_the_entry_shown_is_valid(workspace: Path) -> None:
+    text = TEXT[TEXT.index("# [[notify]]") :].partition("\n\n")[0]
+    (workspace / "config.toml").write_text(f"version = 1\n{text.replace('# ', '', 1).replace(chr(10) + '# ', chr(10))}")
+    (entry,) = load(workspace).settings.notify
+    assert (entry.called, entry.targets, len(entry.kinds)) == ("line 3", ("edge",), 6)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (f'url = "{HOOK}"\nkinds = ["hold", "promotoin"]', "notify.kinds: there is no kind 'promotoin'; did you mean"),
+        (f'url = "{HOOK}"\nkinds = []', "notify.kinds: "),
+        (f'url = "{HOOK}"\nkind = ["hold"]', "unknown setting 'notify.kind'; did you mean 'notify.kinds'?"),
+        ('url = "geheim99"', "notify.url: must be a URL of Apprise's"),
+        ('url = "env:"', "notify.url: must be a URL of Apprise's"),
+        ('url = ["geheim99"]', "notify.url: "),
+        (f'url = "{HOOK}"\n[[notify]]\nurl = "{HOOK}"', "several entries of the name json: give each a name"),
+    ],
+)
+def test_a_wrong_entry_is_refused_without_its_url(workspace: Path, entry: str, said: str) -> None:
+    with (workspace / "config.toml").open("a", encoding="utf-8") as file:
+        file.write(f"\n[[notify]]\n{entry}\n")
+    error = error_of(workspace)
+    assert said in error
+    assert "geheim99" not in error and "tok3n" not in error
+
+
+@pytest.mark.parametrize("value", ['["geheim99"]', '{"url": "geheim99"}', '"geheim99"', "geheim99"])
+def test_wrong_entries_of_the_environment_are_not_shown(
+    workspace: Path, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RELEARN__NOTIFY", value)
+    error = error_of(workspace)
+    assert "RELEARN__NOTIFY" in error and "geheim99" not in error

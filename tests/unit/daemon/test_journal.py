@@ -27,6 +27,7 @@ from daemon.journal import HEAD, add, change, claim, get, migrate_apart, open_jo
 
 MIGRATIONS = Path(module.__file__).parent / "migrations"
 STANDINGS = "daemon.migrations.versions.0008_standings"
+NOTICES = "daemon.migrations.versions.0012_notices"
 OLD_ROWS = """
     INSERT INTO drops (id, folder, state, started, added, gone, rejected) VALUES
         (1, '/images', 'ready', 1, 0, 0, 0), (2, '/images', 'held', 1, 0, 0, 0);
@@ -246,7 +247,8 @@ def test_the_triggers_are_those_of_the_newest_journal(journal: Engine) -> None:
     with journal.connect() as connection:
         query = "SELECT name FROM sqlite_master WHERE type = 'trigger'"
         found = set(connection.exec_driver_sql(query).scalars())
-    assert found == {f"stale_{name}" for name in importlib.import_module(STANDINGS).TRIGGERS}
+    stale, notices = (importlib.import_module(name).TRIGGERS for name in (STANDINGS, NOTICES))
+    assert found == {f"stale_{name}" for name in stale} | {f"notice_of_{name}" for name in notices}
 
 
 def test_a_damaged_journal_is_named(state: Path) -> None:

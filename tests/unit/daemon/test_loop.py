@@ -475,6 +475,25 @@ def test_a_start_on_a_full_disk_is_tried_again(
     assert daemon.because == ["constraints of edge changed", "the daemon started"]
 
 
+def test_trouble_and_its_end_are_noted_for_whoever_is_told(daemon: Daemon, world: World) -> None:
+    away = OSError(errno.EIO, "Input/output error", "/images")
+    daemon.bear(away)
+    daemon.bear(away)
+    assert daemon.describe() == "trouble: [Errno 5] Input/output error: '/images'"
+    daemon.get_over()
+    assert daemon.describe() == "watching 1 folder"
+    daemon.bear(OperationalError("", None, Exception("database or disk is full")))  # nothing can be written now
+    daemon.get_over()
+    assert [(row.kind, row.about, row.what, row.reason) for row in world.rows(schema.notices)] == [
+        ("trouble", "the daemon", what, f"{said}{reason}")
+        for what, said, reason in (
+            ("the daemon is in trouble", "", "[Errno 5] Input/output error: '/images'"),
+            ("the daemon goes on", "what was in the way is over: ", "[Errno 5] Input/output error: '/images'"),
+            ("the daemon goes on", "what was in the way is over: ", "the journal: database or disk is full"),
+        )
+    ]
+
+
 def test_what_measures_has_the_machine_to_itself(
     daemon: Daemon, world: World, stand_in: StandIn, config: Config, png: Png
 ) -> None:
