@@ -3,8 +3,8 @@
 A round is something that a person does, the cycle that it sets off, and one kill on the way. The rounds take turns: a
 drop with a class that is new (read, trained, built, proven, measured, promoted), constraints that the champion breaks
 (another network is trained and promoted), the old constraints (the stored model is proven and promoted). The first
-three are not killed: they tell how long each takes. The moment of a kill is drawn evenly over a fifth more than that, as
-rounds grow with their images; every fourth waits for the switch instead, and falls into it. Every seventh hits
+three are not killed: they tell how long each takes. The moment of a kill is drawn evenly over a fifth more than that,
+as rounds grow with their images; every fourth waits for the switch instead, and falls into it. Every seventh hits
 tritonserver, all others the daemon with its children. What was killed is started again as a service manager would, and
 nobody helps further.
 
@@ -66,6 +66,7 @@ class Kill:
     at: float = 0.0
     seconds: float = 0.0  # since the round began
     where: str = ""
+    orphans: int = 0  # children of the daemon that outlived it
 
 
 @dataclass
@@ -94,6 +95,7 @@ def main() -> None:
         folder = Path(tempfile.mkdtemp(prefix="relearn-kill-"))
         siege, found = Siege(folder / f"workspace{number}"), Found()
         number += 1
+        print(f"workspace {number}: {siege.folder}")
         try:
             siege.start_triton()
             siege.start_daemon()
@@ -105,7 +107,7 @@ def main() -> None:
         finally:
             siege.stop()
         if found:
-            print(f"the workspace stays: {siege.folder}")
+            print(f"workspace {number} stays, for what was found: {siege.folder}")
         else:
             shutil.rmtree(folder)
     publish("kill", rows, total(rows, lengths))
@@ -137,39 +139,37 @@ def play(
     """One round: its row. share: of the time that is drawn from, 0 to 1."""
     cycles, began = siege.number_of_cycles(), time.time()
     act(siege, turn)
-    orphans = strike(siege, kill, share, began, cycles, lengths[turn]) if kill else 0
+    if kill:
+        strike(siege, kill, share, began, cycles, lengths[turn])
     trouble = await_rest(siege, cycles)
-    ended = time.time() - REST_SECONDS
+    seconds = time.time() - REST_SECONDS - began
     outcome = siege.outcome(cycles)
     if trouble is None and outcome not in ("promoted", "kept"):
         trouble = f"the cycle ended as {outcome}"
-    if kill is None and trouble is None:
-        lengths[turn] = ended - began
+    if kill is None:
+        lengths[turn] = seconds
     answers = siege.take_answers()
-    failed, without_triton = count_failed(answers, kill)
     siege.let_ask()
     return {
         "turn": turn,
-        "victim": kill.victim if kill else None,
-        "aimed": kill.aimed if kill else None,
-        "kill_at": kill.seconds if kill else None,
-        "where": kill.where if kill else None,
-        "seconds": ended - began,
+        **describe(kill),
+        "seconds": seconds,
         "outcome": outcome,
         "version": siege.version(),
-        "requests": len(answers),
-        "failed": failed,
-        "failed_without_triton": without_triton,
-        "triton_seconds": find_return(answers, kill) - kill.at
-        if answers and kill and kill.victim == "triton"
-        else None,
+        **summarize(answers, kill),
         "lost": found.add("lost", soundness.find_lost(siege.config, siege.dropped)),
         "doubled": found.add("doubled", soundness.find_doubled(siege.config)),
         "wrong_answers": found.add("wrong_answers", find_wrong(siege, answers)),
         "unrecovered": found.add("unrecovered", [f"cycle {cycles + 1}: {trouble}"] if trouble else []),
         "unsound": found.add("unsound", find_unsound(siege)),
-        "orphans": found.add("orphans", [f"kill in {kill.where}: {orphans}"] if kill and orphans else []),
+        "orphans": found.add("orphans", [f"{kill.orphans}, {kill.where}"] if kill and kill.orphans else []),
     }
+
+
+def describe(kill: Kill | None) -> dict[str, Any]:
+    if kill is None:
+        return dict.fromkeys(("victim", "aimed", "kill_at", "where"))
+    return {"victim": kill.victim, "aimed": kill.aimed, "kill_at": kill.seconds, "where": kill.where}
 
 
 def act(siege: Siege, turn: str) -> None:
@@ -180,8 +180,8 @@ def act(siege: Siege, turn: str) -> None:
         siege.constrain(TIGHT_MB if turn == "tighter" else ROOMY_MB)
 
 
-def strike(siege: Siege, kill: Kill, share: float, began: float, cycles: int, length: float) -> int:
-    """Waits for the moment and kills. How many children of the daemon outlived it."""
+def strike(siege: Siege, kill: Kill, share: float, began: float, cycles: int, length: float) -> None:
+    """Waits for the moment, and kills."""
     if kill.aimed:
         deadline = began + RECOVERY_SECONDS
         while not siege.is_switching() and siege.outcome(cycles) is None and time.time() < deadline:
@@ -193,9 +193,8 @@ def strike(siege: Siege, kill: Kill, share: float, began: float, cycles: int, le
     kill.seconds = kill.at - began
     if kill.victim == "triton":
         kill.where = siege.kill_triton()
-        return 0
-    kill.where, orphans = siege.kill_daemon_and_start_it()
-    return orphans
+    else:
+        kill.where, kill.orphans = siege.kill_daemon_and_start_it()
 
 
 def await_rest(siege: Siege, cycles: int) -> str | None:
@@ -225,19 +224,17 @@ def find_unsound(siege: Siege) -> list[str]:
     return soundness.find_unsound(siege.config) + soundness.find_left_lying(siege.config, TARGET)
 
 
-def find_return(answers: Sequence[Answer], kill: Kill) -> float:
-    """When somebody was answered again."""
-    return min((a.ended for a in answers if a.error is None and a.sent > kill.at), default=float("inf"))
-
-
-def count_failed(answers: Sequence[Answer], kill: Kill | None) -> tuple[int, int]:
-    """Failed requests: those that a killed tritonserver does not explain, and those that it does."""
+def summarize(answers: Sequence[Answer], kill: Kill | None) -> dict[str, Any]:
+    """Requests, those that failed, and those of them that a killed tritonserver explains: until the next answer."""
     failed = [answer for answer in answers if answer.error is not None]
-    if kill is None or kill.victim != "triton":
-        return len(failed), 0
-    back = find_return(answers, kill)
-    meanwhile = sum(kill.at <= answer.ended and answer.sent <= back for answer in failed)
-    return len(failed) - meanwhile, meanwhile
+    away: float | None = None
+    meanwhile = 0
+    if answers and kill and kill.victim == "triton":
+        back = min((a.ended for a in answers if a.error is None and a.sent > kill.at), default=float("inf"))
+        meanwhile = sum(kill.at <= answer.ended and answer.sent <= back for answer in failed)
+        away = back - kill.at
+    numbers = {"requests": len(answers), "failed": len(failed) - meanwhile, "failed_without_triton": meanwhile}
+    return {**numbers, "triton_seconds": away}
 
 
 def total(rows: Sequence[dict[str, Any]], lengths: dict[str, float]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Swap:
     steps: dict[str, float] = field(default_factory=dict)  # when each was first seen to be done
 
 
-class Stage:
+class Hall:
     """A workspace with a real Triton, a journal and the daemon's serving thread; models to switch between."""
 
     def __init__(self, workspace: Workspace, count: int) -> None:
@@ -168,11 +168,11 @@ def main() -> None:
         workspace = Workspace(Path(folder) / "workspace", epochs=1)
         try:
             workspace.start_triton()
-            stage = Stage(workspace, 1 + SWAPS + quick)
-            with stage.serving.running():
-                stage.promote()
-                constant_rows, constant = measure(stage, "constant rate", SWAPS, PER_SECOND)
-                quick_rows, full_speed = measure(stage, "full speed", quick, None)
+            hall = Hall(workspace, 1 + SWAPS + quick)
+            with hall.serving.running():
+                hall.promote()
+                constant_rows, constant = measure(hall, "constant rate", SWAPS, PER_SECOND)
+                quick_rows, full_speed = measure(hall, "full speed", quick, None)
         finally:
             workspace.stop()
     said = {"clients": CLIENTS, "per_second_each": PER_SECOND, "full_speed": full_speed}
@@ -180,16 +180,16 @@ def main() -> None:
 
 
 def measure(
-    stage: Stage, load: str, promotions: int, per_second: float | None
+    hall: Hall, load: str, promotions: int, per_second: float | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """So many promotions with their rollbacks under one load: a row for each switch, and the figures."""
-    url = stage.workspace.url
-    with asking(url, TARGET, stage.images, clients=CLIENTS, per_second=per_second) as answers:
+    url = hall.workspace.url
+    with asking(url, TARGET, hall.images, clients=CLIENTS, per_second=per_second) as answers:
         time.sleep(1.0)
-        swaps = list(switch_to_and_fro(stage, promotions))
+        swaps = list(switch_to_and_fro(hall, promotions))
     stalls = find_stalls(answers)
-    faults = [(answer, find_fault(answer, stage)) for answer in answers]
-    rows = [{"load": load, **describe(swap, stage, faults, stalls)} for swap in swaps]
+    faults = [(answer, find_fault(answer, hall)) for answer in answers]
+    rows = [{"load": load, **describe(swap, hall, faults, stalls)} for swap in swaps]
     for answer, fault in [(answer, fault) for answer, fault in faults if fault][:10]:
         print(f"{fault}: {answer}")
     counts = {name: sum(fault == name for _, fault in faults) for name in ("failed", "wrong_version", "wrong_label")}
@@ -206,11 +206,11 @@ def measure(
     }
 
 
-def switch_to_and_fro(stage: Stage, promotions: int) -> Iterator[Swap]:
+def switch_to_and_fro(hall: Hall, promotions: int) -> Iterator[Swap]:
     for number in range(1, promotions + 1):
-        yield in_quiet(stage.promote())
+        yield in_quiet(hall.promote())
         if number % ROLLBACK_AFTER == 0:
-            yield in_quiet(stage.roll_back())
+            yield in_quiet(hall.roll_back())
 
 
 def in_quiet(swap: Swap) -> Swap:
@@ -220,21 +220,21 @@ def in_quiet(swap: Swap) -> Swap:
     return swap
 
 
-def find_fault(answer: Answer, stage: Stage) -> str | None:
+def find_fault(answer: Answer, hall: Hall) -> str | None:
     """What is wrong with an answer: "failed", "wrong_version", "wrong_label"; None: nothing."""
     if answer.error is not None:
         return "failed"
-    version = next((version for version in stage.versions if version.number == answer.version), None)
+    version = next((version for version in hall.versions if version.number == answer.version), None)
     if version is None or answer.ended < version.begins or answer.sent > version.ends:
         return "wrong_version"
-    known = stage.known[version.artifact]
+    known = hall.known[version.artifact]
     if not known.has_values(answer):
         return "wrong_version"
     return None if known.has_labels(answer) else "wrong_label"
 
 
 def describe(
-    swap: Swap, stage: Stage, faults: Sequence[tuple[Answer, str | None]], stalls: Sequence[Stall]
+    swap: Swap, hall: Hall, faults: Sequence[tuple[Answer, str | None]], stalls: Sequence[Stall]
 ) -> dict[str, Any]:
     """The row of one switch."""
     until = swap.quiet_until
@@ -244,7 +244,7 @@ def describe(
         "kind": swap.kind,
         "version": swap.version.number,
         "artifact": swap.version.artifact[:8],
-        "classes": len(stage.known[swap.version.artifact].classes),
+        "classes": len(hall.known[swap.version.artifact].classes),
         "seconds": swap.ended - swap.began,
         **{f"{step}_at": swap.steps[step] - swap.began for step in ("probe", "load", "retire") if step in swap.steps},
         "requests": len(mine),
