@@ -141,7 +141,7 @@ def play(
     act(siege, turn)
     if kill:
         strike(siege, kill, share, began, cycles, lengths[turn])
-    trouble = await_rest(siege, cycles)
+    trouble = await_rest(siege, cycles, kill.at if kill and kill.victim == "daemon" else 0.0)
     seconds = time.time() - REST_SECONDS - began
     outcome = siege.outcome(cycles)
     if trouble is None and outcome not in ("promoted", "kept"):
@@ -197,8 +197,11 @@ def strike(siege: Siege, kill: Kill, share: float, began: float, cycles: int, le
         kill.where, kill.orphans = siege.kill_daemon_and_start_it()
 
 
-def await_rest(siege: Siege, cycles: int) -> str | None:
-    """Until the cycle has come to its end, and nothing more begins: what is in the way of it; None: nothing."""
+def await_rest(siege: Siege, cycles: int, started: float) -> str | None:
+    """Until the cycle has come to its end, the daemon started then has decided, and nothing more begins.
+
+    What is in the way of it; None: nothing.
+    """
     deadline = time.time() + RECOVERY_SECONDS
     since: float | None = None
     while since is None or time.time() < since + REST_SECONDS:
@@ -207,7 +210,7 @@ def await_rest(siege: Siege, cycles: int) -> str | None:
             return f"{ended} ended by itself: {siege.log('run' if ended == 'daemon' else ended)[-500:]}"
         if time.time() > deadline:
             return f"not at rest after {RECOVERY_SECONDS:.0f} s, but {siege.where()}: {siege.log('run')[-500:]}"
-        rests = siege.outcome(cycles) is not None and siege.is_at_rest()
+        rests = siege.outcome(cycles) is not None and siege.has_decided(started) and siege.is_at_rest()
         since = (since or time.time()) if rests else None
         time.sleep(0.05)
     return None

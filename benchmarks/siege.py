@@ -120,6 +120,10 @@ class Siege(Workspace):
     def is_switching(self) -> bool:
         return bool(self.ask_journal("select id from promotions where state = 'switching'"))
 
+    def has_decided(self, since: float) -> bool:
+        """Whether there is a decision since this moment, as each start of the daemon makes one."""
+        return bool(self.ask_journal("select id from decisions where at > ? limit 1", since))
+
     def has_taken_in(self) -> bool:
         """Whether all that was dropped and edited is in the journal."""
         files = self.ask_journal("select count(*) from occurrences where gone is null")
