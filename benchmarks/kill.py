@@ -28,7 +28,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -88,6 +90,7 @@ class Found:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends too
     print(f"{KILLS} kills, seed {SEED}")
     random, rows, number = np.random.default_rng(SEED), list[dict[str, Any]](), 0
     lengths: dict[str, float] = {}  # of a round without a kill, by its turn

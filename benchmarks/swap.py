@@ -19,8 +19,10 @@ SWAPS=10 makes so many promotions in place of 100. Goal: nothing failed, nothing
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -163,6 +165,7 @@ class Hall:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends too
     quick = max(2, round(SWAPS * FULL_SPEED_SHARE))
     with tempfile.TemporaryDirectory(prefix="relearn-swap-") as folder:
         workspace = Workspace(Path(folder) / "workspace", epochs=1)
