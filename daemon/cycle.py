@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, func, select, update
 
 from daemon import (
+    adoption,
     cycle_facts,
     decisions,
     forget,
@@ -381,6 +382,8 @@ class Cycle:
         claim(connection, schema.cycles, self.id, "running", state, outcome=outcome, reason=reason, ended=now())
         if self.row.trigger == "data" and state != "interrupted":
             people.settle(connection, self.target, before=self.row.started)
+        if self.row.trigger == "adopt" and state != "interrupted":
+            adoption.settle(connection, self.target, self.id)
 
 
 def complete(frozen: Mapping[str, Any], today: Mapping[str, Any]) -> dict[str, Any]:

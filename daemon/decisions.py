@@ -8,8 +8,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
-from daemon import evidence, forget, people, schema, snapshot, targets
+from daemon import adoption, evidence, forget, people, schema, snapshot, targets
 from daemon.config import Config, dump
+from daemon.errors import UsageError
 from daemon.journal import add, now
 from daemon.stock import take_stock
 from daemon.variants import Devices
@@ -20,7 +21,12 @@ from policies.facts import Requirement, to_dict
 from policies.labels import DropAudit
 
 log = logging.getLogger("relearn")
-TRIGGERS = {"train": "data", "rejudge": "constraints", "rebuild": "stock"}  # of the cycle that an action begins
+TRIGGERS = {
+    "train": "data",
+    "rejudge": "constraints",
+    "rebuild": "stock",
+    "prove": "proof",
+}  # of the cycle that an action begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,8 @@ def decide_all(journal: Engine, config: Config, because: str, *, devices: Device
         for said in take_stock(connection, config.state):
             log.warning("%s", said)
         for target, requirement in targets.requirements(connection).items():
+            if (cycle := _adopt(connection, config, requirement, because)) is not None:
+                return Decided(cycle)
             requested = people.owed(connection, target)
             found = evidence.gather(connection, config, requirement, devices=devices, requested=requested)
             decision = decide(found, config.settings.policies)
@@ -48,6 +56,22 @@ def decide_all(journal: Engine, config: Config, because: str, *, devices: Device
             if decision.action in TRIGGERS:
                 return Decided(_begin(connection, config, row, requirement, decision, found))
     return Decided(until=min(until, default=None))
+
+
+def _adopt(connection: Connection, config: Config, requirement: Requirement, because: str) -> int | None:
+    """Begins the cycle of a model that a person wants adopted; None: there is none."""
+    request, target = adoption.owed(connection, requirement.target), requirement.target
+    if request is None:
+        return None
+    decision = Decision("adopt", f"{request.by} asked to adopt model {request.arguments['model']}")
+    log.info("%s: %s: %s", target, decision.action, decision.reason)
+    row = write(connection, config, target, because, decision, None)
+    try:
+        return adoption.begin(connection, config, row, requirement, request)
+    except UsageError as error:
+        log.error("%s: %s", target, error)
+        adoption.refuse(connection, request, str(error))
+        return None
 
 
 def write(

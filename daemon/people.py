@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import OperationalError
 
-from daemon import conflicts, enough, flags, forget, schema, targets
+from daemon import adoption, conflicts, enough, flags, forget, schema, targets
 from daemon.config import Config
 from daemon.errors import DaemonNotRunning, NotFound, RelearnError, UsageError
 from daemon.journal import AnyRow, add, claim, get, now, open_journal
@@ -111,6 +111,7 @@ def _answer_flags(connection: Connection, serving: Serving, request: AnyRow) -> 
 
 
 _ACTS: dict[str, Callable[[Connection, Serving, AnyRow], tuple[str, str]]] = {
+    "adopt": adoption.take,
     "conflicts": _settle_conflicts,
     "flags": _answer_flags,
     "forget": _forget,
@@ -172,8 +173,9 @@ def settle(connection: Connection, target: str, before: float) -> None:
 
 
 def _owed(connection: Connection, target: str) -> list[AnyRow]:
-    rows = connection.execute(select(schema.requests).where(schema.requests.c.state == "owed"))
-    return [row for row in rows if row.arguments["target"] == target]
+    requests = schema.requests
+    asked = (requests.c.kind == "retrain", requests.c.state == "owed")
+    return [row for row in connection.execute(select(requests).where(*asked)) if row.arguments["target"] == target]
 
 
 def previous(connection: Connection, target: str) -> str:

@@ -132,8 +132,9 @@ def answer_as_it_was(file: Path, ask: Ask, ends: Ends, expected: Expected, size:
 
 
 def softmax(logits: Floats) -> Floats:
-    raised: Floats = np.exp(logits - logits.max(1, keepdims=True))
-    return raised / raised.sum(1, keepdims=True)
+    raised = np.exp(logits - logits.max(1, keepdims=True))
+    shares: Floats = raised / raised.sum(1, keepdims=True)
+    return shares
 
 
 def compare(file: Path, ask: Ask, truth: Floats, size: Size) -> None:

@@ -62,7 +62,7 @@ class Ends:
 
 
 def read_graph(file: Path) -> onnx.ModelProto:
-    """The graph, with the weights that lie beside it. Raises StageError, naming the file, where there is none to read."""
+    """The graph, with the weights that lie beside it. Raises StageError, naming the file, where there is none."""
     try:
         _check_bytes(file, file.stat().st_size)
         model = onnx.load(file, load_external_data=False)
@@ -100,8 +100,8 @@ def _load_beside(model: onnx.ModelProto, file: Path) -> None:
 def _check_bytes(file: Path, size: int) -> None:
     if size > LARGEST:
         raise StageError(
-            f"{file} has {size / 1e9:.1f} GB, and a graph of more than {LARGEST / 1e9:g} GB does not fit into one file; "
-            "export it in half precision, or a smaller model"
+            f"{file} has {size / 1e9:.1f} GB, and a graph of more than {LARGEST / 1e9:g} GB does not fit into one "
+            "file; export it in half precision, or a smaller model"
         )
 
 
@@ -142,8 +142,8 @@ def _shape(value: onnx.ValueInfoProto) -> list[int | None]:
 def _check_normalisation(file: Path, kind: int, expected: Expected) -> None:
     if kind == TensorProto.FLOAT and not expected.said:
         raise StageError(
-            f"{file} takes float32, and how its images are normalised is not in it: say it by --scale, --mean and --std "
-            "(--scale 255 for values from 0 to 1, --scale 1 for 0 to 255)"
+            f"{file} takes float32, and how its images are normalised is not in it: say it by --scale, --mean and "
+            "--std (--scale 255 for values from 0 to 1, --scale 1 for 0 to 255)"
         )
     if kind == TensorProto.UINT8 and expected.said:
         raise StageError(f"{file} takes uint8, and normalises inside: leave --scale, --mean and --std out")
@@ -155,7 +155,7 @@ def _check_normalisation(file: Path, kind: int, expected: Expected) -> None:
 
 
 def _layout(file: Path, shape: Sequence[int | None], said: Layout | None) -> Layout:
-    """The order of axes that the shape allows. Raises StageError where it allows another than is said, both, or none."""
+    """The order of axes. Raises StageError where the shape allows another than is said, both, or none."""
     possible: dict[Layout, bool] = {
         "nchw": shape[1] in (CHANNELS, None), "nhwc": shape[3] in (CHANNELS, None),
     }  # fmt: skip
@@ -201,8 +201,8 @@ def graft(model: onnx.ModelProto, ends: Ends, expected: Expected, size: Size) ->
         (graph.input, [*_images(size), *inner]),
         (graph.output, [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, ends.classes])]),
     ):
-        del repeated[:]  # type: ignore[attr-defined]
-        repeated.extend(kept)  # type: ignore[attr-defined]
+        del repeated[:]
+        repeated.extend(kept)
     graph.initializer.extend(begun)
     return grafted
 
@@ -239,8 +239,9 @@ def normalisation(expected: Expected) -> list[tuple[str, NDArray[np.float32]]]:
 
 
 def _back(output: str, expected: Expected) -> list[onnx.NodeProto]:
-    operator, attributes = ("Softmax", {"axis": 1}) if expected.logits else ("Identity", {})
-    return [helper.make_node(operator, [output], [OUTPUT], name=f"answer_{operator}", **attributes)]
+    if expected.logits:
+        return [helper.make_node("Softmax", [output], [OUTPUT], name="answer_softmax", axis=1)]
+    return [helper.make_node("Identity", [output], [OUTPUT], name="answer")]
 
 
 def _free_batch(graph: onnx.GraphProto, batch: int) -> None:

@@ -157,7 +157,9 @@ def test_a_branch_within_the_graph_is_taken_with_it(tmp_path: Path) -> None:
     onnx.save(model, file)
     done = take(file, tmp_path, logits=True, scale=1.0)
     planes = IMAGES.astype(np.float32).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(answers(Path(done["path"]) / "model.onnx", IMAGES), softmax(answers(file, planes)), atol=1e-5)
+    np.testing.assert_allclose(
+        answers(Path(done["path"]) / "model.onnx", IMAGES), softmax(answers(file, planes)), atol=1e-5
+    )
 
 
 def test_a_graph_without_a_classifier_gives_no_embedding(tmp_path: Path) -> None:
@@ -251,7 +253,7 @@ def _batch_norm_of_the_batch(file: Path) -> Path:
         (network, {"mean": [1.0, 2.0]}, "--mean has 2 numbers"),
         (lambda f: network(f, kind=TensorProto.UINT8), {"scale": 1.0}, "normalises inside: leave --scale"),
         (lambda f: network(f, kind=TensorProto.DOUBLE), {"scale": 1.0}, "is of type DOUBLE; export it with float32"),
-        (lambda f: network(f, shape=("n", 3, 8, 8)), {"scale": 1.0}, r"takes images of 8 x 8, the target asks for 8 x 12"),
+        (lambda f: network(f, shape=("n", 3, 8, 8)), {"scale": 1.0}, r"of 8 x 8, the target asks for 8 x 12"),
         (lambda f: network(f, shape=("n", "c", "h", "w")), {"scale": 1.0}, "say where the channels are"),
         (lambda f: network(f, shape=("n", 3, 8, 12)), {"scale": 1.0, "layout": "nhwc"}, "that is not --layout nhwc"),
         (lambda f: network(f, shape=("n", 1, 8, 12)), {"scale": 1.0}, "that is not images of 3 channels"),
