@@ -21,6 +21,7 @@ from daemon import cli_storage as storage
 from daemon import config as configuration
 from daemon.children import CHECKOUT
 from daemon.cli_adopt import adopt
+from daemon.cli_client import check_client
 from daemon.command import HERE, AsJson, Overrides, Workspace, ask, console, read, show
 from daemon.errors import RelearnError, UsageError
 
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(flags.app, name="flags")
 app.add_typer(conflicts.app, name="conflicts")
-for command in (adopt, data.data, storage.gc, storage.pin, storage.unpin, storage.forget):
+for command in (adopt, check_client, data.data, storage.gc, storage.pin, storage.unpin, storage.forget):
     app.command()(command)
 errors = Console(stderr=True)
 

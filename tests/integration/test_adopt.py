@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from daemon.demo.clients import accuracy
 from daemon.demo.digits import SIZE
 from daemon.demo.processes import TARGET
+from deploy.client import prepare
+from deploy.triton import Triton
 from tests.acceptance.house import House
 
 CLASSES = "0123456789"
@@ -115,6 +118,26 @@ def test_a_model_is_adopted_before_there_is_an_image_and_proven_by_the_first(hou
     explained = house.view("explain", f"d{cycle['decision']}")
     assert (explained["action"], explained["replayed"]) == ("prove", "the same")
     assert house.sql("select count(*) from observations")[0][0] > 0  # and asked about what came, as any champion
+
+
+def test_the_answers_to_its_files_say_how_a_client_prepares_images(house: House) -> None:
+    """Those of Triton are right; those of a client that reads as OpenCV does say so."""
+    done = house("check-client", TARGET)
+    assert (done.returncode, "prepared as training prepares them" in " ".join(done.stdout.split())) == (0, True)
+    files = house.view("check-client", TARGET)["files"]
+    answers = house.folder / "answers.json"
+    with Triton(house.url) as triton:
+        for turn, code in ((1, 0), (-1, 1)):
+            pixels = [np.ascontiguousarray(prepare(file, (SIZE, SIZE))[..., ::turn]) for file in files]
+            found, _ = triton.infer_all(TARGET, np.stack(pixels))
+            answers.write_text(json.dumps(dict(zip(files, found.tolist(), strict=True))))
+            done = house("check-client", TARGET, "--answers", str(answers), "--json")
+            view = json.loads(done.stdout)
+            assert (done.returncode, view["whose"]) == (code, "your client's")
+            assert view["likeliest"] == ("bgr" if code else "as training")
+    answers.write_text("{}")
+    done = house("check-client", TARGET, "--answers", str(answers))
+    assert (done.returncode, "has no answer to specimen-1.jpg" in " ".join(done.stderr.split())) == (2, True)
 
 
 def test_with_a_champion_the_adopted_is_a_challenger_like_any_other(house: House) -> None:
