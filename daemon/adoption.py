@@ -119,15 +119,23 @@ def models_of(connection: Connection, cycle: int) -> list[str]:
     return list(connection.execute(select(models.c.id).where(*mine)).scalars())
 
 
+def snapshot_of(connection: Connection, champion: Champion) -> str | None:
+    """What the champion was built and proven on when it was adopted; None: it was trained here."""
+    cycles, models, artifacts = schema.cycles, schema.models, schema.artifacts
+    return connection.execute(
+        select(cycles.c.snapshot_id)
+        .join(models, models.c.cycle_id == cycles.c.id)
+        .join(artifacts, artifacts.c.model_id == models.c.id)
+        .where(artifacts.c.id == champion.artifact, models.c.adopted.is_not(None))
+    ).scalar()
+
+
 def is_unproven(connection: Connection, champion: Champion, judge: tuple[ClassCount, ...]) -> bool:
     """Whether the champion was adopted before there was anything to prove it on, and there is now.
 
     judge: its answers in its newest proof.
     """
-    models, artifacts = schema.models, schema.artifacts
-    of = select(models.c.adopted).join(artifacts, artifacts.c.model_id == models.c.id)
-    adopted = connection.execute(of.where(artifacts.c.id == champion.artifact)).scalar()
-    if adopted is None or any(count.samples for count in judge):
+    if any(count.samples for count in judge) or snapshot_of(connection, champion) is None:
         return False
     counts = standings.count(connection)
     return any(counts.get((standings.USABLE, name, "judge")) for name in champion.classes)

@@ -125,8 +125,9 @@ def _snapshot(connection: Connection, config: Config, target: str, decision: Dec
     """What the cycle stands on: the data as it is now, or, to build again what was lost, as it was for that."""
     folder, policies = config.state / "snapshots", config.settings.policies
     champion = targets.champion(connection, target)
-    if decision.action == "rebuild" and champion and _is_whole(connection, folder / f"{champion.snapshot}.snapshot"):
-        return champion.snapshot  # int8 is calibrated on its images
+    built_on = champion and (adoption.snapshot_of(connection, champion) or champion.snapshot)
+    if decision.action == "rebuild" and built_on and _is_whole(connection, folder / f"{built_on}.snapshot"):
+        return built_on  # int8 is calibrated on its images
     at_least = policies.new_class.samples if found.champion else policies.volume.first_samples_per_class
     return snapshot.take(connection, folder, known=found.champion_classes, at_least=at_least).id
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from daemon.demo.clients import accuracy
@@ -121,20 +122,23 @@ def test_a_model_is_adopted_before_there_is_an_image_and_proven_by_the_first(hou
 
 
 def test_the_answers_to_its_files_say_how_a_client_prepares_images(house: House) -> None:
-    """Those of Triton are right; those of a client that reads as OpenCV does say so."""
+    """Those of Triton are right; those of a client that leaves EXIF alone say so."""
     done = house("check-client", TARGET)
     assert (done.returncode, "prepared as training prepares them" in " ".join(done.stdout.split())) == (0, True)
-    files = house.view("check-client", TARGET)["files"]
-    answers = house.folder / "answers.json"
+    view = house.view("check-client", TARGET)
+    assert "bgr" in view["not_shown"]  # to a network of gray digits all channels are one
+    answers, size = house.folder / "answers.json", (SIZE, SIZE)
+    lying = [Image.open(file).convert("RGB").resize(size, Image.Resampling.BILINEAR) for file in view["files"]]
     with Triton(house.url) as triton:
-        for turn, code in ((1, 0), (-1, 1)):
-            pixels = [np.ascontiguousarray(prepare(file, (SIZE, SIZE))[..., ::turn]) for file in files]
+        for pixels, code, way in (
+            ([prepare(file, size) for file in view["files"]], 0, "as training"),
+            ([np.asarray(image) for image in lying], 1, "not upright"),
+        ):
             found, _ = triton.infer_all(TARGET, np.stack(pixels))
-            answers.write_text(json.dumps(dict(zip(files, found.tolist(), strict=True))))
+            answers.write_text(json.dumps(dict(zip(view["files"], found.tolist(), strict=True))))
             done = house("check-client", TARGET, "--answers", str(answers), "--json")
-            view = json.loads(done.stdout)
-            assert (done.returncode, view["whose"]) == (code, "your client's")
-            assert view["likeliest"] == ("bgr" if code else "as training")
+            said = json.loads(done.stdout)
+            assert (done.returncode, said["whose"], said["likeliest"]) == (code, "your client's", way)
     answers.write_text("{}")
     done = house("check-client", TARGET, "--answers", str(answers))
     assert (done.returncode, "has no answer to specimen-1.jpg" in " ".join(done.stderr.split())) == (2, True)
