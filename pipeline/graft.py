@@ -245,7 +245,7 @@ def _back(output: str, expected: Expected) -> list[onnx.NodeProto]:
 
 
 def _free_batch(graph: onnx.GraphProto, batch: int) -> None:
-    """Where an export wrote the batch into a new shape, that of what is reshaped counts (0: as it was).
+    """Where an export wrote the batch into a new shape, what is left over counts (-1), or what it was before (0).
 
     Whether that was all of it is seen when the graph is asked with other batches.
     """
@@ -258,10 +258,11 @@ def _free_batch(graph: onnx.GraphProto, batch: int) -> None:
     }
     for node in graph.node:
         target = held.get(node.input[1]) if node.op_type == "Reshape" else None
-        keeps_zeros = any(attribute.name == "allowzero" and attribute.i for attribute in node.attribute)
-        if target is None or keeps_zeros:
+        shape = [] if target is None else numpy_helper.to_array(target).tolist()
+        if target is None or len(shape) < 2 or shape[0] != batch:
             continue
-        shape = numpy_helper.to_array(target).copy()
-        if len(shape) > 1 and shape[0] == batch:
+        if -1 not in shape:
+            shape[0] = -1
+        elif not any(attribute.name == "allowzero" and attribute.i for attribute in node.attribute):
             shape[0] = 0
-            target.CopyFrom(numpy_helper.from_array(shape, target.name))
+        target.CopyFrom(numpy_helper.from_array(np.array(shape, np.int64), target.name))

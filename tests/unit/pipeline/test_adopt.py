@@ -35,6 +35,7 @@ def network(
     opset: int = 17,
     rows: str | int = "n",
     names: tuple[str, str] = ("images", "probabilities"),
+    **reshape: int,
 ) -> Path:
     """Convolution, mean, a new shape, a classifier: as an export writes it, but small. Its names are those of ours."""
     random = np.random.default_rng(3)
@@ -48,7 +49,7 @@ def network(
     nodes += [
         helper.make_node("Conv", [name, "kernel"], ["felt"], kernel_shape=[3, 3]),
         helper.make_node("GlobalAveragePool", ["felt"], ["pooled"]),
-        helper.make_node("Reshape", ["pooled", "flat"], ["embedding"]),
+        helper.make_node("Reshape", ["pooled", "flat"], ["embedding"], **reshape),
         helper.make_node("Gemm", ["embedding", "weights"], [end if logits else "logits"]),
         *([] if logits else [helper.make_node("Softmax", ["logits"], [end], axis=1)]),
     ]
@@ -120,12 +121,22 @@ def test_ours_is_taken_as_it_is_and_again_under_the_same_name(tmp_path: Path) ->
     ("made", "expected"),
     [
         ({"shape": (1, 3, 8, 12), "rows": 1, "flat": (1, 4)}, {"scale": 255.0}),
+        ({"shape": (1, 3, 8, 12), "rows": 1, "flat": (1, -1)}, {"scale": 255.0}),
+        ({"shape": (1, 3, 8, 12), "rows": 1, "flat": (1, 4), "allowzero": 1}, {"scale": 255.0}),
         ({"shape": (4, 3, 8, 12), "rows": 4, "flat": (4, 4)}, {"scale": 1.0, "mean": [127.5], "std": [127.5]}),
         ({"shape": ("n", 8, 12, 3), "classes": "c"}, {"mean": [0.0, 1.0, 2.0]}),
         ({"shape": ("n", "c", "h", "w")}, {"std": [99.0], "layout": "nchw"}),
         ({"shape": (1, 3, 8, 12), "kind": TensorProto.UINT8, "rows": 1, "opset": 11}, {}),
     ],
-    ids=["batch of one", "batch of four", "nhwc", "nothing fixed", "uint8 planes"],
+    ids=[
+        "batch of one",
+        "and what is left over",
+        "as torch exports it",
+        "batch of four",
+        "nhwc",
+        "nothing fixed",
+        "uint8 planes",
+    ],
 )
 def test_what_an_export_may_fix_or_leave_open(tmp_path: Path, made: dict[str, Any], expected: dict[str, Any]) -> None:
     done = take(network(tmp_path / "theirs.onnx", **made), tmp_path, logits=True, **expected)
