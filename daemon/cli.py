@@ -22,6 +22,8 @@ from daemon import cli_serving as serving
 from daemon import cli_storage as storage
 from daemon import config as configuration
 from daemon.children import CHECKOUT
+from daemon.cli_adopt import adopt
+from daemon.cli_client import check_client
 from daemon.command import HERE, AsJson, Overrides, Workspace, ask, console, read, show
 from daemon.errors import RelearnError, UsageError
 
@@ -34,7 +36,8 @@ app = typer.Typer(
 )
 app.add_typer(flags.app, name="flags")
 app.add_typer(conflicts.app, name="conflicts")
-for command in (data.data, storage.gc, storage.pin, storage.unpin, storage.forget, notify.notify):
+ours = (adopt, check_client, data.data, notify.notify)
+for command in (*ours, storage.gc, storage.pin, storage.unpin, storage.forget):
     app.command()(command)
 for act in (serving.approve, serving.refuse, serving.promote, serving.rollback, serving.pause, serving.resume):
     app.command()(act)

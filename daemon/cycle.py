@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, func, select, update
 
 from daemon import (
+    adoption,
     cycle_facts,
     decisions,
     forget,
@@ -405,6 +406,8 @@ class Cycle:
             people.settle(connection, self.target, before=self.row.started)
         elif self.row.trigger == "asked":
             people.settle_asked(connection, self.target, f"{outcome}: {reason}", self.row.about)
+        elif self.row.trigger == "adopt":
+            adoption.settle(connection, self.target, self.id)
 
 
 def complete(frozen: Mapping[str, Any], today: Mapping[str, Any]) -> dict[str, Any]:

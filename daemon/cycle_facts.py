@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select
 
-from daemon import evidence, proofs, schema, sketches, targets, tunings, verdicts
+from daemon import adoption, evidence, proofs, schema, sketches, targets, tunings, verdicts
 from daemon.declined import declined
 from daemon.ground import Ground
 from daemon.journal import AnyRow
@@ -40,6 +40,9 @@ def gather(
         classes = set()
     elif champion and cycle.trigger != "data":
         classes &= set(champion.classes)
+    adopted = adoption.models_of(connection, cycle.id)
+    if adopted:  # it is asked about whatever it knows; what the champion serves must not be lost all the same
+        classes = set()
     valid = proofs.find_valid(connection, ground)
     proven = _proven(connection, cycle.id) | {name for name, on in valid.items() if ground.snapshot in on}
     search = _search(connection, cycle, ground, devices)
@@ -62,7 +65,7 @@ def gather(
         unanswered=_unanswered(connection, cycle.id),
         built=_built_in(connection, cycle.id),
         stored=_stored(connection),
-        fresh=frozenset(_models(connection, recipes)),
+        fresh=frozenset(adopted or _models(connection, recipes)),
         trained=_trained(connection, recipes),
         too_large=_too_large(connection, ground),
         champion=champion.artifact if champion else None,
@@ -169,7 +172,8 @@ def _unbuilt(
     # What was begun is built perhaps, but its proof or its measurement is missing.
     found = dict.fromkeys((step.split()[1], step.split()[2]) for step in steps)
     own = select(models.c.id).where(models.c.recipe.in_(list(recipes.values()))).order_by(models.c.created)
-    pairs = [(model, variant) for model in connection.execute(own).scalars() for variant in ground.variants]
+    made = [*adoption.models_of(connection, cycle.id), *connection.execute(own).scalars()]
+    pairs = [(model, variant) for model in made for variant in ground.variants]
     pairs += _of_champion(connection, cycle.trigger, ground, champion) if champion else []
     there = _stored(connection)
     built = _built(connection, cycle, ground, devices)
@@ -289,7 +293,7 @@ def _failures(connection: Connection, cycle: int, kinds: tuple[str, ...]) -> lis
 
 
 def _architectures(connection: Connection, ground: Ground, champion: targets.Champion | None) -> tuple[str, ...]:
-    """Those of config.toml, in their order, and what is served where a search found it."""
+    """Those of config.toml, in their order, and what is served where a search found it: not what was adopted."""
     configured = tuple(ground.settings["model"]["architectures"])
     if champion is None:
         return configured
@@ -297,9 +301,9 @@ def _architectures(connection: Connection, ground: Ground, champion: targets.Cha
     served = connection.execute(
         select(models.c.architecture)
         .join(artifacts, artifacts.c.model_id == models.c.id)
-        .where(artifacts.c.id == champion.artifact)
-    ).scalar_one()
-    return configured if served in configured else (*configured, served)
+        .where(artifacts.c.id == champion.artifact, models.c.adopted.is_(None))
+    ).scalar()
+    return configured if served is None or served in configured else (*configured, served)
 
 
 def _tuning(connection: Connection, cycle: int, ground: Ground) -> TuningFacts:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
-from daemon import evidence, forget, pauses, people, schema, snapshot, targets
+from daemon import adoption, evidence, forget, pauses, people, schema, snapshot, targets
 from daemon.config import Config, dump
+from daemon.errors import UsageError
 from daemon.journal import add, now
 from daemon.stock import take_stock
 from daemon.variants import Devices
@@ -22,7 +23,7 @@ from policies.labels import DropAudit
 
 log = logging.getLogger("relearn")
 # Of the cycle that an action begins.
-TRIGGERS = {"train": "data", "rejudge": "constraints", "rebuild": "stock", "judge": "asked"}
+TRIGGERS = {"train": "data", "rejudge": "constraints", "rebuild": "stock", "judge": "asked", "prove": "proof"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ def decide_all(journal: Engine, config: Config, because: str, *, devices: Device
         for said in take_stock(connection, config.state):
             log.warning("%s", said)
         for target, requirement in targets.requirements(connection).items():
+            if (cycle := _adopt(connection, config, requirement, because)) is not None:
+                return Decided(cycle)
             found = _with_people(connection, evidence.gather(connection, config, requirement, devices=devices))
             decision = decide(found, config.settings.policies)
             row = write(connection, config, target, because, decision, found)
@@ -61,6 +64,22 @@ def _with_people(connection: Connection, found: Evidence) -> Evidence:
         asked_by=by,
         paused=pauses.tell(connection, found.target),
     )
+
+
+def _adopt(connection: Connection, config: Config, requirement: Requirement, because: str) -> int | None:
+    """Begins the cycle of a model that a person wants adopted; None: there is none."""
+    request, target = adoption.owed(connection, requirement.target), requirement.target
+    if request is None or pauses.tell(connection, target):
+        return None
+    decision = Decision("adopt", f"{request.by} asked to adopt model {request.arguments['model']}")
+    log.info("%s: %s: %s", target, decision.action, decision.reason)
+    row = write(connection, config, target, because, decision, None)
+    try:
+        return adoption.begin(connection, config, row, requirement, request)
+    except UsageError as error:
+        log.error("%s: %s", target, error)
+        adoption.refuse(connection, request, str(error))
+        return None
 
 
 def write(
@@ -115,8 +134,9 @@ def _snapshot(connection: Connection, config: Config, target: str, decision: Dec
     """What the cycle stands on: the data as it is now, or, to build again what was lost, as it was for that."""
     folder, policies = config.state / "snapshots", config.settings.policies
     champion = targets.champion(connection, target)
-    if decision.action == "rebuild" and champion and _is_whole(connection, folder / f"{champion.snapshot}.snapshot"):
-        return champion.snapshot  # int8 is calibrated on its images
+    built_on = champion and (adoption.snapshot_of(connection, champion) or champion.snapshot)
+    if decision.action == "rebuild" and built_on and _is_whole(connection, folder / f"{built_on}.snapshot"):
+        return built_on  # int8 is calibrated on its images
     at_least = policies.new_class.samples if found.champion else policies.volume.first_samples_per_class
     return snapshot.take(connection, folder, known=found.champion_classes, at_least=at_least).id
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from daemon import schema, snapshot, standings, targets
+from daemon import adoption, schema, snapshot, standings, targets
 from daemon.config import Config
 from daemon.journal import AnyRow, now
 from daemon.standings import Labelled
@@ -73,6 +73,7 @@ def gather(connection: Connection, config: Config, requirement: Requirement, *, 
         beyond_repair=champion is not None
         and targets.is_beyond_repair(connection, champion, config.repository, target),
         rebuildable=champion is None or targets.has_model(connection, champion.artifact),
+        unproven=champion is not None and adoption.is_unproven(connection, champion, judge),
     )
 
 
@@ -110,7 +111,7 @@ def unobserved(connection: Connection, config: Config, target: str) -> tuple[tar
     if champion is None:
         return None
     before = _last_training(connection, config, target)
-    if not before.classes:
+    if before.lost:
         return None  # its snapshot is lost: what the champion has learnt from cannot be told from what is new
     changed = standings.usable_since(connection, before.changed, before.classes)
     table = schema.observations
@@ -140,6 +141,7 @@ class _Trained:
     rows: Mapping[bytes, tuple[str, Role]] = field(default_factory=dict)
     classes: Sequence[str] = ()
     changed: int = 0  # the last change to a standing that it knew of
+    lost: bool = False  # it cannot be read any more
 
     def class_of(self, sha: bytes) -> str | None:
         return self.rows[sha][0] if sha in self.rows else None
@@ -155,7 +157,7 @@ def _last_training(connection: Connection, config: Config, target: str) -> _Trai
         classes, rows = snapshot.read(config.state / "snapshots" / f"{cycle.snapshot_id}.snapshot")
     except OSError as error:
         log.warning("%s: what the last training knew is not known any more: all counts as new", error)
-        return _Trained()
+        return _Trained(lost=True)
     return _Trained(rows, classes, changed)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import OperationalError
 
-from daemon import approvals, choices, conflicts, enough, flags, forget, pauses, schema, targets
+from daemon import adoption, approvals, choices, conflicts, enough, flags, forget, pauses, schema, targets
 from daemon.config import Config
 from daemon.errors import DaemonNotRunning, NotFound, RelearnError
 from daemon.journal import AnyRow, add, change, claim, get, now, open_journal
@@ -174,6 +174,7 @@ _FOR_TARGET: dict[str, Callable[[Connection, Serving, Requirement, AnyRow], tupl
 }
 
 _ACTS: dict[str, Callable[[Connection, Serving, AnyRow], tuple[str, str]]] = {
+    "adopt": adoption.take,
     "conflicts": _settle_conflicts,
     "flags": _answer_flags,
     "forget": _forget,

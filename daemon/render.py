@@ -246,7 +246,8 @@ def models(view: Sequence[View]) -> RenderableType:
         figures = model["measurement"] or {}
         _row(
             table,
-            f"{model['artifact']}\n{model['architecture']}\n{model['engine']} {model['precision']}",
+            f"{model['artifact']}\n{model['architecture']}\n{model['engine']} {model['precision']}"
+            + (f"\nadopted by {model['adopted']}" if model["adopted"] else ""),
             str(len(model["classes"])),
             percent(model["tune_accuracy"]),
             percent(model["judge_accuracy"]),

@@ -240,7 +240,8 @@ cycles = Table(
     Column("id", Integer, primary_key=True),
     Column("decision_id", ForeignKey("decisions.id"), nullable=False),
     Column("target", String, nullable=False),
-    Column("trigger", String, nullable=False),  # data, constraints, stock, asked (by a person, about one artifact)
+    # data, constraints, stock, adopt, proof, asked (by a person, about one artifact)
+    Column("trigger", String, nullable=False),
     Column("about", String),  # that artifact
     Column("state", String, nullable=False, index=True),  # running, done, failed, interrupted
     Column("outcome", String),  # promoted, kept, ask, violated, failed, interrupted
@@ -296,6 +297,8 @@ models = Table(
     Column("width", Integer, nullable=False),
     Column("tune_accuracy", Float),
     Column("train_seconds", Float, nullable=False),
+    Column("adopted", String),  # by whom, where it was not trained here
+    Column("embeds", Boolean, nullable=False, server_default="1"),  # its graph shows a classifier layer
     Column("created", Float, nullable=False),
     Column("gone", Float),  # when its folder was found missing
 )

@@ -131,6 +131,14 @@ def take(connection: Connection, folder: Path, *, known: Sequence[str], at_least
     return Snapshot(id_, classes, folder / f"{id_}.snapshot", counts, left_out)
 
 
+def take_nothing(connection: Connection, folder: Path) -> str:
+    """The snapshot of no images, for a model of which nobody here knows what it learnt from; returns its id."""
+    id_ = _write(folder, (), 0, ())
+    row = insert(snapshots).values(id=id_, created=now(), classes=[], counts={}, left_out={}, file=f"{id_}.snapshot")
+    connection.execute(row.on_conflict_do_nothing())
+    return id_
+
+
 def _find(connection: Connection, folder: Path, classes: Sequence[str], latest: int) -> str | None:
     """A snapshot of these classes since which nothing has changed."""
     taken = select(snapshots.c.id).where(snapshots.c.changed == latest)

@@ -130,6 +130,7 @@ def _that_fit(
             models.c.snapshot_id,
             models.c.classes,
             models.c.tune_accuracy,
+            models.c.adopted,
         )
         .join(models, models.c.id == artifacts.c.model_id)
         .where(which, *size)
@@ -147,6 +148,7 @@ def _that_fit(
             measurement=measurement(connection, row.id, requirement, devices.get(row.engine, "")),
             variant=join(row.engine, row.precision),
             unverified=row.unverified,
+            adopted=row.adopted,
         )
         for row in rows
         if runs_on(row.engine, row.device, requirement.accelerator) and not is_bound_elsewhere(row, devices)
@@ -209,14 +211,17 @@ def has_model(connection: Connection, artifact: str) -> bool:
 
 
 def embedding_model(connection: Connection) -> str | None:
-    """The model whose embedding tells about new images: that of the first target's champion that is in stock."""
+    """The model whose embedding tells about new images: that of the first target's champion that is in stock.
+
+    One that was adopted may have a graph that shows none.
+    """
     artifacts, models = schema.artifacts, schema.models
     for target in requirements(connection):
         if found := champion(connection, target):
             stored = connection.execute(
                 select(models.c.id)
                 .join(artifacts, artifacts.c.model_id == models.c.id)
-                .where(artifacts.c.id == found.artifact, models.c.gone.is_(None))
+                .where(artifacts.c.id == found.artifact, models.c.gone.is_(None), models.c.embeds)
             ).scalar()
             if stored is not None:
                 return str(stored)

@@ -165,6 +165,7 @@ def model(connection: Connection, artifact: str) -> View:
         "artifact": artifact,
         "model": trained.id,
         "architecture": trained.architecture,
+        "adopted": trained.adopted,
         "classes": trained.classes,
         "engine": stored.engine,
         "precision": stored.precision,

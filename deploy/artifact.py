@@ -4,6 +4,7 @@
         model.onnx …    the engine's own files
         labels.txt      one class a line, in the order of the probabilities
         golden.npz      images uint8 (n, H, W, 3), and the engine's own answers: probabilities float32 (n, C)
+        specimen-1.jpg … specimens.json     JPEG files, and what it answers to them (deploy/specimens.py)
         stand_in.onnx   where no engine could answer at build: the graph that did, in ONNX Runtime
         manifest.json   written last: its existence means that the folder is complete
 
@@ -30,6 +31,7 @@ MANIFEST = "manifest.json"
 LABELS = "labels.txt"
 GOLDEN = "golden.npz"
 STAND_IN = "stand_in.onnx"
+SPECIMENS = ("specimens.json", *(f"specimen-{number}.jpg" for number in range(1, 5)))
 GOLDEN_TOLERANCE = 1e-3  # largest difference of a probability: other processors round otherwise, no more
 # Half precision moved a probability by up to 0.006. An int8 graph differed by up to 0.05 between ways of running the
 # same sums on one processor; on processors without VNNI int8 sums saturate and whole answers change (a network of
@@ -54,7 +56,8 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, An
 
 def name_artifact(model: str, files: Mapping[str, Mapping[str, Any]]) -> str:
     """The artifact's id: 16 hex digits over its model's id, and names and hashes of the engine's files and labels."""
-    pairs = sorted((name, entry["sha256"]) for name, entry in files.items() if name != GOLDEN)
+    told = (GOLDEN, *SPECIMENS)  # of what it is, and not what it is
+    pairs = sorted((name, entry["sha256"]) for name, entry in files.items() if name not in told)
     return hashlib.sha256(json.dumps([model, pairs]).encode()).hexdigest()[:16]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy import artifact, durable
+from deploy import artifact, durable, specimens
 from deploy.engines import Engine, find_engine, find_style
 from deploy.opened import explain, open_stand_in
 from deploy.pixels import Pixels, check_size, read_pixels
@@ -147,6 +147,7 @@ def write_golden(work: Path, order: Order, manifest: Mapping[str, Any], pixels: 
     if answers.shape != (len(images), len(manifest["classes"])):
         raise ValueError(f"the graph answers with shape {answers.shape} for {len(manifest['classes'])} classes")
     np.savez(work / artifact.GOLDEN, images=images, probabilities=answers.astype(np.float32))
+    specimens.write(work, manifest, answer)
 
 
 def golden_images(manifest: Mapping[str, Any], pixels: Pixels | None) -> artifact.Images:
@@ -163,7 +164,8 @@ def golden_images(manifest: Mapping[str, Any], pixels: Pixels | None) -> artifac
 
 def describe(work: Path, own: list[str], manifest: Mapping[str, Any], order: Order, graph: str) -> dict[str, Any]:
     """The artifact's manifest. graph: the SHA-256 of the one that it was built of."""
-    beside = [name for name in (artifact.LABELS, artifact.GOLDEN, artifact.STAND_IN) if (work / name).exists()]
+    beside = (artifact.LABELS, artifact.GOLDEN, artifact.STAND_IN, *artifact.SPECIMENS)
+    beside = tuple(name for name in beside if (work / name).exists())
     files = artifact.describe_files(work, [*own, *beside])
     facts = {
         "format": artifact.FORMAT,

@@ -30,7 +30,7 @@ from deploy.engines import source_file
 
 CONFIG = "config.pbtxt"
 MODEL_FILE = Path(__file__).with_name("model_template") / "model.py"
-NOT_SERVED = (artifact.GOLDEN, artifact.STAND_IN)
+NOT_SERVED = (artifact.GOLDEN, artifact.STAND_IN, *artifact.SPECIMENS)
 CANDIDATE = "-candidate"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 

@@ -16,7 +16,7 @@ from pipeline.lifeline import die_with_parent
 from policies.facts import Job, from_dict
 from policies.job import Outputs, Report, Stage, run_stages
 
-STAGES = ("observe", "audit", "drift", "names", "sketch", "pixels", "tune", "train", "evaluate", "export")
+STAGES = ("adopt", "observe", "audit", "drift", "names", "sketch", "pixels", "tune", "train", "evaluate", "export")
 
 
 def find_stage(name: str, threads: int, preload: bool) -> Stage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from policies.decision import Decision, Finding
+from policies.decision import Action, Decision, Finding
 from policies.drift import drift
 from policies.evidence import Evidence
 from policies.retry import wait_after_cycles
@@ -50,9 +50,9 @@ def _call_for(evidence: Evidence, settings: PoliciesSettings) -> Decision:
     if evidence.lost or evidence.beyond_repair:
         return _replace_lost(evidence, findings, settings)
     fired = [f"{finding.policy}: {finding.reason}" for finding in _that_suffice(evidence, findings, settings.rule)]
-    if not fired and evidence.unmeasured:
-        asked = "the champion has no figures as it is served now (another machine, engine or number of threads)"
-        return _backing_off(evidence, asked, findings, settings) or Decision("rejudge", asked, findings)
+    if not fired and (lacking := _lacking(evidence)):
+        action, asked = lacking
+        return _backing_off(evidence, asked, findings, settings) or Decision(action, asked, findings)
     if not fired:
         idle = "; ".join(f"{finding.policy}: {finding.reason}" for finding in findings)
         return Decision("nothing", f"{_standing(evidence)}{idle}", findings, _stale_at(evidence, settings))
@@ -72,6 +72,18 @@ def _asked(evidence: Evidence, findings: tuple[Finding, ...]) -> Decision | None
         return Decision("judge", f"requested: {whether}", findings)
     if evidence.requested is not None:
         return Decision("train", f"requested: {evidence.requested}", findings)
+    return None
+
+
+def _lacking(evidence: Evidence) -> tuple[Action, str] | None:
+    """What is not known of the champion and could be, and what would tell; None: nothing."""
+    if evidence.unmeasured:
+        return (
+            "rejudge",
+            "the champion has no figures as it is served now (another machine, engine or number of threads)",
+        )
+    if evidence.unproven:
+        return "prove", "the champion was adopted before there was anything to prove it on, and there is now"
     return None
 
 

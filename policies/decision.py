@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Action = Literal["nothing", "wait", "train", "rejudge", "rebuild", "hold", "tune", "search", "judge"]
+Action = Literal["nothing", "wait", "train", "rejudge", "rebuild", "hold", "tune", "search", "judge", "adopt", "prove"]
 
 
 @dataclass(frozen=True, slots=True)

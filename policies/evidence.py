@@ -42,6 +42,7 @@ class Evidence:
     beyond_repair: bool = False  # nothing is left that it could be served from
     rebuildable: bool = True  # its model is in stock
     unmeasured: bool = False  # a feasible champion without figures as it is served now: device, versions, threads
+    unproven: bool = False  # the champion was adopted before there were judge samples, and there are some now
     requested: str | None = None  # who asked for a training, and why
     asked_about: str | None = None  # the artifact that a person wants judged
     asked_by: str = ""

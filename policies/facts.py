@@ -117,6 +117,7 @@ class Candidate:
     proof: tuple[ClassCount, ...] | None = None  # on the current judge set; None: not proven on it
     variant: str = "onnxruntime:fp32"  # engine and precision
     unverified: str | None = None  # why this machine cannot run it; None: it can
+    adopted: str | None = None  # who answers for it, where it was not trained here
 
 
 @dataclass(frozen=True, slots=True)

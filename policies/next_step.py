@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.constraints import nearest, nearest_by_constraint, rank, shortfalls
+from policies.constraints import accuracy_shortfalls, nearest, nearest_by_constraint, rank, shortfalls
 from policies.facts import Candidate, Requirement, Verdict
 from policies.search import Found, SearchFacts, as_candidates, next_search
-from policies.steps import Build, Finish, Judge, Promote, Prove, Step, Train, Tune
+from policies.steps import Build, Finish, Judge, Outcome, Promote, Prove, Step, Train, Tune
 from policies.tuning import TuningFacts, why_tune
 
 _LASTING = {"artifact_max_mb", "allow_unverified"}  # constraints that no second measurement changes anything about
-Trigger = Literal["data", "constraints", "stock", "asked"]
+Trigger = Literal["data", "constraints", "stock", "asked", "adopt", "proof"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,12 @@ def next_step(facts: CycleFacts) -> Step:
         return ahead
     if facts.trigger == "stock":
         return _rebuilt(facts)
+    if facts.trigger == "proof":
+        return _proof(facts)
     # The winner alone is asked about on judge: each further asking would spend more of the error budget.
     refused = facts.champion_feasible and bool(facts.verdicts)
-    return (None if refused else _next_candidate(facts)) or _next_training(facts)
+    ahead = None if refused else _next_candidate(facts)
+    return ahead or (_not_adopted(facts) if facts.trigger == "adopt" else _next_training(facts))
 
 
 def _answered(facts: CycleFacts) -> Step | None:
@@ -142,10 +145,45 @@ def _rebuilt(facts: CycleFacts) -> Finish:
     )
 
 
+def _proof(facts: CycleFacts) -> Step:
+    """The champion, which was adopted before there were images, is asked about them. Nothing is trained for that."""
+    if facts.champion in facts.rivals and facts.champion not in facts.unanswered:
+        return Prove(facts.champion, measure=False)
+    counts = next((c.proof for c in facts.candidates if c.artifact == facts.champion and c.proof), None)
+    if not counts:
+        why = facts.unanswered.get(facts.champion or "", "it is not in stock")
+        return Finish("failed", f"the champion cannot be asked about judge: {why}")
+    samples, correct = sum(c.samples for c in counts), sum(c.correct for c in counts)
+    said = f"the adopted champion is {correct / samples:.2%} right on {samples:,} judge samples"
+    if facts.champion_feasible:
+        return Finish("kept", said)
+    return Finish("violated", f"{said}, and does not meet the constraints: {_missed(facts, facts.champion)}")
+
+
+def _not_adopted(facts: CycleFacts) -> Finish:
+    """Why what was to be adopted is not served."""
+    outcome: Outcome = "kept" if facts.champion_feasible else "violated"
+    if facts.verdicts:
+        return Finish(outcome, [verdict.reason for verdict in facts.verdicts.values()][-1])
+    mine = [c for c in facts.candidates if c.model in facts.fresh]
+    if unfit := "; ".join(f"{c.variant}: {why}" for c in mine if (why := _missed(facts, c.artifact))):
+        return Finish(outcome, f"the adopted model does not meet the constraints ({unfit})")
+    said = [f"{key}, {words}" for key, words in {**facts.refused, **facts.unanswered}.items()]
+    if not facts.variants:
+        said.append(f"nothing of build.engines runs on {facts.requirement.accelerator!r}")
+    return Finish("failed", f"nothing could be built of the adopted model: {'; '.join(said) or 'its folder is gone'}")
+
+
+def _missed(facts: CycleFacts, artifact: str | None) -> str:
+    candidate = next(c for c in facts.candidates if c.artifact == artifact)
+    missed = (*shortfalls(facts.requirement, candidate), *accuracy_shortfalls(facts.requirement, candidate.proof or ()))
+    return "; ".join(shortfall.sentence for shortfall in missed)
+
+
 def _next_candidate(facts: CycleFacts) -> Step | None:
     """The step that brings the most promising candidate closer to a verdict; None: none is left."""
     pool = [c for c in facts.candidates if c.artifact not in (*facts.verdicts, *facts.unanswered)]
-    if facts.trigger == "data":
+    if facts.trigger in ("data", "adopt"):
         pool = [c for c in pool if c.model in facts.fresh]
     if not facts.champion_feasible:
         pool = [c for c in pool if c.artifact != facts.champion]

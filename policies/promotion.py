@@ -96,6 +96,8 @@ def _unmet(requirement: Requirement, challenger: Candidate) -> tuple[tuple[Short
     """What is known not to hold, and, in words, what is not known."""
     unknown = [f"{key} is asked for, but was not measured" for key in unmeasured(requirement, challenger)]
     broken = shortfalls(requirement, challenger)
+    if challenger.adopted and challenger.proof is not None and not _samples(challenger):
+        return broken, unknown  # before there are images a person answers for it; the first ones prove it
     if challenger.proof is None:
         return broken, [*unknown, "the judge set as it is now was not asked"]
     return (*broken, *accuracy_shortfalls(requirement, challenger.proof)), unknown
@@ -201,9 +203,18 @@ def _cost(whole: Comparison, tests: Sequence[ClassTest]) -> str:
 
 
 def _proof(challenger: Candidate) -> str:
-    counts: Sequence[ClassCount] = challenger.proof or ()
-    samples, correct = sum(c.samples for c in counts), sum(c.correct for c in counts)
-    return f" and is {correct / samples:.2%} right on {samples:,} judge samples" if samples else ""
+    samples, correct = _samples(challenger), sum(c.correct for c in challenger.proof or ())
+    right = f" and is {correct / samples:.2%} right on {samples:,} judge samples" if samples else ""
+    if challenger.adopted is None:
+        return right
+    if not samples:
+        return f" that does without images; it is proven on nothing, and served on the word of {challenger.adopted}"
+    return f"{right} (adopted by {challenger.adopted}: whether it learnt from these very images nobody here knows)"
+
+
+def _samples(candidate: Candidate) -> int:
+    counts: Sequence[ClassCount] = candidate.proof or ()
+    return sum(count.samples for count in counts)
 
 
 def _names(names: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ IMPURE = {
 # What talks to Triton and its repository, and what that stands on.
 DEPLOY_FOR_DAEMON = {
     "deploy.artifact", "deploy.client", "deploy.config_pbtxt", "deploy.device", "deploy.durable", "deploy.engines",
-    "deploy.lifeline", "deploy.repository", "deploy.server", "deploy.switch", "deploy.triton",
+    "deploy.lifeline", "deploy.repository", "deploy.server", "deploy.specimens", "deploy.switch", "deploy.triton",
 }  # fmt: skip
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 

@@ -60,7 +60,8 @@ def test_an_artifact_is_built(model: Path, artifacts: Path) -> None:
     assert (outputs["path"], said) == (str(folder), [(1, 1, "artifact")])
     assert outputs["seconds"] >= 0
     assert names(artifacts) == [folder.name]
-    assert names(folder) == ["golden.npz", "labels.txt", "manifest.json", "model.onnx"]
+    told = ["golden.npz", "labels.txt", "manifest.json", "model.onnx", *artifact.SPECIMENS]
+    assert names(folder) == sorted(told)
     assert (folder / "model.onnx").read_bytes() == (model / "model.onnx").read_bytes()
     assert (folder / "labels.txt").read_text() == "class0\nclass1\nclass2\nclass3\n"
     assert outputs["artifact_mb"] == (model / "model.onnx").stat().st_size / 1e6
@@ -90,7 +91,8 @@ def test_the_manifest_says_of_what_and_by_what_it_was_built(model: Path, artifac
         "bytes": (folder / "model.onnx").stat().st_size,
     }
     assert {name: entry["sha256"] for name, entry in files.items()} == {
-        name: describe(folder / name)["sha256"] for name in ("golden.npz", "labels.txt", "model.onnx")
+        name: describe(folder / name)["sha256"]
+        for name in ("golden.npz", "labels.txt", "model.onnx", *artifact.SPECIMENS)
     }
 
 
