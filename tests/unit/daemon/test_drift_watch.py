@@ -160,7 +160,7 @@ def test_a_check_is_evidence_until_the_next_training(lane: Lane) -> None:
 
     def found() -> Any:
         with world.journal.connect() as connection:
-            about = {"devices": world.devices, "requested": None}
+            about = {"devices": world.devices}
             return evidence.gather(connection, world.config, world.requirement(), **about).drift
 
     (check,) = found()
