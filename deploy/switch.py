@@ -156,7 +156,7 @@ def find_failing_instance(switch: Switch, triton: Triton, seconds: float = PROBE
     deadline = time.monotonic() + seconds
 
     def ask(_: int) -> None:
-        with Triton(triton.address) as connection:
+        with triton.twin() as connection:
             while time.monotonic() < deadline:
                 connection.infer(switch.target, images[:1], switch.version)
 
