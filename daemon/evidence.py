@@ -73,7 +73,7 @@ def gather(
         and targets.unmeasured(connection, requirement, champion, devices),
         lost=champion is not None and _is_lost(connection, target, champion),
         beyond_repair=champion is not None
-        and targets.is_beyond_repair(connection, champion, config.repository, target),
+        and targets.is_beyond_repair(connection, champion, config.repository_of(champion.server), target),
         rebuildable=champion is None or targets.has_model(connection, champion.artifact),
         requested=requested,
     )

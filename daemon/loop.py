@@ -207,8 +207,7 @@ class Daemon:
                 self.reader.scan()
                 self.read_constraints()
                 self.answer_people()
-            case "triton":
-                self.serving.tend()
+            case "overdue":
                 self.observer.stop_overdue()
                 self.auditor.stop_overdue()
                 self.drift_watch.stop_overdue()
@@ -293,7 +292,7 @@ class Daemon:
     def read_constraints(self) -> None:
         """Takes in edited constraint files. A valid edit interrupts its target's cycle; an invalid one nothing."""
         with self.journal.begin() as connection:
-            new = take_in(connection, self.config.constraints)
+            new = take_in(connection, self.config.constraints, self.config.server_names)
             valid = targets.requirements(connection)
             unknown = {name: targets.unknown_classes(connection, asked) for name, asked in valid.items()}
         for row in new:
@@ -306,7 +305,8 @@ class Daemon:
             self.because.append(said)
             for what in unknown.get(row.target, []):
                 log.warning("%s.toml: %s", row.target, what)
-
+        if new:
+            self.serving.tend()  # where a target is served, and for what batches, may have been edited
         if target := self.worker.outdated(valid):  # also where a daemon was killed before it came to this
             self.worker.interrupt(target, f"constraints of {target} {'changed' if target in valid else 'removed'}")
 

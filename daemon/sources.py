@@ -37,6 +37,7 @@ from daemon.settling import CHANGES, Settling, Touch
 from daemon.watch_limit import find_watch_limit
 
 Put = Callable[[Event], None]
+OVERDUE_SECONDS = 10.0  # between two looks at children that take too long
 EDIT_SETTLE_SECONDS = 0.05  # editors write a file in two or three steps
 LOOK_SECONDS = 0.5  # between two looks whether a watched folder is still the one that is watched
 MANY = 20_000  # so many paths are no longer a hint: the whole folder is scanned
@@ -102,7 +103,7 @@ class Sources:
         self._watch_wake()
         minutes = watch.rescan_minutes
         self.scheduler.add_job(self._fire, "interval", ["rescan"], minutes=minutes)
-        self.scheduler.add_job(self._fire, "interval", ["triton"], seconds=self.config.settings.triton.check_seconds)
+        self.scheduler.add_job(self._fire, "interval", ["overdue"], seconds=OVERDUE_SECONDS)
         logging.getLogger("watchdog").addHandler(self._overflow)
         self.scheduler.start()
         self._looker.start()

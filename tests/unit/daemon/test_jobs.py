@@ -185,7 +185,7 @@ TRAIN = {
 }  # fmt: skip
 MATTERS = {f"train.{key}": value for key, value in TRAIN.items()} | {"input.resize": "crop", "model.weights": "timm"}
 DOES_NOT = {
-    "model.architectures": ["resnet18"], "compute.threads": 3, "compute.nice": 1, "triton.instances": 9,
+    "model.architectures": ["resnet18"], "compute.threads": 3, "compute.nice": 1, 
     "promotion.margin": 0.5, "policies.cooldown.minutes": 1.0, "build.engines": ["openvino"],
     "measure.seconds_max": 9.0, "log.level": "debug", "roles.judge": 0.2, "wandb.mode": "disabled",
 }  # fmt: skip

@@ -1,0 +1,371 @@
+"""One Triton, made to serve what the journal says, by a thread of its own: it never holds up the loop, nor the others.
+
+At rest each look asks the server for its index and statistics, and every instance for one recorded answer; the journal
+is not opened. Whatever is not as it was leads to a round, which reads the journal anew: promotions that are under way
+go on from their last finished step, and what should be served is compared with what is. A round may be cut off anywhere
+and repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from sqlalchemy import Engine, select, update
+
+from daemon import schema, servers, targets
+from daemon.config import Config
+from daemon.events import ArtifactLost, Event, SettingsEdited, SwitchEnded
+from daemon.journal import AnyRow, claim, get, now
+from daemon.settings import Triton as Settings
+from daemon.stock import find_damage
+from deploy import repository
+from deploy.config_pbtxt import Serving as ServedHow
+from deploy.fitness import TritonUnfit, inspect
+from deploy.repository import RepositoryError
+from deploy.switch import (
+    STEPS,
+    Question,
+    Switch,
+    SwitchFailed,
+    ask_each_instance,
+    is_lost,
+    leave,
+    mend,
+    read_question,
+    run_step,
+    undo,
+)
+from deploy.triton import Triton, TritonUnavailable
+
+log = logging.getLogger("relearn")
+promotions = schema.promotions
+REFUSED_SECONDS = 600.0  # after which settings that Triton did not take are tried again
+AWAY_SECONDS = 2.0  # between two looks for a server that is away
+ROUND_SECONDS = 60.0  # between two comparisons of all that was recorded
+SUSPECT_SECONDS = 30.0  # between two searches for a dead instance: clients' own mistakes count as failures too
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What was found to be as it should, and what it is looked at again by."""
+
+    switch: Switch
+    question: Question | None
+    files: object  # deploy/repository.py `fingerprint`
+
+
+class Keeper:
+    """The thread of one server, and what it knows of it."""
+
+    def __init__(
+        self, config: Config, server: Settings, journal: Engine, put: Callable[[Event], None], tend: Callable[[], None]
+    ) -> None:
+        self.config = config
+        self.server = server
+        self.journal = journal
+        self.put = put
+        self.tend_all = tend
+        self.repository = config.repository_of(server.name)
+        # Rows of a journal that knew one server name none: they are the first's.
+        self.names = (server.name, "") if server is config.settings.triton[0] else (server.name,)
+        self.wake = threading.Event()
+        self._stop = threading.Event()
+        self._triton: Triton | None = None
+        self._version: str | None = None  # of the server, once it was found fit; None: it is to be looked at
+        self._rest: dict[int, Rest] = {}  # by promotion
+        self._failures: dict[tuple[str, int], int] = {}  # requests that failed, by target and version
+        self._suspects: set[int] = set()  # promotions that an instance may be dead of
+        self._searched: dict[int, float] = {}  # when such an instance was last looked for
+        self._round_due = 0.0
+        self._unserved: set[int] = set()  # promotions that Triton cannot be given again, told once
+        self._said: dict[str, str | None] = {}
+
+    def run(self) -> None:
+        """Until `stop`; a step at hand is cut off at the process's end: it can be repeated."""
+        while not self._stop.is_set():
+            woken = self.wake.wait(self.pause())
+            self.wake.clear()
+            if self._stop.is_set():
+                return
+            try:
+                if woken or self.look():
+                    self.round()
+            except Exception:  # a bug here must not end serving: the next round tries again
+                log.exception("a comparison with Triton failed")
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.wake.set()
+
+    def pause(self) -> float:
+        """Seconds to the next look."""
+        seconds = self.server.check_seconds
+        return min(seconds, AWAY_SECONDS) if self._said.get("server") else seconds
+
+    # --- a look -------------------------------------------------------------------------------------------------
+
+    def look(self) -> bool:
+        """Whether a round is due: something is not as it was, or it is time to compare everything."""
+        if self._version is None or now() > self._round_due:
+            return True
+        try:
+            triton = self._open()
+            if not self._rest:
+                return not triton.is_live()
+            index, failures = triton.index(), triton.count_all_failures()
+            return bool([id_ for id_, rest in self._rest.items() if self._has_changed(id_, rest, index, failures)])
+        except TritonUnavailable:
+            return True
+
+    def _has_changed(self, id_: int, rest: Rest, index: servers.Index, failures: servers.Failures) -> bool:
+        switch = rest.switch
+        key = (switch.target, switch.version)
+        failed, before = failures.get(key, 0), self._failures.get(key)
+        self._failures[key] = failed
+        if not any(
+            state.version == switch.version and state.state == "READY" for state in index.get(switch.target, [])
+        ):
+            self._version = None  # it may have been restarted, in another way even
+            return True
+        if before is not None and failed > before and now() > self._searched.get(id_, 0.0) + SUSPECT_SECONDS:
+            self._suspects.add(id_)
+            return True
+        if repository.fingerprint(switch.repository, switch.target) != rest.files:
+            return True
+        return rest.question is not None and ask_each_instance(switch, self._open(), rest.question) is not None
+
+    # --- a round ------------------------------------------------------------------------------------------------
+
+    def round(self) -> None:
+        """Goes on with what is under way, then compares what should be served with what is."""
+        self._round_due = now() + ROUND_SECONDS
+        under_way = self._rows("switching", "undoing", anywhere=True)
+        try:
+            waiting: set[str] = set()
+            for row in under_way:
+                act = self._undo if row.state == "undoing" else self._switch
+                if row.target in waiting or row.server not in self.names or not self._try(row, act):
+                    waiting.add(row.target)  # a later promotion never overtakes an earlier one
+            served = self._rows("serving")  # as it is after the switches
+            self._rest = {row.id: self._rest[row.id] for row in served if row.id in self._rest}
+            for row in served:
+                self._try(row, self._keep)
+            for row in self._rows("leaving"):
+                self._try(row, self._leave)
+            self._take_over()
+            self._fit()
+        except (TritonUnavailable, RepositoryError) as error:
+            self._version = None
+            state = "unfit" if isinstance(error, TritonUnfit | RepositoryError) else "away"
+            servers.note(self.journal, self.server.name, state, trouble=str(error))
+            if state == "unfit" or under_way or self._rows("serving"):  # else nobody misses it yet
+                self._say("server", str(error))
+
+    def _rows(self, *states: str, anywhere: bool = False) -> Sequence[AnyRow]:
+        mine = () if anywhere else (promotions.c.server.in_(self.names),)
+        asked = select(promotions).where(promotions.c.state.in_(states), *mine).order_by(promotions.c.id)
+        with self.journal.connect() as connection:
+            return connection.execute(asked).all()
+
+    def _try(self, row: AnyRow, act: Callable[[AnyRow], None]) -> bool:
+        """One target's trouble is said (False) and leaves the others alone.
+
+        Raises TritonUnavailable: that is everyone's.
+        """
+        try:
+            act(row)
+            self._say(row.target, None, f"{row.target} is served as it should be again")
+            trouble = None
+        except (RepositoryError, SwitchFailed) as error:
+            self._say(row.target, str(error))
+            trouble = str(error)
+        if row.state == "serving" and row.error != trouble:
+            self._write(row, error=trouble)
+        return trouble is None
+
+    def _switch(self, row: AnyRow) -> None:
+        """Goes on with a promotion from its last finished step."""
+        switch = self._describe(row)
+        done = STEPS.index(row.step) + 1 if row.step else 0
+        for step in STEPS[done:]:
+            if step == "retire" and not self._served(row):  # the clients have it; what is left is tidying up
+                self._undo(row)  # it was withdrawn meanwhile
+                return
+            try:
+                triton = self._open() if step == "stage" else self._fit()
+                log.debug("%s: %s", row.target, run_step(step, switch, triton))
+            except (TritonUnavailable, RepositoryError) as error:
+                self._write(row, error=f"waits: {error}")
+                raise
+            except SwitchFailed as error:
+                if step == "retire":  # it serves already, and nothing else does: `_keep` tidies up
+                    raise
+                with self.journal.begin() as connection:
+                    claim(connection, promotions, row.id, "switching", "undoing", error=str(error))
+                self._undo(row)
+                return
+            if not self._write(row, step=step, error=None):
+                self._undo(row)  # it was withdrawn meanwhile
+                return
+
+    def _served(self, row: AnyRow) -> bool:
+        """It serves, the one before no longer. False: it is no longer switching."""
+        with self.journal.begin() as connection:
+            if not claim(connection, promotions, row.id, "switching", "serving", served=now()):
+                return False
+            others = (promotions.c.target == row.target, promotions.c.id != row.id)
+            here = promotions.c.server.in_(self.names)
+            elsewhere = promotions.c.server.in_([*self.config.server_names, ""]) & ~here
+            for state, place in (("retired", here), ("leaving", elsewhere), ("retired", ~here & ~elsewhere)):
+                earlier = (*others, promotions.c.state.in_(("serving", "leaving")), place)
+                connection.execute(update(promotions).where(*earlier).values(state=state, ended=now()))
+        self.put(SwitchEnded(row.id, None))
+        self.tend_all()  # another server may have it to forget
+        return True
+
+    def _undo(self, row: AnyRow) -> None:
+        undo(self._describe(row), self._open())
+        with self.journal.begin() as connection:
+            claim(connection, promotions, row.id, "undoing", "failed", ended=now())
+            error = get(connection, promotions, row.id).error
+        self.put(SwitchEnded(row.id, error))
+
+    def _leave(self, row: AnyRow) -> None:
+        """Another server answers with this target now: it goes from this one."""
+        back = [other for other in self._rows("switching", "undoing") if other.target == row.target]
+        if back:  # it comes again: what is here is replaced as any version is
+            return
+        log.info("%s", leave(self._describe(row), self._fit()))
+        with self.journal.begin() as connection:
+            claim(connection, promotions, row.id, "leaving", "retired")
+
+    def _keep(self, row: AnyRow) -> None:
+        """Mends a target that Triton does not serve as the journal says, and tidies up after its switch."""
+        switch, triton = self._describe(row), self._fit()
+        rest = self._rest.pop(row.id, None)
+        files = repository.fingerprint(switch.repository, switch.target)
+        if suspected := row.id in self._suspects:
+            self._searched[row.id] = now()
+        try:
+            done = mend(switch, triton, suspected=suspected, touched=rest is None or rest.files != files)
+        except SwitchFailed:
+            told = self._look_for_loss(row) or row.id in self._unserved
+            self._unserved.add(row.id)
+            if not told and is_lost(switch.artifact):  # known to be lost, and now nothing is left to serve it from
+                self.put(ArtifactLost(row.target))
+            raise
+        self._unserved.discard(row.id)
+        self._suspects.discard(row.id)
+        if done:
+            log.warning("%s", done)
+        if is_lost(switch.artifact):  # it serves on; what it is made of again is noticed now, not at Triton's next end
+            self._look_for_loss(row)
+        if row.step != "retire":
+            run_step("retire", switch, triton)
+            self._write(row, step="retire")
+        self._failures.pop((row.target, row.version), None)  # our own questions to a dead instance are no clients'
+        files = repository.fingerprint(switch.repository, switch.target)
+        self._rest[row.id] = Rest(switch, read_question(switch), files)
+        self._compare_settings(row, switch.serving)
+
+    # --- what was edited since ------------------------------------------------------------------------------------
+
+    def _compare_settings(self, row: AnyRow, wanted: ServedHow) -> None:
+        """Tells the loop where batch size, instances or threads were edited since the switch to what is served."""
+        manifest = repository.versions(self.repository, row.target).get(row.version)
+        if manifest is None:  # its folder was removed: it serves on from Triton's memory, and is made anew when lost
+            return
+        given = manifest.get("serving", {})
+        edited = [f"{k} {given.get(k)} -> {v}" for k, v in asdict(wanted).items() if given.get(k) != v]
+        if edited:
+            self._ask_anew(row, f"how it is served was edited: {', '.join(edited)}")
+
+    def _take_over(self) -> None:
+        """Tells the loop what another server serves, and this one is to."""
+        served = [row for row in self._rows("serving", anywhere=True) if row.server not in self.names]
+        if not served:
+            return
+        with self.journal.connect() as connection:
+            wanted = {name: asked.server for name, asked in targets.requirements(connection).items()}
+        for row in served:
+            if wanted.get(row.target) == self.server.name:
+                before = row.server or self.config.settings.triton[0].name
+                said = f"it moves from {before} to {self.server.name}, as its constraint file says"
+                self._try(row, partial(self._ask_anew, why=said))
+
+    def _ask_anew(self, row: AnyRow, why: str) -> None:
+        """Tells the loop that the champion is to be switched to itself, unless Triton refused that a while ago."""
+        with self.journal.connect() as connection:
+            gone = get(connection, schema.artifacts, row.artifact_id).gone is not None
+            unmanaged = row.target not in targets.requirements(connection)
+            refused = connection.execute(
+                select(promotions.c.error)
+                .where(
+                    promotions.c.target == row.target,
+                    promotions.c.kind.in_(("settings", "move")),
+                    promotions.c.server.in_(self.names),
+                    promotions.c.state == "failed",
+                    promotions.c.ended > now() - REFUSED_SECONDS,
+                )
+                .order_by(promotions.c.id.desc())
+            ).scalar()
+        if gone or unmanaged:
+            return
+        if refused is not None:
+            raise SwitchFailed(f"{why}; Triton did not take it: {refused}")
+        self.put(SettingsEdited(row.id, why))
+
+    def _look_for_loss(self, row: AnyRow) -> bool:
+        """Tells the loop, once, where an artifact has to be built again before it can be served. False: it has not."""
+        with self.journal.begin() as connection:
+            known = get(connection, schema.artifacts, row.artifact_id).gone is not None
+            lost = not known and find_damage(connection, self.config.state, row.artifact_id)
+        if lost:
+            self.put(ArtifactLost(row.target))
+        return bool(lost)
+
+    # --- what it works with -----------------------------------------------------------------------------------------
+
+    def _write(self, row: AnyRow, **values: str | None) -> bool:
+        """Writes how far a promotion has come. False: it is no longer what it was."""
+        alive = promotions.c.state.in_(("switching", "serving"))
+        with self.journal.begin() as connection:
+            written = update(promotions).where(promotions.c.id == row.id, alive).values(**values)
+            return connection.execute(written).rowcount == 1
+
+    def _describe(self, row: AnyRow) -> Switch:
+        with self.journal.connect() as connection:
+            asked = targets.requirements(connection).get(row.target)
+            here = (promotions.c.target == row.target, promotions.c.server.in_(self.names))
+            serving = (promotions.c.state == "serving", promotions.c.id != row.id)
+            before = connection.execute(select(promotions.c.version).where(*here, *serving)).scalar()
+        return servers.describe_switch(self.config, self.server, row, asked, before)
+
+    def _open(self) -> Triton:
+        if self._triton is None:
+            self._triton = servers.connect(self.config, self.server)
+        return self._triton
+
+    def _fit(self) -> Triton:
+        """The connection, once the server was found fit. Raises TritonUnavailable, RepositoryError."""
+        triton = self._open()
+        if self._version is None:
+            self._version = inspect(triton, self.repository, self.server.repository_seen)
+            servers.note(self.journal, self.server.name, "ready", version=self._version)
+            self._say("server", None, "Triton answers again")
+        return triton
+
+    def _say(self, about: str, trouble: str | None, relief: str = "") -> None:
+        """Logs a trouble once, not at every round, and once when it is over."""
+        before = self._said.get(about)
+        self._said[about] = trouble
+        several = len(self.config.server_names) > 1 and about == "server"
+        whose = f"{self.server.name}: " if several else ""
+        if trouble and trouble != before:
+            log.warning("%s%s; it is tried again every %g s", whose, trouble, self.server.check_seconds)
+        elif before and not trouble and relief:
+            log.info("%s%s", whose, relief)
