@@ -11,51 +11,26 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 
 from sqlalchemy import Engine, select, update
 
 from daemon import schema, servers, targets
 from daemon.config import Config
-from daemon.events import ArtifactLost, Event, SettingsEdited, SwitchEnded
+from daemon.events import ArtifactLost, Event, SwitchEnded
 from daemon.journal import AnyRow, claim, get, now
+from daemon.looks import Looks
 from daemon.settings import Triton as Settings
-from daemon.stock import find_damage
-from deploy import repository
-from deploy.config_pbtxt import Serving as ServedHow
-from deploy.fitness import TritonUnfit, inspect
+from daemon.wanted import Wanted
+from deploy.fitness import inspect
 from deploy.repository import RepositoryError
-from deploy.switch import (
-    STEPS,
-    Question,
-    Switch,
-    SwitchFailed,
-    ask_each_instance,
-    is_lost,
-    leave,
-    mend,
-    read_question,
-    run_step,
-    undo,
-)
-from deploy.triton import Triton, TritonUnavailable
+from deploy.switch import STEPS, Switch, SwitchFailed, is_lost, leave, mend, run_step, undo
+from deploy.triton import Triton, TritonUnavailable, TritonUnfit
 
 log = logging.getLogger("relearn")
 promotions = schema.promotions
-REFUSED_SECONDS = 600.0  # after which settings that Triton did not take are tried again
 AWAY_SECONDS = 2.0  # between two looks for a server that is away
 ROUND_SECONDS = 60.0  # between two comparisons of all that was recorded
-SUSPECT_SECONDS = 30.0  # between two searches for a dead instance: clients' own mistakes count as failures too
-
-
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """What was found to be as it should, and what it is looked at again by."""
-
-    switch: Switch
-    question: Question | None
-    files: object  # deploy/repository.py `fingerprint`
 
 
 class Keeper:
@@ -76,10 +51,8 @@ class Keeper:
         self._stop = threading.Event()
         self._triton: Triton | None = None
         self._version: str | None = None  # of the server, once it was found fit; None: it is to be looked at
-        self._rest: dict[int, Rest] = {}  # by promotion
-        self._failures: dict[tuple[str, int], int] = {}  # requests that failed, by target and version
-        self._suspects: set[int] = set()  # promotions that an instance may be dead of
-        self._searched: dict[int, float] = {}  # when such an instance was last looked for
+        self._looks = Looks()
+        self._wanted = Wanted(journal, config.state, put, self.names)
         self._round_due = 0.0
         self._unserved: set[int] = set()  # promotions that Triton cannot be given again, told once
         self._said: dict[str, str | None] = {}
@@ -114,29 +87,14 @@ class Keeper:
             return True
         try:
             triton = self._open()
-            if not self._rest:
+            if not self._looks.rests:
                 return not triton.is_live()
-            index, failures = triton.index(), triton.count_all_failures()
-            return bool([id_ for id_, rest in self._rest.items() if self._has_changed(id_, rest, index, failures)])
+            if self._looks.find_missing(triton):
+                self._version = None  # it may have been restarted, in another way even
+                return True
+            return self._looks.find_changes(triton)
         except TritonUnavailable:
             return True
-
-    def _has_changed(self, id_: int, rest: Rest, index: servers.Index, failures: servers.Failures) -> bool:
-        switch = rest.switch
-        key = (switch.target, switch.version)
-        failed, before = failures.get(key, 0), self._failures.get(key)
-        self._failures[key] = failed
-        if not any(
-            state.version == switch.version and state.state == "READY" for state in index.get(switch.target, [])
-        ):
-            self._version = None  # it may have been restarted, in another way even
-            return True
-        if before is not None and failed > before and now() > self._searched.get(id_, 0.0) + SUSPECT_SECONDS:
-            self._suspects.add(id_)
-            return True
-        if repository.fingerprint(switch.repository, switch.target) != rest.files:
-            return True
-        return rest.question is not None and ask_each_instance(switch, self._open(), rest.question) is not None
 
     # --- a round ------------------------------------------------------------------------------------------------
 
@@ -151,12 +109,15 @@ class Keeper:
                 if row.target in waiting or row.server not in self.names or not self._try(row, act):
                     waiting.add(row.target)  # a later promotion never overtakes an earlier one
             served = self._rows("serving")  # as it is after the switches
-            self._rest = {row.id: self._rest[row.id] for row in served if row.id in self._rest}
+            self._looks.keep({row.id for row in served})
             for row in served:
                 self._try(row, self._keep)
             for row in self._rows("leaving"):
                 self._try(row, self._leave)
-            self._take_over()
+            for row in self._wanted.find_arrivals(self.server.name):
+                before = row.server or self.config.server_names[0]
+                said = f"it moves from {before} to {self.server.name}, as its constraint file says"
+                self._try(row, partial(self._wanted.ask_anew, why=said))
             self._fit()
         except (TritonUnavailable, RepositoryError) as error:
             self._version = None
@@ -246,87 +207,25 @@ class Keeper:
     def _keep(self, row: AnyRow) -> None:
         """Mends a target that Triton does not serve as the journal says, and tidies up after its switch."""
         switch, triton = self._describe(row), self._fit()
-        rest = self._rest.pop(row.id, None)
-        files = repository.fingerprint(switch.repository, switch.target)
-        if suspected := row.id in self._suspects:
-            self._searched[row.id] = now()
+        suspected, touched = self._looks.begin(row.id, switch)
         try:
-            done = mend(switch, triton, suspected=suspected, touched=rest is None or rest.files != files)
+            done = mend(switch, triton, suspected=suspected, touched=touched)
         except SwitchFailed:
-            told = self._look_for_loss(row) or row.id in self._unserved
+            told = self._wanted.look_for_loss(row) or row.id in self._unserved
             self._unserved.add(row.id)
             if not told and is_lost(switch.artifact):  # known to be lost, and now nothing is left to serve it from
                 self.put(ArtifactLost(row.target))
             raise
         self._unserved.discard(row.id)
-        self._suspects.discard(row.id)
         if done:
             log.warning("%s", done)
         if is_lost(switch.artifact):  # it serves on; what it is made of again is noticed now, not at Triton's next end
-            self._look_for_loss(row)
+            self._wanted.look_for_loss(row)
         if row.step != "retire":
             run_step("retire", switch, triton)
             self._write(row, step="retire")
-        self._failures.pop((row.target, row.version), None)  # our own questions to a dead instance are no clients'
-        files = repository.fingerprint(switch.repository, switch.target)
-        self._rest[row.id] = Rest(switch, read_question(switch), files)
-        self._compare_settings(row, switch.serving)
-
-    # --- what was edited since ------------------------------------------------------------------------------------
-
-    def _compare_settings(self, row: AnyRow, wanted: ServedHow) -> None:
-        """Tells the loop where batch size, instances or threads were edited since the switch to what is served."""
-        manifest = repository.versions(self.repository, row.target).get(row.version)
-        if manifest is None:  # its folder was removed: it serves on from Triton's memory, and is made anew when lost
-            return
-        given = manifest.get("serving", {})
-        edited = [f"{k} {given.get(k)} -> {v}" for k, v in asdict(wanted).items() if given.get(k) != v]
-        if edited:
-            self._ask_anew(row, f"how it is served was edited: {', '.join(edited)}")
-
-    def _take_over(self) -> None:
-        """Tells the loop what another server serves, and this one is to."""
-        served = [row for row in self._rows("serving", anywhere=True) if row.server not in self.names]
-        if not served:
-            return
-        with self.journal.connect() as connection:
-            wanted = {name: asked.server for name, asked in targets.requirements(connection).items()}
-        for row in served:
-            if wanted.get(row.target) == self.server.name:
-                before = row.server or self.config.settings.triton[0].name
-                said = f"it moves from {before} to {self.server.name}, as its constraint file says"
-                self._try(row, partial(self._ask_anew, why=said))
-
-    def _ask_anew(self, row: AnyRow, why: str) -> None:
-        """Tells the loop that the champion is to be switched to itself, unless Triton refused that a while ago."""
-        with self.journal.connect() as connection:
-            gone = get(connection, schema.artifacts, row.artifact_id).gone is not None
-            unmanaged = row.target not in targets.requirements(connection)
-            refused = connection.execute(
-                select(promotions.c.error)
-                .where(
-                    promotions.c.target == row.target,
-                    promotions.c.kind.in_(("settings", "move")),
-                    promotions.c.server.in_(self.names),
-                    promotions.c.state == "failed",
-                    promotions.c.ended > now() - REFUSED_SECONDS,
-                )
-                .order_by(promotions.c.id.desc())
-            ).scalar()
-        if gone or unmanaged:
-            return
-        if refused is not None:
-            raise SwitchFailed(f"{why}; Triton did not take it: {refused}")
-        self.put(SettingsEdited(row.id, why))
-
-    def _look_for_loss(self, row: AnyRow) -> bool:
-        """Tells the loop, once, where an artifact has to be built again before it can be served. False: it has not."""
-        with self.journal.begin() as connection:
-            known = get(connection, schema.artifacts, row.artifact_id).gone is not None
-            lost = not known and find_damage(connection, self.config.state, row.artifact_id)
-        if lost:
-            self.put(ArtifactLost(row.target))
-        return bool(lost)
+        self._looks.settle(row.id, switch)
+        self._wanted.compare_settings(row, switch)
 
     # --- what it works with -----------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from sqlalchemy import Engine, delete, select
@@ -20,12 +19,9 @@ from deploy.artifact import ArtifactError, read_manifest
 from deploy.config_pbtxt import Flavour
 from deploy.config_pbtxt import Serving as ServedHow
 from deploy.switch import Switch
-from deploy.triton import Triton, VersionState
+from deploy.triton import Triton
 from deploy.wire import Endpoint, Tls
 from policies.facts import Requirement
-
-Index = Mapping[str, list[VersionState]]  # by model
-Failures = Mapping[tuple[str, int], int]  # by model and version
 
 
 def connect(config: Config, server: Settings, timeout: float | None = None) -> Triton:

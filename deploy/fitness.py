@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from deploy.repository import check_repository
-from deploy.triton import Triton, TritonUnavailable
+from deploy.triton import Triton, TritonUnfit
 
 # From 24.09 on a load leaves versions alone that are loaded and unchanged (triton-inference-server/core#388): that the
 # version before goes on serving while the next one is loaded rests on it. The last version measured is 2.51.
@@ -16,10 +16,6 @@ LEAST = (2, 50)
 EXTENSIONS = ("classification", "model_repository", "statistics", "binary_tensor_data")
 MARKER = "relearn-check-"
 MARKER_SECONDS = 1.0  # in which an empty folder in the repository shows in Triton's index
-
-
-class TritonUnfit(TritonUnavailable):
-    """This Triton answers, and cannot be given models as it is. Its message says how to start it instead."""
 
 
 def inspect(triton: Triton, repository: Path, seen: str = "") -> str:

@@ -23,9 +23,11 @@ class TritonError(Exception):
 
 
 class TritonUnavailable(TritonError):
-    """No Triton answers at this address, or it takes no orders. Start it as it should be, or correct the address;
-    what was asked is tried again.
-    """
+    """No Triton answers at this address. Start it, or correct the address; what was asked is tried again."""
+
+
+class TritonUnfit(TritonUnavailable):
+    """This Triton answers, and cannot be given models as it is. Start it as the message says; it is looked at again."""
 
 
 class TritonRefused(TritonError):
@@ -148,7 +150,7 @@ class Triton:
             if isinstance(error, Silence) and not self.is_live(min(LIVE_SECONDS, self._timeout)):
                 raise TritonUnavailable(f"no Triton answers at {self.address}: {error}") from error
             if MODEL_CONTROL in str(error):
-                raise TritonUnavailable(
+                raise TritonUnfit(
                     f"Triton at {self.address} takes no loads ({error}): start it with --model-control-mode=explicit"
                 ) from error
             raise TritonRefused(str(error)) from error
