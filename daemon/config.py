@@ -235,7 +235,7 @@ def _explain(
         parts = [str(part) for part in problem["loc"] if not isinstance(part, int)]
         key = ".".join(parts)
         entry = next((part for part in problem["loc"] if isinstance(part, int)), 0)
-        if parts[0] == "triton" and len(parts) > 1:
+        if parts[:1] == ["triton"] and len(problem["loc"]) > 1:
             key = named_servers.key_of(names, names[entry], ".".join(parts[1:]))
         where = _where(key, file, text, origin, names, entry)
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):

@@ -54,10 +54,9 @@ def spread(layer: Mapping[str, Any], names: Sequence[str], keys: Collection[str]
             servers.setdefault(names[0], {})[key] = value
         else:
             guess = nearest(key, names) or names[0]
-            what = f"triton.{key} names none of the servers {', '.join(names)}"
-            raise ConfigError(
-                f"{where} triton.{key}: {what}; did you mean triton.{guess}.{key if key in keys else 'url'}?"
-            )
+            meant = f"triton.{guess}.{key if key in keys else 'url'}"
+            said = f"names none of the servers {', '.join(names)}; did you mean {meant}?"
+            raise ConfigError(f"{where} triton.{key}: {said}")
     return {**layer, SECTION: servers}
 
 
@@ -69,8 +68,8 @@ def entries(given: Any) -> Any:
 
 
 def key_of(names: Sequence[str], name: str, key: str) -> str:
-    """The dotted key of one server's setting."""
-    return f"{SECTION}.{key}" if len(names) == 1 else f"{SECTION}.{name}.{key}"
+    """The dotted key of one server's setting; "" is the server."""
+    return ".".join(part for part in (SECTION, name if len(names) > 1 else "", key) if part)
 
 
 def written(key: str, names: Sequence[str]) -> tuple[str, int]:

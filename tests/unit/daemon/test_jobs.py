@@ -382,3 +382,16 @@ def test_training_leaves_a_core_to_those_who_serve(monkeypatch: pytest.MonkeyPat
 )
 def test_a_cluster_does_what_needs_no_engine(package: str, cluster: str, found: object) -> None:
     assert jobs.command(package, "job.json", 5, cluster) == found
+
+
+@pytest.mark.parametrize(
+    ("servers", "most"),
+    [
+        ({"max_batch_size": 8}, 64),  # as a version froze it that knew one server
+        ({"max_batch_size": 100}, 100),
+        ([{"max_batch_size": 8}, {"max_batch_size": 128}], 128),
+    ],
+)
+def test_an_engine_takes_the_largest_batches_of_any_server(servers: Any, most: int) -> None:
+    settings = {"build": {"compute_capability": ""}, "triton": servers}
+    assert jobs.engine_inputs(settings, "onnxruntime:fp32")["options"]["max_batch_size"] == most
