@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from daemon import constraint_file
+from daemon import constraint_file, named_servers
 from daemon.config import Config, dump, leaves
 from daemon.errors import ConfigError
 from policies.facts import to_dict
@@ -17,11 +17,16 @@ def check(config: Config) -> dict[str, Any]:
         for folder in (*config.folders, config.constraints)
         if not folder.is_dir()
     ]
+    for server in config.settings.triton:
+        try:
+            named_servers.resolve(server.headers)
+        except ConfigError as error:
+            problems.append(f"{config.file}: {error}")
     requirements: dict[str, Any] = {}
     files = sorted(file for file in config.constraints.glob("*.toml") if constraint_file.target_of(file))
     for file in files:
         try:
-            requirements[file.stem] = to_dict(constraint_file.read(file))
+            requirements[file.stem] = to_dict(constraint_file.read(file, config.server_names))
         except ConfigError as error:
             problems += str(error).splitlines()
     if config.constraints.is_dir() and not files:

@@ -278,13 +278,17 @@ def sync(workspace: Workspace = HERE, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def triton(workspace: Workspace = HERE, overrides: Overrides = None) -> None:
+def triton(
+    name: Annotated[str, typer.Option("--server", help="Which of several in [[triton]].")] = "",
+    workspace: Workspace = HERE,
+    overrides: Overrides = None,
+) -> None:
     """Starts the packaged Triton on the workspace's repository, until Ctrl-C."""
     from daemon import packaged_triton
 
     config = configuration.load(workspace, overrides or ())
     log_to_stderr(config.settings.log.level)
-    packaged_triton.serve(config)
+    packaged_triton.serve(config, name)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from daemon.config import Config
 from daemon.errors import NotFound, RelearnError, UsageError
 
 if TYPE_CHECKING:
+    from daemon.targets import Champion
     from deploy.specimens import Record
 
 View = dict[str, Any]
@@ -47,7 +48,7 @@ def check(config: Config, target: str, answers: Path | None) -> View:
     try:
         record = specimens.read(folder)
         if answers is None:
-            found = specimens.compare(record, _ask_triton(config, target, champion.version, folder, record))
+            found = specimens.compare(record, _ask_triton(config, target, champion, folder, record))
         else:
             found = specimens.compare(record, specimens.read_answers(answers, record))
     except ArtifactError as error:
@@ -68,21 +69,26 @@ def check(config: Config, target: str, answers: Path | None) -> View:
     }
 
 
-def _ask_triton(config: Config, target: str, version: int, folder: Path, record: Record) -> Any:
+def _ask_triton(config: Config, target: str, champion: Champion, folder: Path, record: Record) -> Any:
     """What Triton answers to the files, prepared as training did."""
     import numpy as np
 
+    from daemon.servers import connect
     from deploy.artifact import read_manifest
     from deploy.client import prepare
-    from deploy.triton import Triton, TritonError
+    from deploy.triton import TritonError
+
+    server = config.server(champion.server)
+    if server is None:
+        raise RelearnError(f"{target} is served by {champion.server!r}, which config.toml does not name any more")
 
     size = read_manifest(folder)["input"]
     images = [prepare(folder / name, (size["height"], size["width"]), record.resize) for name in record.files]
     try:
-        with Triton(config.settings.triton.url) as triton:
-            return triton.infer_all(target, np.stack(images), version)[0]
+        with connect(config, server) as triton:
+            return triton.infer_all(target, np.stack(images), champion.version)[0]
     except TritonError as error:
-        raise RelearnError(f"{target} at {config.settings.triton.url}: {error}") from error
+        raise RelearnError(f"{target} at {server.url}: {error}") from error
 
 
 def describe(view: View) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from daemon import limits, search_space
+from daemon import limits, named_servers, search_space
 from daemon.errors import ConfigError
-from daemon.settings import ENV_PREFIX, Notify, Settings, Train, WatchedFolder
+from daemon.settings import ENV_PREFIX, Notify, Settings, Train, Triton, WatchedFolder
 from daemon.text_file import parse_toml, read_text
 from daemon.toml_lines import line_of, nearest_line
 from daemon.watched import Watched
@@ -42,7 +42,7 @@ class Config:
     workspace: Path
     file: Path
     origin: Mapping[str, str]  # dotted key -> "config.toml:12", "RELEARN__…", "--set"; missing: the default
-    overrides: tuple[str, ...] = ()  # of --set
+    overrides: tuple[str, ...] = field(default=(), repr=False)  # of --set; they may hold secrets
     digest: str = ""  # of the file's text
 
     def path(self, relative: Path) -> Path:
@@ -78,7 +78,21 @@ class Config:
 
     @property
     def repository(self) -> Path:
-        return self.path(self.settings.triton.repository)
+        """The first server's model repository."""
+        return self.path(self.settings.triton[0].repository)
+
+    def server(self, name: str = "") -> Triton | None:
+        """The server of this name; "" is the first, for a target that names none. None: there is none such any more."""
+        servers = self.settings.triton
+        return servers[0] if not name else next((server for server in servers if server.name == name), None)
+
+    @property
+    def server_names(self) -> tuple[str, ...]:
+        return tuple(server.name for server in self.settings.triton)
+
+    def repository_of(self, name: str) -> Path:
+        """The model repository of a server; of one that is not known any more, the first's."""
+        return self.path((self.server(name) or self.settings.triton[0]).repository)
 
 
 def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
@@ -89,28 +103,35 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
     file = workspace / "config.toml"
     text = _read(file)
     from_file = parse_toml(text, file)
-    from_set = parse_overrides(overrides)
+    names: tuple[str, ...] = (named_servers.FIRST,)
+    if isinstance(servers := named_servers.by_name(from_file.get("triton"), str(file)), Mapping) and servers:
+        from_file, names = {**from_file, "triton": servers}, tuple(servers)
+    from_set = named_servers.spread(parse_overrides(overrides), names, Triton.model_fields, "--set")
     from_env = {
         name[len(ENV_PREFIX) :].lower().replace("__", "."): name
         for name in os.environ
         if name.upper().startswith(ENV_PREFIX)
     }
-    origin = {key: f"{file.name}:{line_of(text, key) or '?'}" for key, _ in leaves(from_file)}
+    origin = {
+        key: f"{file.name}:{line_of(text, *named_servers.written(key, names)) or '?'}"
+        for key, _ in leaves(_named(from_file, names))
+    }
     origin |= from_env
-    origin |= {key: f"--set {key}" for key, _ in leaves(from_set)}
+    origin |= {key: f"--set {key}" for key, _ in leaves(_named(from_set, names))}
     known = {
         *known_keys(),
         *(f"tune.space.{name}" for name in search_space.setting_names(Train)),
         *(f"watch.folders.{name}" for name in WatchedFolder.model_fields),
         *("notify", *(f"notify.{name}" for name in Notify.model_fields)),
+        *(f"triton.{name}.{key}" for name in names for key in Triton.model_fields),
     }
     for key, name in from_env.items():
         if key not in known and not key.startswith("train.optimizers."):  # whose keys are any of timm's optimizers
             raise ConfigError(f"{name}: unknown setting {key!r}{_hint(key, known)}")
     try:
-        settings = _layered(from_file)(**from_set)
+        settings = _layered(from_file, names)(**from_set)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error, file, text, origin, known))) from None
+        raise ConfigError("\n".join(_explain(error, file, text, origin, known, names))) from None
     except SettingsError:
         raise ConfigError(f"{_not_json(from_env)}: a list is written as JSON, for instance '[\"images\"]'") from None
     config = Config(settings, workspace.resolve(), file, origin, tuple(overrides), hash_text(text))
@@ -121,7 +142,7 @@ def load(workspace: Path, overrides: Sequence[str] = ()) -> Config:
         *limits.impossible(config),
         *search_space.wrong(settings.tune.space, Train),
     ]:
-        raise ConfigError("\n".join(f"{_where(key, file, text, origin)}: {key}: {said}" for key, said in wrong))
+        raise ConfigError("\n".join(f"{_where(key, file, text, origin, names)}: {key}: {said}" for key, said in wrong))
     return config
 
 
@@ -155,7 +176,9 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of each setting in a nested mapping."""
     for key, value in nested.items():
-        if isinstance(value, Mapping) and value and not search_space.is_axis(value):
+        if (tables := named_servers.tables(value)) is not None:
+            yield from leaves(tables if len(tables) > 1 else next(iter(tables.values())), f"{prefix}{key}.")
+        elif isinstance(value, Mapping) and value and not search_space.is_axis(value):
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -173,7 +196,14 @@ def known_keys() -> list[str]:
     return [key for key, _ in leaves(Settings.model_construct().model_dump(mode="json"))]
 
 
-def _layered(from_file: Mapping[str, Any]) -> type[Settings]:
+def _named(layer: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A layer whose servers stand by their names, as `leaves` tells it: the name is left out where there is one."""
+    servers = layer.get("triton")
+    one = isinstance(servers, Mapping) and len(names) == 1 and set(servers) == set(names)
+    return {**layer, "triton": servers[names[0]]} if one and servers else dict(layer)
+
+
+def _layered(from_file: Mapping[str, Any], names: Sequence[str]) -> type[Settings]:
     class Layered(Settings):
         @classmethod
         def settings_customise_sources(
@@ -184,7 +214,9 @@ def _layered(from_file: Mapping[str, Any]) -> type[Settings]:
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, InitSettingsSource(settings_cls, dict(from_file))
+            from_env = named_servers.spread(env_settings(), names, Triton.model_fields, f"{ENV_PREFIX}…")
+            layers = from_env, dict(from_file)
+            return init_settings, *(InitSettingsSource(settings_cls, layer) for layer in layers)
 
     return Layered
 
@@ -200,14 +232,21 @@ def _read(file: Path) -> str:
 
 
 def _explain(
-    error: ValidationError, file: Path, text: str, origin: Mapping[str, str], known: set[str]
+    error: ValidationError,
+    file: Path,
+    text: str,
+    origin: Mapping[str, str],
+    known: set[str],
+    names: Sequence[str],
 ) -> Iterator[str]:
     told: set[str] = set()
     for problem in error.errors(include_url=False):
         parts = [str(part) for part in problem["loc"] if not isinstance(part, int)]
         key = ".".join(parts)
         entry = next((part for part in problem["loc"] if isinstance(part, int)), 0)
-        where = _where(key, file, text, origin, entry)
+        if parts[:1] == ["triton"] and len(problem["loc"]) > 1:
+            key = named_servers.key_of(names, names[entry], ".".join(parts[1:]))
+        where = _where(key, file, text, origin, names, entry)
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             sections = {k.rpartition(".")[0] for k in known}
             yield f"{where}: unknown setting {key!r}{_hint(key, known | sections)}"
@@ -223,11 +262,12 @@ def name(where: str, key: str) -> str:
     return where if where.endswith(f" {key}") else f"{where}: {key}"
 
 
-def _where(key: str, file: Path, text: str, origin: Mapping[str, str], entry: int = 0) -> str:
+def _where(key: str, file: Path, text: str, origin: Mapping[str, str], names: Sequence[str], entry: int = 0) -> str:
     """What to mend: the variable or the --set that a setting (or one of its section) came from, or file and line."""
     found = [origin[key]] if key in origin else [o for k, o in origin.items() if k.startswith(f"{key}.")]
     overridden = [where for where in found if where.upper().startswith((ENV_PREFIX, "--SET"))]
-    return overridden[-1] if overridden else f"{file}:{nearest_line(text, key, entry)}"
+    key, of_server = named_servers.written(key, names)
+    return overridden[-1] if overridden else f"{file}:{nearest_line(text, key, of_server or entry)}"
 
 
 def _not_json(from_env: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -68,12 +69,17 @@ class _Prefer(_Section):
     minimize: Literal["latency_p95_ms", "memory_mb", "artifact_mb"] | None = None
 
 
+class _Serve(_Section):
+    triton: str = ""
+
+
 class _ConstraintFile(_Section):
     version: Annotated[Literal[1], BeforeValidator(_refuse_bool)]
     accelerator: _Accelerator = _Accelerator()
     input: _Input
     require: _Require = _Require()
     prefer: _Prefer = _Prefer()
+    serve: _Serve = _Serve()
 
 
 _KEYS = {
@@ -81,6 +87,7 @@ _KEYS = {
     "input": set(_Input.model_fields),
     "require": set(_Require.model_fields),
     "prefer": set(_Prefer.model_fields),
+    "serve": set(_Serve.model_fields),
 }
 
 
@@ -91,18 +98,18 @@ def target_of(file: Path) -> str | None:
     return file.stem
 
 
-def read(file: Path) -> Requirement:
-    """The requirement that a constraint file asks for.
+def read(file: Path, servers: Sequence[str] = ()) -> Requirement:
+    """The requirement that a constraint file asks for. `servers`: the names in [[triton]]; none are not looked at.
 
     Raises ConfigError with a line for each thing wrong: file, line, key, and what to do.
     """
     try:
-        return parse(read_text(file), file)
+        return parse(read_text(file), file, servers)
     except FileNotFoundError:
         raise ConfigError(f"{file}: is not there") from None
 
 
-def parse(content: str, file: Path) -> Requirement:
+def parse(content: str, file: Path, servers: Sequence[str] = ()) -> Requirement:
     """As `read`, of a text already read; `file` names it in errors and gives the target's name."""
     if not TARGET_NAME.match(file.stem) or file.stem.endswith("-candidate"):
         raise ConfigError(
@@ -118,11 +125,20 @@ def parse(content: str, file: Path) -> Requirement:
     if parsed.prefer.maximize and parsed.prefer.minimize:
         where = f"{file}:{nearest_line(content, 'prefer.minimize')}"
         raise ConfigError(f"{where}: prefer.minimize: prefer one thing: maximize or minimize, not both")
+    if servers and (said := _wrong_server(parsed.serve.triton, servers)):
+        raise ConfigError(f"{file}:{nearest_line(content, 'serve.triton')}: serve.triton {said}")
     requirement = _requirement(parsed, file.stem)
     if wrong := contradictions(requirement):
         # each sentence opens with its key
         raise ConfigError("\n".join(f"{file}:{nearest_line(content, said.split(' is ')[0])}: {said}" for said in wrong))
     return requirement
+
+
+def _wrong_server(name: str, servers: Sequence[str]) -> str | None:
+    known = f"the servers of config.toml are {', '.join(servers)}"
+    if name in servers or (not name and len(servers) == 1):
+        return None
+    return f"is {name!r}, which is none of them: {known}" if name else f"is missing: say which serves it; {known}"
 
 
 def _requirement(parsed: _ConstraintFile, target: str) -> Requirement:
@@ -132,6 +148,7 @@ def _requirement(parsed: _ConstraintFile, target: str) -> Requirement:
         height=parsed.input.height,
         width=parsed.input.width,
         prefer=parsed.prefer.minimize or parsed.prefer.maximize or "accuracy",
+        server=parsed.serve.triton,
         **parsed.require.model_dump(),
     )
 
@@ -152,7 +169,7 @@ def _explain(problem: Any, file: Path, content: str) -> str:
     return f"{file}:{line}: {key}: {message} (is {problem.get('input')!r})"
 
 
-def take_in(connection: Connection, folder: Path) -> list[AnyRow]:
+def take_in(connection: Connection, folder: Path, servers: Sequence[str] = ()) -> list[AnyRow]:
     """Compares the constraint files with the journal; each new content becomes a row. Returns the new rows.
 
     An invalid content is a row with its error and no requirement: the last valid one stands. A file that is gone
@@ -162,7 +179,7 @@ def take_in(connection: Connection, folder: Path) -> list[AnyRow]:
     known = _newest(connection)
     new = []
     for target, file in present.items():
-        content, requirement, error = _attempt(file)
+        content, requirement, error = _attempt(file, servers)
         row = known.get(target)
         if row is None or row.gone or row.text != content or row.error != error:
             new.append(
@@ -189,11 +206,11 @@ def _newest(connection: Connection) -> dict[str, AnyRow]:
     return {row.target: row for row in rows}
 
 
-def _attempt(file: Path) -> tuple[str, Requirement | None, str | None]:
+def _attempt(file: Path, servers: Sequence[str]) -> tuple[str, Requirement | None, str | None]:
     content = ""
     try:
         content = read_text(file)
-        return content, parse(content, file), None
+        return content, parse(content, file, servers), None
     except FileNotFoundError:
         return content, None, f"{text(str(file))}: is a link to nothing"
     except ConfigError as error:

@@ -108,7 +108,7 @@ class Cycle:
             self.row,
             self.ground,
             self.rows,
-            repository=self.config.repository,
+            repository_of=self.config.repository_of,
             devices=self.devices,
             confidence=self.config.settings.promotion.confidence,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sqlalchemy import Connection, select
@@ -27,7 +27,7 @@ def gather(
     ground: Ground,
     rows: Rows,
     *,
-    repository: Path,
+    repository_of: Callable[[str], Path],
     devices: Devices,
     confidence: float,
 ) -> CycleFacts:
@@ -70,7 +70,7 @@ def gather(
         too_large=_too_large(connection, ground),
         champion=champion.artifact if champion else None,
         champion_feasible=champion is not None
-        and not targets.is_beyond_repair(connection, champion, repository, cycle.target)
+        and not targets.is_beyond_repair(connection, champion, repository_of(champion.server), cycle.target)
         and targets.feasible(
             connection,
             requirement,

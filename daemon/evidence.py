@@ -71,7 +71,7 @@ def gather(connection: Connection, config: Config, requirement: Requirement, *, 
         and targets.unmeasured(connection, requirement, champion, devices),
         lost=champion is not None and _is_lost(connection, target, champion),
         beyond_repair=champion is not None
-        and targets.is_beyond_repair(connection, champion, config.repository, target),
+        and targets.is_beyond_repair(connection, champion, config.repository_of(champion.server), target),
         rebuildable=champion is None or targets.has_model(connection, champion.artifact),
         unproven=champion is not None and adoption.is_unproven(connection, champion, judge),
     )

@@ -143,8 +143,11 @@ def _kept(ground: Ground) -> dict[str, str]:
 def engine_inputs(settings: Mapping[str, Any], variant: str) -> dict[str, Any]:
     """What the stage `build` is told of the variant."""
     engine, precision = split(variant)
-    build, triton = settings["build"], settings["triton"]
-    options = {"compute_capability": build["compute_capability"], "max_batch_size": max(64, triton["max_batch_size"])}
+    build, servers = settings["build"], settings["triton"]
+    if isinstance(servers, Mapping):  # frozen by a version that knew one
+        servers = [servers]
+    largest = max(64, *(server["max_batch_size"] for server in servers))
+    options = {"compute_capability": build["compute_capability"], "max_batch_size": largest}
     return {"engine": engine, "precision": precision, "options": options}
 
 

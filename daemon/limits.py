@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from daemon import named_servers
 from daemon.variants import split
+from deploy import access
 from deploy.device import find_version, package
 
 if TYPE_CHECKING:
     from daemon.config import Config
+    from daemon.settings import Triton
 
 POLICIES = ("volume", "new_class", "accuracy", "drift", "drift_unlabelled", "staleness")
 _MOST = 1e7  # a timer of so many minutes still has a date
@@ -81,14 +84,13 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
     """Key and sentence of each combination that cannot work: folders that lie in one another."""
     ours = {
         "paths.state": config.state,
-        "triton.repository": config.repository,
         "paths.constraints": config.constraints,
     }
+    ours |= {_of(config, server, "repository"): config.path(server.repository) for server in config.settings.triton}
     for key, path in ours.items():
         if path.exists() and not path.is_dir():
             yield key, f"{path} is a file: name a folder"
-    if config.repository.resolve() == config.state.resolve():
-        yield "triton.repository", f"{config.repository} is paths.state too: Triton's models need a folder of their own"
+    yield from _impossible_servers(config)
     seen: list[Path] = []
     for folder in (folder.resolve() for folder in config.folders):
         for other in seen:
@@ -116,6 +118,28 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
     names = config.settings.model.architectures
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         yield "model.architectures", f"names {', '.join(doubled)} twice"
+
+
+def _of(config: Config, server: Triton, key: str) -> str:
+    return named_servers.key_of([each.name for each in config.settings.triton], server.name, key)
+
+
+def _impossible_servers(config: Config) -> Iterator[tuple[str, str]]:
+    servers = {server.name: server for server in config.settings.triton}
+    repositories = {name: config.path(server.repository).resolve() for name, server in servers.items()}
+    for name, server in servers.items():
+        if repositories[name] == config.state.resolve():
+            said = f"{repositories[name]} is paths.state too: Triton's models need a folder of their own"
+            yield _of(config, server, "repository"), said
+        for key in ("tls_authorities", "tls_certificate", "tls_key"):
+            file = getattr(server, key)
+            if file and not config.path(Path(file)).is_file():
+                yield _of(config, server, key), f"names the file {config.path(Path(file))}, which is not there"
+        if wrong := access.find_unknown(server.file_owner):
+            yield _of(config, server, "file_owner"), wrong
+    for key, values in (("url", {name: server.url for name, server in servers.items()}), ("repository", repositories)):
+        if twice := named_servers.doubles(values.items()):
+            yield _of(config, servers[twice[1]], key), f"is that of {twice[0]!r} too: two servers need two"
 
 
 def _missing_engines(config: Config) -> Iterator[tuple[str, str]]:

@@ -254,8 +254,7 @@ class Daemon:
                 self.reader.scan()
                 self.read_constraints()
                 self.answer_people()
-            case "triton":
-                self.serving.tend()
+            case "overdue":
                 self.observer.stop_overdue()
                 self.auditor.stop_overdue()
                 self.drift_watch.stop_overdue()
@@ -348,7 +347,7 @@ class Daemon:
     def read_constraints(self) -> None:
         """Takes in edited constraint files. A valid edit interrupts its target's cycle; an invalid one nothing."""
         with self.journal.begin() as connection:
-            new = take_in(connection, self.config.constraints)
+            new = take_in(connection, self.config.constraints, self.config.server_names)
             valid = targets.requirements(connection)
             unknown = {name: targets.unknown_classes(connection, asked) for name, asked in valid.items()}
         for row in new:
@@ -361,7 +360,8 @@ class Daemon:
             self.because.append(said)
             for what in unknown.get(row.target, []):
                 log.warning("%s.toml: %s", row.target, what)
-
+        if new:
+            self.serving.tend()  # where a target is served, and for what batches, may have been edited
         self.drop_outdated()
 
     def drop_outdated(self) -> None:

@@ -13,30 +13,35 @@ from deploy.server import Server, ServerError, free_ports
 log = logging.getLogger("relearn")
 
 
-def serve(config: Config) -> None:
-    """Serves at the port of `triton.url` until SIGTERM or Ctrl-C; a server that dies is started again.
+def serve(config: Config, name: str = "") -> None:
+    """Serves at the port of a server's url until SIGTERM or Ctrl-C; a server that dies is started again.
 
-    Raises RelearnError where it cannot be started, UsageError where `triton.url` is another machine's.
+    name: of the server, "" for the first. Raises RelearnError where it cannot be started, UsageError where there is
+    none of that name, or it is another machine's.
     """
-    host, _, port = config.settings.triton.url.rpartition(":")
-    if host not in ("127.0.0.1", "localhost") or not port.isdigit():
+    wanted = config.server(name)
+    if wanted is None:
+        raise UsageError(f"there is no server {name!r}; config.toml names {', '.join(config.server_names)}")
+    host, _, port = wanted.url.rpartition(":")
+    if host not in ("127.0.0.1", "localhost") or not port.isdigit() or wanted.tls:
+        how = " over TLS" if wanted.tls else ""
         raise UsageError(
-            f"triton.url = {config.settings.triton.url!r}: the packaged Triton serves 127.0.0.1:PORT alone"
+            f"triton.url = {wanted.url!r}{how}: the packaged Triton serves 127.0.0.1:PORT alone, without TLS"
         )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    config.repository.mkdir(parents=True, exist_ok=True)
-    http, metrics = free_ports(2)
-    ports = (int(port), http, metrics)
+    repository = config.repository_of(wanted.name)
+    repository.mkdir(parents=True, exist_ok=True)
+    other, metrics = free_ports(2)
+    grpc, http = (other, int(port)) if wanted.protocol == "http" else (int(port), other)
+    cache = config.state / "tritonserver"
+    log_file = cache / ("tritonserver.log" if len(config.server_names) == 1 else f"{wanted.name}.log")
     while not stop.is_set():
         try:
-            with Server(config.repository, config.state / "tritonserver", ports=ports) as server:
+            with Server(repository, cache, ports=(grpc, http, metrics), log=log_file) as server:
                 log.info(
-                    "Triton serves gRPC at %s, HTTP at 127.0.0.1:%d; its log is %s",
-                    server.address,
-                    http,
-                    server.log,
+                    "Triton serves gRPC at %s, HTTP at 127.0.0.1:%d; its log is %s", server.address, http, server.log
                 )
                 while server.process.poll() is None and not stop.wait(0.5):
                     pass

@@ -48,7 +48,8 @@ def status(view: View) -> RenderableType:
             "where nothing can be written the daemon waits for room, and goes on then"
         )
         parts.append(Text(full, "red"))
-    parts += [_target(target, view["triton"]) for target in view["targets"]] or [
+    parts += filter(None, (_server(server, alone=len(view["servers"]) == 1) for server in view["servers"]))
+    parts += [_target(target, view["servers"]) for target in view["targets"]] or [
         Text("no constraint file was read yet")
     ]
     if view["reading"]:
@@ -61,10 +62,28 @@ def status(view: View) -> RenderableType:
     return Group(*parts)
 
 
-def _target(view: View, triton: View) -> RenderableType:
+def _server(view: View, *, alone: bool) -> Text | None:
+    """A line on a Triton; on one that is alone and as it should be there is nothing to say."""
+    ready = view["answers"] and view["state"] in ("ready", None)
+    if alone and (ready or view["state"] in ("away", None)):  # of one that is away its targets tell
+        return None
+    version = f", version {view['version']}" if view["version"] else ""
+    said = f"Triton {view['name']} at {view['url']}: "
+    if ready:
+        since = f" since {clock(view['since'])}" if view["since"] else ""
+        return Text(f"{said}ready{version}{since}")
+    trouble = view["trouble"] if view["state"] in ("unfit", "away") else None
+    since = f" (since {clock(view['since'])})" if trouble else ""
+    how = "UNFIT" if view["answers"] and view["state"] == "unfit" else "AWAY"
+    return Text(f"{said}{how}: {trouble or 'it does not answer'}{since}", "red")
+
+
+def _target(view: View, servers: Sequence[View]) -> RenderableType:
     lines = [Text(view["target"], "bold")]
     if champion := view["champion"]:
-        lines.append(Text(f"  serves version {champion['version']}: {_candidate(champion)}"))
+        triton = next((each for each in servers if each["name"] == champion["server"]), servers[0])
+        by = f" at {triton['name']}" if len(servers) > 1 else ""
+        lines.append(Text(f"  serves version {champion['version']}{by}: {_candidate(champion)}"))
         if not triton["answers"]:
             lines.append(Text(f"  AWAY: no Triton answers at {triton['url']}; it is served once one does", "red"))
         elif not triton["ready"].get(view["target"]):

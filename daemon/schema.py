@@ -422,9 +422,12 @@ promotions = Table(
     Column("artifact_id", ForeignKey("artifacts.id"), nullable=False),
     Column("cycle_id", ForeignKey("cycles.id")),
     Column("verdict_id", ForeignKey("verdicts.id")),
-    Column("kind", String, nullable=False),  # promotion, rollback, settings, forced (whatever the policy says)
+    # promotion, rollback, settings, move, forced (whatever the policy says)
+    Column("kind", String, nullable=False),
     Column("version", Integer, nullable=False),  # Triton's
-    Column("state", String, nullable=False),  # switching, serving, retired, undoing, failed
+    Column("server", String, nullable=False, server_default=""),  # by name; "": the first, of an older journal
+    # switching, serving, retired, undoing, failed; leaving: another server has it, this one is to forget it
+    Column("state", String, nullable=False),
     Column("step", String),  # of the switch, the last that was finished
     Column("error", String),  # why it waits, or failed
     Column("reason", String, nullable=False),
@@ -433,6 +436,16 @@ promotions = Table(
     Column("served", Float),  # when Triton first answered with it
     Column("ended", Float),
     UniqueConstraint("target", "version"),
+)
+
+servers = Table(  # what each Triton was found to be when it last changed
+    "servers",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("state", String, nullable=False),  # ready, away, unfit
+    Column("trouble", String),  # a sentence: why it is not ready
+    Column("version", String),  # as it last said
+    Column("since", Float, nullable=False),
 )
 
 requests = Table(  # what people ask of a running daemon from the command line

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from daemon import search_space
+from daemon import named_servers, search_space
 from daemon.notices import KINDS
 from daemon.search_space import Axis
 from daemon.variants import join, split
@@ -47,7 +47,7 @@ def _refuse_nul(path: Path) -> Path:
 def _check_url(url: str) -> str:
     host, colon, port = url.rpartition(":")
     if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536) or "/" in host:
-        raise ValueError('must be HOST:PORT of Triton\'s gRPC endpoint, as "127.0.0.1:8001"')
+        raise ValueError('must be HOST:PORT, as "127.0.0.1:8001"')
     return url
 
 
@@ -291,13 +291,56 @@ class Compute(Section):
 
 
 class Triton(Section):
+    """One server, an entry of [[triton]] (daemon/named_servers.py)."""
+
+    name: str = named_servers.FIRST
     url: Annotated[str, AfterValidator(_check_url)] = "127.0.0.1:8001"
+    protocol: Literal["grpc", "http"] = "grpc"
     repository: Place = Path("triton")
+    repository_seen: str = ""
+    tls: bool = False
+    tls_authorities: str = ""
+    tls_certificate: str = ""
+    tls_key: str = ""
+    headers: dict[str, str] = {}
+    file_owner: str = ""
+    file_mode: str = ""
     flavour: Literal["python", "native"] = "python"
     max_batch_size: Count = 8
     instances: Count = 2
     timeout_seconds: Positive = 30.0
-    check_seconds: Positive = 10.0
+    check_seconds: Positive = 4.0
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not named_servers.NAME.fullmatch(name) or name in cls.model_fields:
+            raise ValueError("must be small letters, digits, - and _, and no setting's name")
+        return name
+
+    @field_validator("file_mode")
+    @classmethod
+    def _check_mode(cls, mode: str) -> str:
+        if mode and not re.fullmatch("0?[67][0-7]{2}", mode):
+            raise ValueError(
+                'must be the mode of a file in octal that its owner may read and write, as "0644", or empty'
+            )
+        return mode
+
+    @field_validator("file_owner")
+    @classmethod
+    def _check_owner(cls, owner: str) -> str:
+        if owner and not re.fullmatch(r"[^:\s]+:[^:\s]+", owner):
+            raise ValueError('must be "user:group", or empty')
+        return owner
+
+    @model_validator(mode="after")
+    def _agree(self) -> Triton:
+        if (self.tls_authorities or self.tls_certificate) and not self.tls:
+            raise ValueError("names files of TLS, which is off: write tls = true")
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("tls_certificate and tls_key go together")
+        return self
 
 
 class Wandb(Section):
@@ -365,7 +408,7 @@ class Settings(BaseSettings):
     compute: Compute = Compute()
     policies: PoliciesSettings = PoliciesSettings()
     promotion: PromotionSettings = PromotionSettings()
-    triton: Triton = Triton()
+    triton: Annotated[tuple[Triton, ...], BeforeValidator(named_servers.entries), Field(min_length=1)] = (Triton(),)
     wandb: Wandb = Wandb()
     notify: tuple[Notify, ...] = Field(default=(), exclude=True)  # what is written down holds no secret
     log: Log = Log()

@@ -37,6 +37,7 @@ from daemon.settling import CHANGES, Settling, Touch
 from daemon.watch_limit import find_watch_limit
 
 Put = Callable[[Event], None]
+OVERDUE_SECONDS = 10.0  # between two looks at children that take too long
 EDIT_SETTLE_SECONDS = 0.05  # editors write a file in two or three steps
 LOOK_SECONDS = 0.5  # between two looks whether a watched folder is still the one that is watched
 MANY = 20_000  # so many paths are no longer a hint: the whole folder is scanned
@@ -127,11 +128,8 @@ class Sources:
         self._settlings.clear()
 
     def _set_timers(self) -> None:
-        settings = self.config.settings
-        for name, seconds in (
-            ("rescan", settings.watch.rescan_minutes * 60),
-            ("triton", settings.triton.check_seconds),
-        ):
+        rescan = self.config.settings.watch.rescan_minutes * 60
+        for name, seconds in (("rescan", rescan), ("overdue", OVERDUE_SECONDS)):
             self.scheduler.add_job(self._fire, "interval", [name], seconds=seconds, id=name, replace_existing=True)
 
     def stop(self) -> None:

@@ -27,6 +27,7 @@ class Champion:
     version: int  # Triton's
     classes: tuple[str, ...]
     snapshot: str  # that its model was trained on
+    server: str = ""  # the Triton that has it, by name; "": the first
 
 
 def requirements(connection: Connection) -> dict[str, Requirement]:
@@ -71,13 +72,14 @@ def champion(connection: Connection, target: str) -> Champion | None:
             promotions.c.version,
             models.c.classes,
             models.c.snapshot_id,
+            promotions.c.server,
         )
         .join(artifacts, artifacts.c.id == promotions.c.artifact_id)
         .join(models, models.c.id == artifacts.c.model_id)
         .where(promotions.c.target == target, promotions.c.state == "serving")
         .order_by(promotions.c.version.desc())
     ).first()
-    return None if row is None else Champion(row[0], row[1], row[2], tuple(row[3]), row[4])
+    return None if row is None else Champion(row[0], row[1], row[2], tuple(row[3]), row[4], row[5])
 
 
 def anchor(connection: Connection, target: str) -> str | None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from daemon import approvals, configurations, data_views, pauses, schema, standings, targets
+from daemon import approvals, configurations, data_views, pauses, schema, servers, standings, targets
 from daemon.config import Config
 from daemon.declined import declined
-from daemon.errors import NotFound
+from daemon.errors import ConfigError, NotFound
 from daemon.journal import AnyRow, get
 from daemon.lock import is_running
+from daemon.settings import Triton
 from daemon.stock import artifact_folder
-from deploy.triton import Triton, TritonError
+from deploy.triton import TritonError
 from policies.combine import decide
 from policies.decision import Decision
 from policies.evidence import Evidence
@@ -40,7 +42,7 @@ def status(connection: Connection, config: Config, refused: str | None = None) -
         "configuration": configurations.view(connection, config.file, refused),
         "disk_free_mb": free_mb(config.state),
         "targets": (found := [target(connection, config, name) for name in _target_names(connection)]),
-        "triton": _ask_triton(config.settings.triton.url, found),
+        "servers": _ask_servers(connection, config, found),
         "working": working(connection),
         "reading": data_views.reading(connection),
         "data": data_views.data(connection),
@@ -54,18 +56,33 @@ def free_mb(state: Path) -> float | None:
     return shutil.disk_usage(state).free / 1e6 if state.is_dir() else None
 
 
-def _ask_triton(url: str, found: Sequence[View]) -> View:
-    """What Triton says itself, now: whether it answers, and of which targets it has the champion's version ready."""
+def _ask_servers(connection: Connection, config: Config, found: Sequence[View]) -> list[View]:
+    """Each Triton: as the daemon last found it, and what it says itself, now, all asked at once."""
+    noted = {row.name: row for row in connection.execute(select(schema.servers))}
+    first = config.server_names[0]
+    views = []
+    for server in config.settings.triton:
+        row = noted.get(server.name)
+        mine = [view for view in found if view["champion"] and (view["champion"]["server"] or first) == server.name]
+        said = {key: getattr(row, key) if row else None for key in ("state", "trouble", "version", "since")}
+        views.append((server, mine, {"name": server.name, "url": server.url, **said}))
+    with ThreadPoolExecutor(len(views)) as pool:
+        answers = pool.map(lambda each: _ask_server(config, each[0], each[1]), views)
+        return [{**view, **answer} for (_, _, view), answer in zip(views, answers, strict=True)]
+
+
+def _ask_server(config: Config, server: Triton, found: Sequence[View]) -> View:
+    """Whether it answers, and of which targets it has the champion's version ready."""
     ready: dict[str, bool] = {}
-    with Triton(url, timeout=TRITON_SECONDS) as triton:
-        answers = triton.is_live(timeout=TRITON_SECONDS)
-        try:
+    try:
+        with servers.connect(config, server, TRITON_SECONDS) as triton:
+            if not triton.is_live(timeout=TRITON_SECONDS):
+                return {"answers": False, "ready": {}}
             for view in found:
-                if answers and view["champion"]:
-                    ready[view["target"]] = triton.is_ready(view["target"], view["champion"]["version"])
-        except TritonError:
-            answers = False
-    return {"url": url, "answers": answers, "ready": ready if answers else {}}
+                ready[view["target"]] = triton.is_ready(view["target"], view["champion"]["version"])
+    except (TritonError, ConfigError, OSError):
+        return {"answers": False, "ready": {}}
+    return {"answers": True, "ready": ready}
 
 
 def _target_names(connection: Connection) -> list[str]:
@@ -133,6 +150,7 @@ def _champion(connection: Connection, champion: targets.Champion) -> View:
     return {
         **view,
         "version": champion.version,
+        "server": champion.server,
         "served_since": row.served,
         "reason": row.reason,
         "by": row.by,
@@ -333,6 +351,7 @@ def _promotion(row: AnyRow) -> View:
         "artifact_id",
         "kind",
         "version",
+        "server",
         "state",
         "step",
         "reason",

@@ -14,7 +14,8 @@ from daemon.config import Config
 from daemon.cycle import Cycle
 from daemon.events import Event, SwitchEnded
 from daemon.journal import AnyRow, get, now
-from daemon.serving import WITHDRAWABLE, Serving
+from daemon.keeper import WITHDRAWABLE
+from daemon.serving import Serving
 from daemon.sources import Sources
 from policies.facts import Requirement
 from policies.steps import Finish, Promote

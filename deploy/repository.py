@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy import artifact, durable
+from deploy.access import Access
 from deploy.config_pbtxt import FLAVOURS, MARK, Serving, find_misfit, write_config
 from deploy.engines import source_file
 
@@ -133,10 +134,13 @@ def verify_version(folder: Path) -> dict[str, Any]:
     return artifact.verify(folder)
 
 
-def verify_model(repository: Path, target: str, version: int) -> None:
-    """Raises ArtifactError, naming the file, where what serves this version alone is not all there and whole."""
-    manifest = verify_version(repository / target / str(version))
-    for name, text in compose_model(target, [manifest]).items():
+def verify_model(repository: Path, target: str, version: int, before: int | None = None) -> None:
+    """Raises ArtifactError, naming the file, where what serves this version is not all there and whole.
+
+    before: the version that is served beside it; None: it alone is.
+    """
+    manifests = [*whole(repository / target, before), verify_version(repository / target / str(version))]
+    for name, text in compose_model(target, manifests).items():
         path = repository / target / name
         try:
             found = path.read_text(encoding="utf-8")
@@ -144,6 +148,23 @@ def verify_model(repository: Path, target: str, version: int) -> None:
             raise artifact.ArtifactError(f"{path} cannot be read: {error}") from error
         if found != text:
             raise artifact.ArtifactError(f"{path} was changed by somebody else")
+
+
+def fingerprint(repository: Path, target: str) -> tuple[tuple[str, int, int], ...]:
+    """Name, bytes and time of change of each file in the target's model: another one where somebody was at it."""
+    model = repository / target
+    found = []
+    for path in sorted(model.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            found.append((str(path.relative_to(model)), stat.st_size * path.is_file(), stat.st_mtime_ns))
+    return tuple(found)
+
+
+def give(repository: Path, name: str, access: Access) -> None:
+    """Makes a model's files whose and how they are to be. Raises RepositoryError where that is not allowed."""
+    with translated(repository / name):
+        access.give(repository / name)
 
 
 def place_candidate(repository: Path, target: str, staged: Path) -> str:

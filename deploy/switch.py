@@ -15,10 +15,14 @@ from __future__ import annotations
 import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deploy import artifact, repository
+from deploy.access import Access
 from deploy.config_pbtxt import Serving
 from deploy.triton import Triton, TritonError, TritonRefused
 
@@ -41,6 +45,7 @@ class Switch:
     before: int | None = None  # the version that serves now
     serving: Serving = field(default_factory=Serving)
     tolerance: float | None = None  # of a probability; None: that of the artifact's precision
+    access: Access = field(default_factory=Access)  # of what is put into the repository
 
 
 def run_step(step: str, switch: Switch, triton: Triton) -> str:
@@ -68,7 +73,7 @@ def probe(switch: Switch, triton: Triton) -> str:
     staged = stage_folder(switch)
     name = repository.place_candidate(switch.repository, switch.target, staged)
     try:
-        triton.load(name)
+        load_model(switch, triton, name)
         difference = compare(switch, triton, name)
     finally:
         drop_candidate(switch, triton)
@@ -76,15 +81,17 @@ def probe(switch: Switch, triton: Triton) -> str:
 
 
 def put(switch: Switch, triton: Triton) -> str:
-    """Version, labels and configuration in place; Triton has not been told yet."""
-    stage_folder(switch)
+    """Version, labels and configuration in place, each file with its SHA-256; Triton has not been told yet."""
+    stage_folder(switch, again=is_damaged_version(switch))
     repository.put(switch.repository, switch.target, switch.version, switch.before)
     return f"version {switch.version} is in place beside {switch.before or 'nothing'}"
 
 
 def load(switch: Switch, triton: Triton) -> str:
     """From here on clients get the new version; the one before stays loaded."""
-    triton.load(switch.target)
+    if find_damage(switch, switch.before):
+        put(switch, triton)
+    load_model(switch, triton, switch.target)
     return f"Triton loaded {switch.target} version {switch.version}"
 
 
@@ -102,7 +109,7 @@ def verify(switch: Switch, triton: Triton) -> str:
 def retire(switch: Switch, triton: Triton) -> str:
     """The versions before are unloaded, then their folders go."""
     repository.retire(switch.repository, switch.target, switch.version)
-    triton.load(switch.target)
+    load_model(switch, triton, switch.target)
     repository.clear(switch.repository, switch.target, switch.version)
     return f"version {switch.version} alone serves {switch.target}"
 
@@ -119,11 +126,17 @@ def undo(switch: Switch, triton: Triton) -> str:
         if switch.before is None:
             triton.unload(switch.target)
             return f"{switch.target} serves nothing, as before"
-        triton.load(switch.target)
+        load_model(switch, triton, switch.target)
         repository.clear(switch.repository, switch.target, switch.before)
     except (TritonRefused, artifact.ArtifactError) as error:
         return f"version {switch.before} cannot be put back as it is and has to be mended: {error}"
     return f"version {switch.before} serves {switch.target}, as before"
+
+
+def leave(switch: Switch, triton: Triton) -> str:
+    """The target goes from this Triton, which another has taken it over from. May be repeated; raises as `undo`."""
+    undo(replace(switch, before=None), triton)
+    return f"{switch.target} is served by another Triton now, and is gone from {triton.address}"
 
 
 def find_fault(switch: Switch, triton: Triton) -> str | None:
@@ -135,6 +148,37 @@ def find_fault(switch: Switch, triton: Triton) -> str | None:
         return find_label_fault(switch, triton)
     except (TritonRefused, artifact.ArtifactError) as error:
         return str(error)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One image of the golden batch and its recorded answer: what an idle server is asked again and again."""
+
+    images: NDArray[np.uint8]  # (1, H, W, 3)
+    recorded: NDArray[np.float32]  # (1, classes)
+    tolerance: float
+
+
+def read_question(switch: Switch) -> Question | None:
+    """None where the artifact, with its record, is gone."""
+    if is_lost(switch.artifact):
+        return None
+    images, recorded = artifact.read_golden(switch.artifact)
+    return Question(images[:1], recorded[:1], find_tolerance(switch))
+
+
+def ask_each_instance(switch: Switch, triton: Triton, question: Question) -> str | None:
+    """What is wrong with an answer of an idle server, whose instances answer in turn; None: nothing.
+
+    Raises TritonUnavailable.
+    """
+    try:
+        for _ in range(switch.serving.instances):
+            found, _ = triton.infer(switch.target, question.images, switch.version)
+            artifact.compare_golden(found, question.recorded, question.tolerance)
+    except (TritonRefused, artifact.ArtifactError) as error:
+        return str(error)
+    return None
 
 
 def find_index_fault(switch: Switch, triton: Triton) -> str | None:
@@ -156,7 +200,7 @@ def find_failing_instance(switch: Switch, triton: Triton, seconds: float = PROBE
     deadline = time.monotonic() + seconds
 
     def ask(_: int) -> None:
-        with Triton(triton.address) as connection:
+        with triton.twin() as connection:
             while time.monotonic() < deadline:
                 connection.infer(switch.target, images[:1], switch.version)
 
@@ -169,29 +213,36 @@ def find_failing_instance(switch: Switch, triton: Triton, seconds: float = PROBE
     return None
 
 
-def mend(switch: Switch, triton: Triton, *, suspected: bool = False) -> str | None:
+def mend(switch: Switch, triton: Triton, *, suspected: bool = False, touched: bool = False) -> str | None:
     """Makes Triton serve `switch.version` again if it does not: what was done in a sentence; None: nothing was wrong.
 
     For a Triton that was restarted and came back empty, a backend process that died, a folder that was
-    damaged or removed. `suspected`: requests have failed, so that each instance is asked. Where the artifact itself
-    is gone there are no recorded answers to compare with: Triton's own word is taken then, and the version in the
-    repository is loaded as it lies there. Raises SwitchFailed where even that does not help, TritonUnavailable
-    where Triton is away.
+    damaged or removed. `suspected`: requests have failed, so that each instance is asked. `touched`: somebody may have
+    been at the folder, so that every file is compared with its SHA-256; what serves is not loaded again for that.
+    Where the artifact itself is gone there are no recorded answers to compare with: Triton's own word is taken then,
+    and the version in the repository is loaded as it lies there. Raises SwitchFailed where even that does not help,
+    TritonUnavailable where Triton is away.
     """
     comparable = not is_lost(switch.artifact)
     find = find_fault if comparable else find_index_fault
     fault = find(switch, triton)
     if fault is None and suspected and comparable:
         fault = find_failing_instance(switch, triton)
-    if fault is None:
+    damage = find_damage(switch) if fault or touched else None
+    if fault is None and damage is None:
         return None
     try:
-        if is_damaged(switch):
+        if damage:
             stage_folder(switch, again=True)
             repository.put(switch.repository, switch.target, switch.version, None)
-        reload(switch, triton)
+            repository.give(switch.repository, switch.target, switch.access)
+        if fault:
+            reload(switch, triton)
     except (TritonRefused, artifact.ArtifactError) as error:
-        raise SwitchFailed(f"mending {switch.target} failed: {error}; before: {fault}") from error
+        serves = "" if fault else "; it serves on from Triton's memory"
+        raise SwitchFailed(f"mending {switch.target} failed: {error}; before: {fault or damage}{serves}") from error
+    if fault is None:
+        return f"{switch.target} version {switch.version} was made again in the repository, and served on: {damage}"
     still = find(switch, triton)
     if still:
         raise SwitchFailed(f"{switch.target} cannot be mended: {still}")
@@ -201,7 +252,13 @@ def mend(switch: Switch, triton: Triton, *, suspected: bool = False) -> str | No
 def reload(switch: Switch, triton: Triton) -> None:
     """A load that Triton cannot take for done: it leaves a version alone whose files are older than its last load."""
     repository.touch(switch.repository, switch.target, switch.version)
-    triton.load(switch.target)
+    load_model(switch, triton, switch.target)
+
+
+def load_model(switch: Switch, triton: Triton, name: str) -> None:
+    """A load, once the files are whose they are to be."""
+    repository.give(switch.repository, name, switch.access)
+    triton.load(name)
 
 
 def stage_folder(switch: Switch, again: bool = False) -> Path:
@@ -219,9 +276,21 @@ def is_lost(folder: Path) -> bool:
     return False
 
 
-def is_damaged(switch: Switch) -> bool:
+def find_damage(switch: Switch, before: int | None = None) -> str | None:
+    """What of the files that serve the version (beside the one before) is not as it was written; None: nothing."""
     try:
-        repository.verify_model(switch.repository, switch.target, switch.version)
+        repository.verify_model(switch.repository, switch.target, switch.version, before)
+    except artifact.ArtifactError as error:
+        return str(error)
+    return None
+
+
+def is_damaged_version(switch: Switch) -> bool:
+    """Whether the version was put already, and is not what was put."""
+    if switch.version not in repository.versions(switch.repository, switch.target):
+        return False
+    try:
+        repository.verify_version(switch.repository / switch.target / str(switch.version))
     except artifact.ArtifactError:
         return True
     return False
@@ -240,10 +309,14 @@ def compare(switch: Switch, triton: Triton, model: str, version: int | None = No
     found, numbers = triton.infer_all(model, images)
     if version is not None and numbers != {version}:
         raise artifact.ArtifactError(f"version {sorted(numbers)} answered instead of {version}")
-    tolerance = switch.tolerance
-    if tolerance is None:
-        tolerance = artifact.find_tolerance(artifact.read_manifest(switch.artifact))
-    return artifact.compare_golden(found, recorded, tolerance)
+    return artifact.compare_golden(found, recorded, find_tolerance(switch))
+
+
+def find_tolerance(switch: Switch) -> float:
+    """By how much a probability may differ from the record."""
+    if switch.tolerance is not None:
+        return switch.tolerance
+    return artifact.find_tolerance(artifact.read_manifest(switch.artifact))
 
 
 def find_label_fault(switch: Switch, triton: Triton) -> str | None:

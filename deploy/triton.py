@@ -1,28 +1,20 @@
-"""What is asked of a Triton inference server, over gRPC; every call has a time limit."""
+"""What is asked of a Triton inference server, over gRPC or HTTP; every call has a time limit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.wire import Endpoint, Refusal, Row, Silence, open_wire
+
 T = TypeVar("T")
 
-CHANNEL = [
-    ("grpc.max_send_message_length", 2**31 - 1),
-    ("grpc.max_receive_message_length", 2**31 - 1),
-    # A server that comes back is found again at once, not after gRPC's usual two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.use_local_subchannel_pool", 1),
-]
-
-
+LIVE_SECONDS = 2.0  # in which a server says whether it is there
 MODEL_CONTROL = "explicit model load / unload is not allowed"  # Triton's words, of a server in another mode
 
 
@@ -31,9 +23,11 @@ class TritonError(Exception):
 
 
 class TritonUnavailable(TritonError):
-    """No Triton answers at this address, or it takes no orders. Start it as it should be, or correct the address;
-    what was asked is tried again.
-    """
+    """No Triton answers at this address. Start it, or correct the address; what was asked is tried again."""
+
+
+class TritonUnfit(TritonUnavailable):
+    """This Triton answers, and cannot be given models as it is. Start it as the message says; it is looked at again."""
 
 
 class TritonRefused(TritonError):
@@ -50,22 +44,21 @@ class VersionState:
 
 
 class Triton:
-    """A connection to the server at `address` ("host:port" of its gRPC endpoint).
+    """A connection to the server at `address` ("host:port" of its gRPC endpoint), or at an Endpoint that says more.
 
     Every method raises TritonUnavailable where nobody answers in time and TritonRefused where Triton answers
-    with an error. `timeout`, in seconds, is of one call; loading has its own.
+    with an error. `timeout`, in seconds, is of one call; loading has its own. It is for
+    one thread: `twin` gives another its own.
     """
 
-    def __init__(self, address: str, timeout: float = 10.0, load_timeout: float = 120.0) -> None:
-        from tritonclient import grpc
-
-        self.address = address
-        self._grpc = grpc
+    def __init__(self, address: str | Endpoint, timeout: float = 10.0, load_timeout: float = 120.0) -> None:
+        self.endpoint = Endpoint(address) if isinstance(address, str) else address
+        self.address = self.endpoint.address
         self._timeout, self._load_timeout = timeout, load_timeout
-        self._client: Any = grpc.InferenceServerClient(address, channel_args=CHANNEL)
+        self._wire = open_wire(self.endpoint)
 
     def close(self) -> None:
-        self._client.close()
+        self._wire.close()
 
     def __enter__(self) -> Self:
         return self
@@ -73,47 +66,59 @@ class Triton:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def is_live(self, timeout: float = 2.0) -> bool:
+    def twin(self) -> Triton:
+        """Another connection to the same server."""
+        return Triton(self.endpoint, self._timeout, self._load_timeout)
+
+    def is_live(self, timeout: float = LIVE_SECONDS) -> bool:
         """Whether a server answers at all."""
         try:
-            return bool(self._client.is_server_live(client_timeout=timeout))
-        except self._grpc.InferenceServerException:
+            return self._wire.is_live(timeout)
+        except (Silence, Refusal):
             return False
+
+    def describe(self) -> Row:
+        """What the server says of itself: "name", "version", "extensions"."""
+        return self._ask(lambda: self._wire.describe(self._timeout))
 
     def is_ready(self, model: str, version: int | None = None) -> bool:
         """What Triton says of itself.
 
         It says so of a model whose process was killed too: ask for an answer.
         """
-        return self._ask(lambda: bool(self._client.is_model_ready(model, _text(version), client_timeout=self._timeout)))
+        return self._ask(lambda: self._wire.is_ready(model, _text(version), self._timeout))
 
     def load(self, model: str) -> None:
         """Loads, or loads again, what lies in the repository under this name; waits until it is done."""
-        self._ask(lambda: self._client.load_model(model, client_timeout=self._load_timeout))
+        self._ask(lambda: self._wire.load(model, self._load_timeout))
 
     def unload(self, model: str) -> None:
         """Unloads the model; one that is not loaded is no error."""
-        self._ask(lambda: self._client.unload_model(model, client_timeout=self._load_timeout))
+        self._ask(lambda: self._wire.unload(model, self._load_timeout))
 
     def index(self) -> dict[str, list[VersionState]]:
         """What the repository holds and what of it is loaded: model -> its versions, by number.
 
         A model that was never loaded has an empty list.
         """
-        found = self._ask(lambda: self._client.get_model_repository_index(client_timeout=self._timeout))
         models: dict[str, list[VersionState]] = {}
-        for entry in found.models:
-            versions = models.setdefault(entry.name, [])
-            if entry.version:
-                versions.append(VersionState(int(entry.version), entry.state, entry.reason))
+        for entry in self._ask(lambda: self._wire.index(self._timeout)):
+            versions = models.setdefault(entry["name"], [])
+            if entry["version"]:
+                versions.append(VersionState(int(entry["version"]), entry["state"], entry["reason"]))
         return {name: sorted(versions, key=lambda v: v.version) for name, versions in models.items()}
 
     def count_failures(self, model: str, version: int) -> int:
         """How many requests Triton has failed that were for this version, since it was loaded."""
-        found = self._ask(
-            lambda: self._client.get_inference_statistics(model, _text(version), client_timeout=self._timeout)
-        )
-        return sum(int(row.inference_stats.fail.count) for row in found.model_stats)
+        return sum(int(row["failed"]) for row in self._ask(lambda: self._statistics(model, _text(version))))
+
+    def count_all_failures(self) -> dict[tuple[str, int], int]:
+        """As `count_failures`, of every version that is loaded, in one call."""
+        rows = self._ask(lambda: self._statistics("", ""))
+        return {(row["name"], int(row["version"])): int(row["failed"]) for row in rows}
+
+    def _statistics(self, model: str, version: str) -> list[Row]:
+        return self._wire.statistics(model, version, self._timeout)
 
     def infer(
         self, model: str, images: NDArray[np.uint8], version: int | None = None
@@ -122,17 +127,14 @@ class Triton:
 
         n may not exceed the model's max_batch_size; `infer_all` cuts larger ones.
         """
-        answer = self._infer(model, images, version, class_count=0)
-        return answer.as_numpy("probabilities"), int(answer.get_response().model_version)
+        return self._ask(lambda: self._wire.infer(model, images, _text(version), 0, self._timeout))
 
     def classify(
         self, model: str, images: NDArray[np.uint8], version: int | None = None, count: int = 1
     ) -> tuple[list[list[tuple[float, int, str]]], int]:
         """For each image its `count` likeliest classes, (probability, index, name), and the version that answered."""
-        answer = self._infer(model, images, version, class_count=count)
-        rows = answer.as_numpy("probabilities").reshape(len(images), -1)
-        parsed = [[parse_class(cell) for cell in row] for row in rows]
-        return parsed, int(answer.get_response().model_version)
+        cells, by = self._ask(lambda: self._wire.infer(model, images, _text(version), count, self._timeout))
+        return [[parse_class(cell) for cell in row] for row in cells.reshape(len(images), -1)], by
 
     def infer_all(
         self, model: str, images: NDArray[np.uint8], version: int | None = None
@@ -141,27 +143,17 @@ class Triton:
         answers = [self.infer(model, images[i : i + 1], version) for i in range(len(images))]
         return np.concatenate([found for found, _ in answers]), {number for _, number in answers}
 
-    def _infer(self, model: str, images: NDArray[np.uint8], version: int | None, class_count: int) -> Any:
-        tensor = self._grpc.InferInput("images", list(images.shape), "UINT8")
-        tensor.set_data_from_numpy(images)
-        output = self._grpc.InferRequestedOutput("probabilities", class_count=class_count)
-        return self._ask(
-            lambda: self._client.infer(model, [tensor], _text(version), outputs=[output], client_timeout=self._timeout)
-        )
-
     def _ask(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except self._grpc.InferenceServerException as error:
-            status, words = str(error.status()), error.message()
-            # Triton answers UNAVAILABLE of a model too, and one model may hang: only silence means that it is away.
-            if ("UNAVAILABLE" in status or "DEADLINE_EXCEEDED" in status) and not self.is_live():
-                raise TritonUnavailable(f"no Triton answers at {self.address}: {words}") from error
-            if MODEL_CONTROL in words:
-                raise TritonUnavailable(
-                    f"Triton at {self.address} takes no loads ({words}): start it with --model-control-mode=explicit"
+        except (Silence, Refusal) as error:
+            if isinstance(error, Silence) and not self.is_live(min(LIVE_SECONDS, self._timeout)):
+                raise TritonUnavailable(f"no Triton answers at {self.address}: {error}") from error
+            if MODEL_CONTROL in str(error):
+                raise TritonUnfit(
+                    f"Triton at {self.address} takes no loads ({error}): start it with --model-control-mode=explicit"
                 ) from error
-            raise TritonRefused(words) from error
+            raise TritonRefused(str(error)) from error
 
 
 def parse_class(cell: bytes) -> tuple[float, int, str]:

@@ -43,6 +43,9 @@ class Requirement:
     recall_min: Mapping[str, float] = dataclasses.field(default_factory=dict)  # class -> 0..1
     prefer: Preference = "accuracy"
     allow_unverified: bool = False  # take what this machine can build and not run
+    # The name of the Triton that serves it, "" for the only one. It says nothing of the model: an edit of it alone
+    # moves what is served, and asks for no other.
+    server: str = dataclasses.field(default="", compare=False)
 
 
 METHOD = 1  # version of how deploy/measure.py measures; figures of two versions are never compared

@@ -22,8 +22,9 @@ IMPURE = {
 }  # fmt: skip
 # What talks to Triton and its repository, and what that stands on.
 DEPLOY_FOR_DAEMON = {
-    "deploy.artifact", "deploy.client", "deploy.config_pbtxt", "deploy.device", "deploy.durable", "deploy.engines",
-    "deploy.lifeline", "deploy.repository", "deploy.server", "deploy.specimens", "deploy.switch", "deploy.triton",
+    "deploy.access", "deploy.artifact", "deploy.client", "deploy.config_pbtxt", "deploy.device", "deploy.durable",
+    "deploy.engines", "deploy.fitness", "deploy.lifeline", "deploy.repository", "deploy.server", "deploy.specimens",
+    "deploy.switch", "deploy.triton", "deploy.wire",
 }  # fmt: skip
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 

@@ -108,7 +108,7 @@ class Workspace:
 
     @property
     def url(self) -> str:
-        return self.config.settings.triton.url
+        return self.config.settings.triton[0].url
 
     def constraints_of(self, target: str) -> Path:
         return self.folder / "constraints" / f"{target}.toml"

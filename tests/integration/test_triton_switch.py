@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,8 @@ import pytest
 from deploy import artifact, build
 from deploy import repository as disk
 from deploy import switch as switching
-from deploy.config_pbtxt import Serving
+from deploy.access import Access
+from deploy.config_pbtxt import MARK, Serving
 from deploy.repository import RepositoryError
 from deploy.server import Server, free_ports
 from deploy.switch import STEPS, Switch, SwitchFailed, mend, run_step, undo
@@ -395,10 +397,13 @@ def test_a_damaged_artifact_is_found_before_triton_is_asked(
 
 
 def test_a_version_that_fails_only_when_it_is_in_place_is_taken_back(
-    triton: Triton, first: Switch, second: Switch, old: Known
+    triton: Triton, first: Switch, second: Switch, old: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    begins = "        folder = Path(args"
+    raises = "        if 'candidate' not in args['model_name']: raise ValueError('the seventh layer')\n"
+    (tmp_path / "model.py").write_text(disk.MODEL_FILE.read_text().replace(begins, raises + begins))
+    monkeypatch.setattr(disk, "MODEL_FILE", tmp_path / "model.py")
     promote(second, triton, ("stage", "probe", "put"))
-    (second.repository / second.target / "2" / "model.py").write_text("raise ValueError('the seventh layer')")
     with pytest.raises(SwitchFailed, match=r"^load: .*the seventh layer"):
         run_step("load", second, triton)
     assert triton.infer(first.target, IMAGES[:1])[1] == 1
@@ -406,13 +411,88 @@ def test_a_version_that_fails_only_when_it_is_in_place_is_taken_back(
     assert_served(triton, first, old)
 
 
-def test_wrong_labels_are_found_when_it_is_verified(triton: Triton, first: Switch, second: Switch, old: Known) -> None:
+def edit_code(model: Path) -> None:
+    (model / "2" / "model.py").write_text("raise ValueError('the seventh layer')")
+
+
+def edit_labels(model: Path) -> None:
+    (model / "labels-2.txt").write_text("".join(f"{name}\n" for name in TEN[::-1]))
+
+
+def edit_configuration(model: Path) -> None:
+    (model / "config.pbtxt").write_text(MARK + '\nname: "mine"')
+
+
+@pytest.mark.parametrize("edit", [edit_code, edit_labels, edit_configuration])
+def test_what_was_edited_before_the_load_is_put_right_and_loaded(
+    triton: Triton, first: Switch, second: Switch, new: Known, edit: Callable[[Path], None]
+) -> None:
+    """Every file has its SHA-256 when Triton is told to load; the version before stays loaded as ever."""
     promote(second, triton, ("stage", "probe", "put"))
-    (second.repository / second.target / "labels-2.txt").write_text("".join(f"{name}\n" for name in TEN[::-1]))
+    edit(second.repository / second.target)
     run_step("load", second, triton)
-    with pytest.raises(SwitchFailed, match=r"^verify: class (\d) is called 'new\d' by Triton and 'new\1' by"):
-        run_step("verify", second, triton)
+    assert ready(triton, second.target) == [1, 2]
+    promote(second, triton, ("verify", "retire"))
+    assert_served(triton, second, new)
+
+
+def test_a_manifest_that_lies_of_its_classes_is_found_when_it_is_verified(
+    triton: Triton, first: Switch, second: Switch, old: Known, tmp_path: Path
+) -> None:
+    promote(second, triton, ("stage", "probe", "put", "load"))
+    lying = Path(shutil.copytree(second.artifact, tmp_path / "artifact"))
+    manifest = artifact.read_manifest(lying)
+    (lying / "manifest.json").write_text(json.dumps({**manifest, "classes": TEN[::-1]}))
+    with pytest.raises(SwitchFailed, match=r"^verify: class (\d) is called 'new\d' by Triton and 'new\d' by"):
+        run_step("verify", replace(second, artifact=lying), triton)
     undo(second, triton)
+    assert_served(triton, first, old)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "lie"])
+def test_an_artifact_that_is_not_what_its_manifest_says_is_not_staged(
+    triton: Triton, first: Switch, second: Switch, old: Known, tmp_path: Path, damage: str
+) -> None:
+    spoilt = Path(shutil.copytree(second.artifact, tmp_path / "artifact"))
+    if damage == "truncate":
+        os.truncate(spoilt / "model.onnx", 100)
+    else:
+        manifest = artifact.read_manifest(spoilt)
+        manifest["files"]["model.onnx"]["sha256"] = "0" * 64
+        (spoilt / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(SwitchFailed, match=r"^stage: .*model\.onnx is damaged: SHA-256"):
+        run_step("stage", replace(second, artifact=spoilt), triton)
+    assert_served(triton, first, old)
+
+
+def test_files_get_the_mode_that_is_asked_before_triton_reads_them(
+    triton: Triton, first: Switch, second: Switch, new: Known
+) -> None:
+    promote(replace(second, access=Access(mode=0o640)), triton)
+    assert_served(triton, second, new)
+    paths = [second.repository / second.target, *(second.repository / second.target).rglob("*")]
+    assert {(path.is_dir(), path.stat().st_mode & 0o777) for path in paths} == {(True, 0o750), (False, 0o640)}
+
+
+@pytest.mark.parametrize("edit", [edit_labels, edit_configuration, edit_code], ids=["labels", "config", "code"])
+def test_what_is_edited_by_hand_is_made_again_while_it_serves_on(
+    triton: Triton, first: Switch, second: Switch, new: Known, edit: Callable[[Path], None]
+) -> None:
+    promote(second, triton)
+    edit(second.repository / second.target)
+    assert mend(second, triton) is None  # it answers, and nobody was seen at the folder
+    done = mend(second, triton, touched=True)
+    assert str(done).startswith(f"{second.target} version 2 was made again in the repository, and served on: ")
+    assert mend(second, triton, touched=True) is None
+    assert_served(triton, second, new)
+
+
+def test_a_version_folder_that_was_removed_comes_back_before_triton_misses_it(
+    triton: Triton, first: Switch, old: Known
+) -> None:
+    """The next load would have fallen back to whatever else lies there."""
+    shutil.rmtree(first.repository / first.target / "1")
+    assert "was made again" in str(mend(first, triton, touched=True))
     assert_served(triton, first, old)
 
 

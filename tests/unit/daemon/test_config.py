@@ -12,6 +12,7 @@ import pytest
 
 from daemon.config import dump, known_keys, leaves, load, parse_overrides
 from daemon.errors import ConfigError
+from daemon.named_servers import resolve
 from daemon.notices import KINDS
 from daemon.settings import Settings, Train
 from daemon.toml_lines import line_of
@@ -327,3 +328,93 @@ def test_wrong_entries_of_the_environment_are_not_shown(
     monkeypatch.setenv("RELEARN__NOTIFY", value)
     error = error_of(workspace)
     assert "RELEARN__NOTIFY" in error and "geheim99" not in error
+
+
+# --- several Triton servers ---------------------------------------------------------------------------------------
+
+TWO = """version = 1
+[[triton]]
+url = "127.0.0.1:9001"
+repository = "one"
+
+[[triton]]
+name = "edge"
+url = "127.0.0.1:9002"
+repository = "two"
+check_seconds = 1.5
+"""
+
+
+@pytest.fixture
+def two(workspace: Path) -> Path:
+    (workspace / "config.toml").write_text(TWO, encoding="utf-8")
+    return workspace
+
+
+def test_each_server_has_its_settings_its_name_and_its_lines(two: Path) -> None:
+    config = load(two)
+    assert config.server_names == ("main", "edge")
+    assert [server.url for server in config.settings.triton] == ["127.0.0.1:9001", "127.0.0.1:9002"]
+    assert config.repository_of("edge") == two / "two"
+    assert config.repository_of("") == config.repository == two / "one"
+    assert config.server("nonesuch") is None
+    assert config.origin["triton.edge.check_seconds"] == "config.toml:10"
+    assert config.origin["triton.main.url"] == "config.toml:3"
+
+
+def test_an_override_says_which_of_several_it_means(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELEARN__TRITON__EDGE__INSTANCES", "5")
+    config = load(two, ["triton.edge.url=here:1", "triton.main.check_seconds=9"])
+    main, edge = config.settings.triton
+    assert (edge.url, edge.instances, main.check_seconds, main.url) == ("here:1", 5, 9.0, "127.0.0.1:9001")
+    assert config.origin["triton.edge.url"] == "--set triton.edge.url"
+    assert error_of(two, "triton.edge.url=there").startswith("--set triton.edge.url: must be HOST:PORT")
+    said = error_of(two, "triton.url=here:1")
+    assert said == "--set triton.url: names none of the servers main, edge; did you mean triton.main.url?"
+
+
+@pytest.mark.parametrize("table", ["[triton]", "[[triton]]", "[[triton]]\nname = 'only'"])
+def test_where_there_is_one_it_need_not_be_named(workspace: Path, monkeypatch: pytest.MonkeyPatch, table: str) -> None:
+    (workspace / "config.toml").write_text(f"version = 1\n{table}\nurl = 'a:1'\nheaders = {{ x = 'y' }}\n")
+    monkeypatch.setenv("RELEARN__TRITON__INSTANCES", "3")
+    config = load(workspace, ["triton.max_batch_size=16"])
+    (server,) = config.settings.triton
+    assert (server.url, server.instances, server.max_batch_size, server.headers) == ("a:1", 3, 16, {"x": "y"})
+    assert config.origin["triton.instances"] == "RELEARN__TRITON__INSTANCES"
+    assert load(workspace, [f"triton.{server.name}.url=b:2"]).settings.triton[0].url == "b:2"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('name = "edge"', "", "triton.name: several servers are called 'main': give each its own name"),
+        ('"127.0.0.1:9002"', '"127.0.0.1:9001"', "8: triton.edge.url: is that of 'main' too: two servers need two"),
+        ('"two"', '"one"', "9: triton.edge.repository: is that of 'main' too: two servers need two"),
+        ('"two"', '"state"', "9: triton.edge.repository: "),
+        (
+            "check_seconds = 1.5",
+            "check_secs = 1.5",
+            "10: unknown setting 'triton.edge.check_secs'; did you mean 'triton.",
+        ),
+        (
+            "check_seconds = 1.5",
+            "instances = 0",
+            "10: triton.edge.instances: Input should be greater than or equal to 1",
+        ),
+        ("check_seconds = 1.5", 'file_mode = "8"', "10: triton.edge.file_mode: must be the mode of a file in octal"),
+        ("check_seconds = 1.5", 'file_owner = "nonesuch:x"', "10: triton.edge.file_owner: 'nonesuch:x': this machine"),
+        ("check_seconds = 1.5", 'tls_key = "key.pem"', "triton.edge: tls_certificate and tls_key go together"),
+        ("check_seconds = 1.5", 'protocol = "carrier"', "10: triton.edge.protocol: Input should be 'grpc' or 'http'"),
+        ('name = "edge"', 'name = "url"', "triton.url.name: must be small letters, digits, - and _, and no setting's"),
+    ],
+)
+def test_servers_that_cannot_be_are_refused(two: Path, old: str, new: str, said: str) -> None:
+    write(two, old, new)
+    assert said in error_of(two)
+
+
+def test_a_header_comes_from_the_environment(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", "secret")
+    assert resolve({"authorization": "env:A_TOKEN", "plain": "x"}) == {"authorization": "secret", "plain": "x"}
+    with pytest.raises(ConfigError, match=r"triton\.headers\.authorization: the environment has no variable NONESUCH"):
+        resolve({"authorization": "env:NONESUCH"})

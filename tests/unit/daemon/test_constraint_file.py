@@ -206,3 +206,30 @@ def test_a_name_that_no_text_can_hold_is_refused_like_any_other(journal: Engine,
     assert "the file's name is the Triton model's" in row.error
     assert "\n" not in row.error
     assert taken(journal, folder) == []
+
+
+@pytest.mark.parametrize(
+    ("serve", "servers", "server", "said"),
+    [
+        ("", ("main",), "", None),
+        ("", (), "", None),
+        ('[serve]\ntriton = "b"', ("a", "b"), "b", None),
+        ("", ("a", "b"), None, "serve.triton is missing: say which serves it; the servers of config.toml are a, b"),
+        ('[serve]\ntriton = "c"', ("a", "b"), None, "serve.triton is 'c', which is none of them: the servers of"),
+        ('[serve]\ntritn = "b"', ("a", "b"), None, "unknown key 'serve.tritn'; did you mean 'serve.triton'?"),
+    ],
+)
+def test_where_it_is_served(serve: str, servers: tuple[str, ...], server: str | None, said: str | None) -> None:
+    text = f"version = 1\n[input]\nheight = 32\nwidth = 32\n{serve}\n"
+    if said is None:
+        assert parse(text, FILE, servers).server == server
+        return
+    with pytest.raises(ConfigError) as caught:
+        parse(text, FILE, servers)
+    line = 6 if serve else 1
+    assert str(caught.value).startswith(f"{FILE}:{line}: {said}")
+
+
+def test_where_it_is_served_asks_for_no_other_model() -> None:
+    text = "version = 1\n[input]\nheight = 32\nwidth = 32\n[serve]\ntriton = '{}'\n"
+    assert parse(text.format("a"), FILE) == parse(text.format("b"), FILE)

@@ -169,7 +169,7 @@ TRAIN = {
 }  # fmt: skip
 MATTERS = {f"train.{key}": value for key, value in TRAIN.items()} | {"input.resize": "crop", "model.weights": "timm"}
 DOES_NOT = {
-    "model.architectures": ["resnet18"], "compute.threads": 3, "compute.nice": 1, "triton.instances": 9,
+    "model.architectures": ["resnet18"], "compute.threads": 3, "compute.nice": 1, 
     "promotion.margin": 0.5, "policies.cooldown.minutes": 1.0, "build.engines": ["openvino"],
     "measure.seconds_max": 9.0, "log.level": "debug", "roles.judge": 0.2, "wandb.mode": "disabled",
 }  # fmt: skip
@@ -328,3 +328,16 @@ def test_training_leaves_a_core_to_those_who_serve(monkeypatch: pytest.MonkeyPat
 )
 def test_a_cluster_does_what_needs_no_engine(package: str, cluster: str, found: object) -> None:
     assert jobs.command(package, "job.json", 5, cluster) == found
+
+
+@pytest.mark.parametrize(
+    ("servers", "most"),
+    [
+        ({"max_batch_size": 8}, 64),  # as a version froze it that knew one server
+        ({"max_batch_size": 100}, 100),
+        ([{"max_batch_size": 8}, {"max_batch_size": 128}], 128),
+    ],
+)
+def test_an_engine_takes_the_largest_batches_of_any_server(servers: Any, most: int) -> None:
+    settings = {"build": {"compute_capability": ""}, "triton": servers}
+    assert jobs.engine_inputs(settings, "onnxruntime:fp32")["options"]["max_batch_size"] == most

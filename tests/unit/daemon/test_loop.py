@@ -152,7 +152,7 @@ def test_a_scan_finds_what_notification_missed(
     assert [row.path for row in world.rows(schema.occurrences)] == ["cat/1.png"]
 
 
-@pytest.mark.parametrize("timer", ["rescan", "triton", "timeout", "retry", "reading", "unheard of"])
+@pytest.mark.parametrize("timer", ["rescan", "overdue", "timeout", "retry", "reading", "unheard of"])
 def test_no_timer_calls_for_a_decision_by_itself(daemon: Daemon, world: World, timer: str) -> None:
     world.require()
     daemon.read_constraints()
@@ -640,12 +640,12 @@ def test_memory_is_given_back_once_it_is_quiet_after_work(daemon: Daemon, monkey
     monkeypatch.setattr(loop.memory, "give_back", give_back)
     daemon.because.append("drop 1")
     daemon.work()
-    daemon.queue.put(TimerFired("triton"))
-    assert (daemon.wait(), given) == (TimerFired("triton"), [])
+    daemon.queue.put(TimerFired("overdue"))
+    assert (daemon.wait(), given) == (TimerFired("overdue"), [])
     assert (daemon.wait(), given) == (PersonAsked(), ["back"])
     daemon.work()  # there is nothing to do
-    daemon.queue.put(TimerFired("triton"))
-    assert (daemon.wait(), daemon.worked, given) == (TimerFired("triton"), False, ["back"])
+    daemon.queue.put(TimerFired("overdue"))
+    assert (daemon.wait(), daemon.worked, given) == (TimerFired("overdue"), False, ["back"])
 
 
 def test_an_edit_made_while_no_daemon_ran_interrupts_what_was_unfinished(daemon: Daemon, world: World) -> None:

@@ -37,7 +37,13 @@ def table() -> list[dict[str, Any]]:
     requirement = Requirement(target="edge", accelerator="cpu", height=32, width=32)
     old = Candidate(artifact="old", classes=known, measurement=None, **about)  # type: ignore[arg-type]
     new = Candidate(artifact="new", classes=(*known, "new one"), measurement=None, proof=counts, **about)  # type: ignore[arg-type]
-    how: dict[str, Any] = {"anchor": None, "champion_feasible": True, "askings": (), "now": 0.0, "settings": PromotionSettings()}
+    how: dict[str, Any] = {
+        "anchor": None,
+        "champion_feasible": True,
+        "askings": (),
+        "now": 0.0,
+        "settings": PromotionSettings(),
+    }
     return list(to_dict(judge(requirement, new, old, tallies, **how).table))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,12 @@ class Hall:
         event = self.queue.get(timeout=60)
         assert isinstance(event, SwitchEnded)
         return event
+
+
+def look_through(serving: Serving) -> None:
+    """A round of each server."""
+    for keeper in serving.keepers:
+        keeper.round()
 
 
 # --- what is asked --------------------------------------------------------------------------------------------------
@@ -154,18 +161,19 @@ def test_a_pause_holds_what_the_policy_promotes_until_triton_may_load_it(
         begun.append(step)
         raise TritonUnavailable("away")
 
-    monkeypatch.setattr("daemon.serving.run_step", begin)
+    monkeypatch.setattr("daemon.keeper.run_step", begin)
+    monkeypatch.setattr("daemon.keeper.inspect", lambda *_: "2.51")
     promotion = away.world.promote("first", 1, by=by, kind=kind, step=step, state="switching", served=None)
     away.world.require()
     with away.world.journal.begin() as connection:
         pauses.pause(connection, "edge", "ann", None)
-    away.serving._round()
+    away.serving.keepers[0].round()
     row = away.promotion(promotion)
     assert (begun == [], row.state, row.step) == (waits, "switching", step)
     assert row.error.startswith("waits: edge is paused by ann since" if waits else "waits: away")
     with away.world.journal.begin() as connection:
         pauses.resume(connection, None, "ann")
-    away.serving._round()
+    away.serving.keepers[0].round()
     assert len(begun) == (1 if waits else 2)
 
 
@@ -205,27 +213,48 @@ def test_a_version_is_staged_in_the_flavour_that_is_set(away: Hall, asked: str |
     assert (staged / "model.py").exists() is (flavour == "python")
 
 
-def test_another_triton_is_asked_once_its_address_is_set(away: Hall) -> None:
-    before = away.serving._connection()
-    assert away.serving._connection() is before
-    away.serving.reconfigure(load(away.config.workspace, ["triton.url=127.0.0.1:9", "compute.serve_threads=3"]))
-    assert away.serving._connection().address == "127.0.0.1:9"
-    assert all("3 threads" in device for device in away.serving.devices.values())
+def test_servers_come_go_and_change_while_a_daemon_runs(away: Hall, eventually: Eventually) -> None:
+    """Port 9 answers nobody; what counts is who would be asked."""
+
+    def reconfigure(*servers: str) -> None:
+        entry = '[[triton]]\nname = "{0}"\nurl = "{1}"\nrepository = "{0}"\n'
+        text = "".join(entry.format(*server.split()) for server in servers)
+        (away.config.workspace / "config.toml").write_text(f"version = 1\n{text}")
+        away.serving.reconfigure(load(away.config.workspace, ["compute.serve_threads=3"]))
+
+    def asked() -> list[tuple[str, str]]:
+        return [(keeper.server.name, keeper._open().address) for keeper in away.serving.keepers]
+
+    def at_work() -> set[str]:
+        return {thread.name for thread in threading.enumerate() if thread.name.startswith("serving ")}
+
+    with away.serving.running():
+        first = away.serving.keepers[0]
+        name = first.server.name
+        reconfigure(f"{name} 127.0.0.1:9", "other 127.0.0.2:9")
+        eventually(lambda: asked() == [(name, "127.0.0.1:9"), ("other", "127.0.0.2:9")])
+        assert away.serving.keepers[0] is first
+        assert all("3 threads" in device for device in away.serving.devices.values())
+        eventually(lambda: at_work() == {f"serving {name}", "serving other"})
+        reconfigure("other 127.0.0.3:9")
+        eventually(lambda: asked() == [("other", "127.0.0.3:9")])
+        eventually(lambda: at_work() == {"serving other"})
+    eventually(lambda: at_work() == set())
 
 
 def test_a_trouble_is_logged_once(away: Hall, caplog: pytest.LogCaptureFixture) -> None:
     away.request("first")
     for _ in range(3):
-        away.serving._round()
+        look_through(away.serving)
     said = [record.message for record in caplog.records if "no Triton answers" in record.message]
     assert len(said) == 1
-    assert said[0].endswith("it is tried again every 10 s")
+    assert said[0].endswith("it is tried again every 4 s")
 
 
 def test_without_anything_to_serve_triton_is_not_asked(away: Hall, caplog: pytest.LogCaptureFixture) -> None:
     away.world.promote("first", 1, state="retired")
     away.world.promote("second", 2, state="failed")
-    away.serving._round()
+    look_through(away.serving)
     assert caplog.text == ""
 
 
@@ -245,7 +274,7 @@ def test_one_target_s_trouble_is_not_another_s(away: Hall) -> None:
     (away.config.repository / "edge" / "theirs").touch()
     away.request("first", "edge")
     other = away.request("second", "other")
-    away.serving._round()
+    look_through(away.serving)
     assert away.state(other.id) == ("switching", "stage")
 
 
@@ -257,8 +286,8 @@ def test_a_later_promotion_never_overtakes_an_earlier_one(away: Hall, monkeypatc
 
     first, second = away.request("first"), away.request("second")
     with monkeypatch.context() as broken:
-        broken.setattr("daemon.serving.run_step", full)
-        away.serving._round()
+        broken.setattr("daemon.keeper.run_step", full)
+        look_through(away.serving)
     assert away.promotion(first.id).error == "waits: No space left on device"
     assert away.promotion(second.id).error is None
 
@@ -281,7 +310,7 @@ def test_a_promotion_withdrawn_at_the_last_moment_retires_nobody(away: Hall) -> 
     with away.world.journal.begin() as connection:
         change(connection, schema.promotions, row.id, state="undoing")
     with contextlib.suppress(Exception):
-        away.serving._switch(stale)  # Triton is away: it cannot end well
+        away.serving.keepers[0]._switch(stale)  # Triton is away: it cannot end well
     assert away.promotion(before).state == "serving"
 
 
@@ -294,7 +323,7 @@ def test_an_error_nobody_thought_of_does_not_end_the_thread(
         calls.append(1)
         raise ZeroDivisionError("of this round")
 
-    monkeypatch.setattr(away.serving, "_round", stumble)
+    monkeypatch.setattr(away.serving.keepers[0], "round", stumble)
     rounds(away, eventually, lambda: len(calls) >= 2)
     assert "of this round" in caplog.text
 
@@ -355,11 +384,12 @@ def test_a_promotion_is_served_and_the_one_before_retired(
 
 def settle(hall: Hall, target: str, **settings: object) -> list[AnyRow]:
     """A daemon that was started with these settings of Triton, until all is served; the target's promotions."""
-    triton = hall.config.settings.triton.model_copy(update=settings)
-    config = replace(hall.config, settings=hall.config.settings.model_copy(update={"triton": triton}))
+    (triton,) = hall.config.settings.triton
+    changed = (triton.model_copy(update=settings),)
+    config = replace(hall.config, settings=hall.config.settings.model_copy(update={"triton": changed}))
     hall.serving = Serving(config, hall.world.journal, hall.queue.put)
     for _ in range(4):
-        hall.serving._round()
+        look_through(hall.serving)
         while not hall.queue.empty():  # as the loop does
             if isinstance(event := hall.queue.get(), SettingsEdited):
                 hall.serving.renew(event)
@@ -388,7 +418,7 @@ def test_settings_that_cannot_be_served_are_tried_once(
     def refuse(*_: object) -> None:
         raise SwitchFailed("probe: no memory for so many")
 
-    monkeypatch.setattr("daemon.serving.run_step", refuse)
+    monkeypatch.setattr("daemon.keeper.run_step", refuse)
     before, failed = settle(hall, "narrow", max_batch_size=16)
     assert (before.state, failed.state) == ("serving", "failed")
     assert before.error.endswith("max_batch_size 8 -> 16; Triton did not take it: probe: no memory for so many")
@@ -453,11 +483,11 @@ def test_what_is_served_outlives_its_artifact(
     row = hall.request("first", "orphan")
     rounds(hall, eventually, lambda: hall.state(row.id) == ("serving", "retire"))
     shutil.rmtree(hall.folder("first"))
-    hall.serving._round()
+    look_through(hall.serving)
     assert "was loaded again" not in caplog.text  # it is served: nothing is to be mended
     triton.unload("orphan")
     eventually(lambda: not is_loaded(triton, "orphan"))
-    hall.serving._round()
+    look_through(hall.serving)
     assert is_loaded(triton, "orphan")
     assert "orphan version 1 was loaded again" in caplog.text
 
@@ -473,7 +503,7 @@ def test_a_target_beyond_repair_leaves_the_others_mended(hall: Hall, triton: Tri
         eventually(lambda target=target: not is_loaded(triton, target))
     later = Serving(hall.config, hall.world.journal, hall.queue.put)
     for _ in range(2):
-        later._round()
+        look_through(later)
     assert is_loaded(triton, "beside")
     heard = []
     while not hall.queue.empty():

@@ -37,7 +37,7 @@ from daemon.events import (
     TimerFired,
 )
 from daemon.settling import Settling, Touch
-from daemon.sources import MANY, Sources, running
+from daemon.sources import MANY, OVERDUE_SECONDS, Sources, running
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 SECONDS = 30.0
@@ -432,7 +432,7 @@ def test_the_folders_of_another_configuration_are_watched_in_their_place(
     more.mkdir()
     rules.mkdir()
     settings = ["watch.settle_seconds=0.05", 'watch.folders=["more"]', "paths.constraints=rules"]
-    heard.sources.reconfigure(load(config.workspace, [*settings, "watch.rescan_minutes=7", "triton.check_seconds=9"]))
+    heard.sources.reconfigure(load(config.workspace, [*settings, "watch.rescan_minutes=7"]))
     png(images / "cat" / "1.png")
     (rules / "edge.toml").touch()
     heard.until(lambda event: event == ConstraintsTouched())
@@ -441,7 +441,7 @@ def test_the_folders_of_another_configuration_are_watched_in_their_place(
     eventually(lambda: sum(observer.is_alive() for observer in old) == 1)  # that of the inbox
     timers = [job for job in heard.sources.scheduler.get_jobs() if job.args]
     seconds = {job.args[0]: job.trigger.interval.total_seconds() for job in timers}
-    assert seconds == {"rescan": 420, "triton": 9}
+    assert seconds == {"rescan": 420, "overdue": OVERDUE_SECONDS}
 
 
 def test_what_is_watched_as_before_is_not_watched_anew(config: Config, listen: Callable[..., Heard]) -> None:
@@ -606,17 +606,17 @@ def test_what_people_ask_wakes_the_loop(listen: Callable[..., Heard], config: Co
     assert heard.until(lambda event: isinstance(event, PersonAsked)) == PersonAsked()
 
 
-def test_scans_and_comparisons_come_round_by_themselves(listen: Callable[..., Heard]) -> None:
-    heard = listen("watch.rescan_minutes=0.0005", "triton.check_seconds=0.03")
-    for name in ("rescan", "triton", "rescan", "triton"):
-        heard.until(lambda event, name=name: event == TimerFired(name))  # type: ignore[misc]
+def test_scans_come_round_by_themselves(listen: Callable[..., Heard]) -> None:
+    heard = listen("watch.rescan_minutes=0.0005")
+    for _ in range(2):
+        heard.until(lambda event: event == TimerFired("rescan"))
 
 
 def test_the_scan_is_as_often_as_configured(listen: Callable[..., Heard]) -> None:
-    heard = listen("watch.rescan_minutes=7", "triton.check_seconds=9")
+    heard = listen("watch.rescan_minutes=7")
     timers = [job for job in heard.sources.scheduler.get_jobs() if job.args]
     seconds = {job.args[0]: job.trigger.interval.total_seconds() for job in timers}
-    assert seconds == {"rescan": 420, "triton": 9}
+    assert seconds == {"rescan": 420, "overdue": OVERDUE_SECONDS}
 
 
 def test_a_timer_fires_at_its_moment(listen: Callable[..., Heard], eventually: Callable[..., None]) -> None:

@@ -59,6 +59,12 @@ def verdict(world: World, cycle: int, artifact: str = "old", **columns: Any) -> 
         return add(connection, schema.verdicts, **values)
 
 
+def silent(config: Config) -> dict[str, Any]:
+    """What is shown of the only server, where it was never reached and does not answer."""
+    unknown = dict.fromkeys(("state", "trouble", "version", "since"))
+    return {"name": "main", "url": config.settings.triton[0].url, **unknown, "answers": False, "ready": {}}
+
+
 # --- status ---------------------------------------------------------------------------------------------------------
 
 
@@ -70,7 +76,7 @@ def test_status_of_an_empty_workspace(config: Config, journal: Engine) -> None:
         "configuration": {"error": None, "edited": False},
         "disk_free_mb": ANY,
         "targets": [],
-        "triton": {"url": config.settings.triton.url, "answers": False, "ready": {}},
+        "servers": [silent(config)],
         "working": None,
         "reading": None,
         "data": {"classes": {}, "unlabelled": 0, "in_conflict": 0, "held": 0, "flagged": 0, "rejected": 0},
@@ -129,9 +135,9 @@ def test_what_triton_says_itself_is_drawn(
     config: Config, journal: Engine, served: World, triton: dict[str, Any], said: str | None
 ) -> None:
     view = show(journal, views.status, config)
-    assert view["triton"] == {"url": config.settings.triton.url, "answers": False, "ready": {}}
+    assert view["servers"] == [silent(config)]
     drawn = Console(width=200, file=StringIO())
-    drawn.print(render.status({**view, "triton": {"url": "here:1", **triton}}))
+    drawn.print(render.status({**view, "servers": [{**silent(config), "url": "here:1", **triton}]}))
     text = drawn.file.getvalue()  # type: ignore[attr-defined]
     assert said in text if said else "AWAY" not in text
     assert "serves version 1: net" in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,8 +14,10 @@ from deploy import repository as disk
 from deploy.config_pbtxt import Serving
 from deploy.server import Server, free_ports
 from deploy.triton import Triton, TritonRefused, TritonUnavailable, parse_class
+from deploy.wire import Endpoint
 from tests.unit.deploy.models import ROUNDING, answer, class_names, make_artifact, noise
 
+Protocol = Literal["grpc", "http"]
 CLASSES = ["naïve café", "a:b:c", " leading", "日本", *class_names(4)]
 
 
@@ -35,40 +37,48 @@ def model(repository: Path, triton: Triton, artifact: Path) -> Iterator[str]:
     triton.unload("edge")
 
 
+@pytest.fixture(params=["grpc", "http"])
+def either(request: pytest.FixtureRequest, server: Server) -> Iterator[Triton]:
+    """A connection by each protocol: what both have to answer alike."""
+    ports = {"grpc": server.grpc_port, "http": server.http_port}
+    with Triton(Endpoint(f"127.0.0.1:{ports[request.param]}", request.param)) as connection:
+        yield connection
+
+
 @pytest.fixture
 def nobody() -> str:
     """An address at which nobody listens."""
     return f"127.0.0.1:{free_ports(1)[0]}"
 
 
-def test_a_server_is_live(triton: Triton) -> None:
-    assert triton.is_live()
+def test_a_server_is_live(either: Triton) -> None:
+    assert either.is_live()
 
 
 def test_answers_are_those_of_the_graph_with_the_version_that_gave_them(
-    triton: Triton, model: str, artifact: Path
+    either: Triton, model: str, artifact: Path
 ) -> None:
     for count in (1, 3, 4):
         images = noise(count, seed=count)
         for version, by in ((None, 2), (1, 1), (2, 2)):
-            found, number = triton.infer(model, images, version)
+            found, number = either.infer(model, images, version)
             assert (found.dtype, number) == (np.float32, by)
             np.testing.assert_allclose(found, answer(artifact / "model.onnx", images), atol=ROUNDING)
 
 
-def test_more_images_than_a_batch_holds_are_asked_one_by_one(triton: Triton, model: str, artifact: Path) -> None:
+def test_more_images_than_a_batch_holds_are_asked_one_by_one(either: Triton, model: str, artifact: Path) -> None:
     images = noise(11)
-    found, versions = triton.infer_all(model, images)
+    found, versions = either.infer_all(model, images)
     assert versions == {2}
     np.testing.assert_allclose(found, answer(artifact / "model.onnx", images), atol=ROUNDING)
-    assert triton.infer_all(model, images[:2], version=1)[1] == {1}
+    assert either.infer_all(model, images[:2], version=1)[1] == {1}
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_classes_are_named_likeliest_first(triton: Triton, model: str, artifact: Path, count: int) -> None:
+def test_classes_are_named_likeliest_first(either: Triton, model: str, artifact: Path, count: int) -> None:
     images = noise(4, seed=9)
     expected = answer(artifact / "model.onnx", images)
-    rows, version = triton.classify(model, images, count=count)
+    rows, version = either.classify(model, images, count=count)
     assert version == 2
     assert len(rows) == 4
     for row, probabilities in zip(rows, expected, strict=True):
@@ -77,8 +87,8 @@ def test_classes_are_named_likeliest_first(triton: Triton, model: str, artifact:
         np.testing.assert_allclose([p for p, _, _ in row], probabilities[best], atol=ROUNDING)
 
 
-def test_every_class_has_its_name(triton: Triton, model: str) -> None:
-    ((row,), _) = triton.classify(model, noise(1), count=len(CLASSES))
+def test_every_class_has_its_name(either: Triton, model: str) -> None:
+    ((row,), _) = either.classify(model, noise(1), count=len(CLASSES))
     assert {index: name for _, index, name in row} == dict(enumerate(CLASSES))
 
 
@@ -102,11 +112,11 @@ def test_one_answer_of_the_classification_extension(cell: bytes, parsed: tuple[f
     ids=["height", "size", "no batch", "too many", "none"],
 )
 def test_images_of_a_wrong_shape_are_refused_in_words(
-    triton: Triton, model: str, images: np.ndarray, words: str
+    either: Triton, model: str, images: np.ndarray, words: str
 ) -> None:
     with pytest.raises(TritonRefused, match=words):
-        triton.infer(model, images)
-    assert triton.infer(model, noise(1))[1] == 2  # and the next one is answered
+        either.infer(model, images)
+    assert either.infer(model, noise(1))[1] == 2  # and the next one is answered
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int8])
@@ -125,44 +135,45 @@ def test_images_of_a_wrong_type_are_refused_in_words(triton: Triton, model: str,
     ids=["infer", "version", "load"],
 )
 def test_what_is_not_there_is_refused_by_name(
-    triton: Triton, model: str, ask: Callable[[Triton], object], words: str
+    either: Triton, model: str, ask: Callable[[Triton], object], words: str
 ) -> None:
     with pytest.raises(TritonRefused, match=words):
-        ask(triton)
+        ask(either)
 
 
-def test_unloading_what_is_not_loaded_is_no_error(triton: Triton) -> None:
-    triton.unload("nothing")
+def test_unloading_what_is_not_loaded_is_no_error(either: Triton) -> None:
+    either.unload("nothing")
 
 
-def test_readiness_is_of_models_and_versions(triton: Triton, model: str) -> None:
+def test_readiness_is_of_models_and_versions(either: Triton, model: str) -> None:
     asked = [(model, None), (model, 1), (model, 2), (model, 3), ("nothing", None)]
-    assert [triton.is_ready(*names) for names in asked] == [True, True, True, False, False]
+    assert [either.is_ready(*names) for names in asked] == [True, True, True, False, False]
 
 
 def test_the_index_says_what_lies_there_and_what_of_it_is_loaded(
-    triton: Triton, model: str, repository: Path, artifact: Path, eventually: Callable[..., None]
+    either: Triton, model: str, repository: Path, artifact: Path, eventually: Callable[..., None]
 ) -> None:
-    disk.stage(repository, artifact, "later", 3, Serving(instances=1))
-    disk.put(repository, "later", 3, None)
-    assert triton.index()["later"] == []
-    triton.load("later")
-    assert [(state.version, state.state) for state in triton.index()["later"]] == [(3, "READY")]
-    assert [(state.version, state.state) for state in triton.index()[model]] == [(1, "READY"), (2, "READY")]
-    triton.unload("later")
-    eventually(lambda: [state.state for state in triton.index()["later"]] == ["UNAVAILABLE"])
-    disk.restore(repository, "later", None)
-    assert "later" not in triton.index()
+    later = f"later-{either.endpoint.protocol}"
+    disk.stage(repository, artifact, later, 3, Serving(instances=1))
+    disk.put(repository, later, 3, None)
+    assert either.index()[later] == []
+    either.load(later)
+    assert [(state.version, state.state) for state in either.index()[later]] == [(3, "READY")]
+    assert [(state.version, state.state) for state in either.index()[model]] == [(1, "READY"), (2, "READY")]
+    either.unload(later)
+    eventually(lambda: [state.state for state in either.index()[later]] == ["UNAVAILABLE"])
+    disk.restore(repository, later, None)
+    assert later not in either.index()
 
 
-def test_a_model_that_does_not_load_is_refused_with_its_own_words(triton: Triton, repository: Path) -> None:
-    model = repository / "broken"
+def test_a_model_that_does_not_load_is_refused_with_its_own_words(either: Triton, repository: Path) -> None:
+    model = repository / f"broken-{either.endpoint.protocol}"
     (model / "1").mkdir(parents=True)
     (model / "1" / "model.py").write_text("raise ValueError('the seventh layer')")
-    (model / "config.pbtxt").write_text('name: "broken" backend: "python"')
+    (model / "config.pbtxt").write_text(f'name: "{model.name}" backend: "python"')
     with pytest.raises(TritonRefused, match="the seventh layer"):
-        triton.load("broken")
-    (state,) = triton.index()["broken"]
+        either.load(model.name)
+    (state,) = either.index()[model.name]
     assert (state.version, state.state) == (1, "UNAVAILABLE")
     assert "the seventh layer" in state.reason
 
@@ -178,10 +189,13 @@ ASKING = {
 }
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("ask", ASKING.values(), ids=ASKING)
-def test_where_nobody_listens_it_is_said_with_the_address(nobody: str, ask: Callable[[Triton], object]) -> None:
+def test_where_nobody_listens_it_is_said_with_the_address(
+    nobody: str, ask: Callable[[Triton], object], protocol: Protocol
+) -> None:
     with (
-        Triton(nobody, timeout=60.0) as triton,
+        Triton(Endpoint(nobody, protocol), timeout=60.0) as triton,
         pytest.raises(TritonUnavailable, match=f"^no Triton answers at {nobody}: "),
     ):
         ask(triton)
@@ -199,9 +213,11 @@ def mute() -> Iterator[str]:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("ask", ASKING.values(), ids=ASKING)
-def test_one_that_never_answers_is_given_up(mute: str, ask: Callable[[Triton], object]) -> None:
-    with Triton(mute, timeout=0.2, load_timeout=0.2) as triton, pytest.raises(TritonUnavailable, match=mute):
+def test_one_that_never_answers_is_given_up(mute: str, ask: Callable[[Triton], object], protocol: Protocol) -> None:
+    endpoint = Endpoint(mute, protocol)
+    with Triton(endpoint, timeout=0.2, load_timeout=0.2) as triton, pytest.raises(TritonUnavailable, match=mute):
         ask(triton)
 
 
@@ -210,9 +226,11 @@ def test_one_that_never_answers_is_not_live(mute: str) -> None:
         assert not triton.is_live(timeout=0.2)
 
 
-def test_the_port_of_http_is_no_triton(server: Server) -> None:
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_port_of_the_other_protocol_is_no_triton(server: Server, protocol: Protocol) -> None:
     """The ports are taken for one another easily."""
-    with Triton(f"127.0.0.1:{server.http_port}") as triton:
+    port = server.http_port if protocol == "grpc" else server.grpc_port
+    with Triton(Endpoint(f"127.0.0.1:{port}", protocol)) as triton:
         assert not triton.is_live()
         with pytest.raises(TritonUnavailable, match=f"no Triton answers at {triton.address}"):
             triton.index()

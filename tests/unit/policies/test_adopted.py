@@ -97,7 +97,7 @@ def test_a_proof_says_what_the_champion_is_worth(known: CycleFacts, step: Step) 
 
 def ask(challenger: Candidate, champion: Candidate | None = None, tallies: tuple[ClassTally, ...] = ()) -> Verdict:
     settings = PromotionSettings()
-    about = {"anchor": None, "champion_feasible": True, "askings": 0, "settings": settings}
+    about = {"anchor": None, "champion_feasible": True, "askings": (), "now": 0.0, "settings": settings}
     return judge(ASKED, challenger, champion, tallies, **about)
 
 

@@ -1,0 +1,400 @@
+"""Keepers and a Triton that is killed, spoilt, slow or moved from: what should be served is, soon and at no cost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from sqlalchemy import Engine
+
+from daemon import schema
+from daemon.config import load
+from daemon.events import Event, SettingsEdited
+from daemon.journal import AnyRow
+from daemon.serving import Serving
+from daemon.stock import artifact_folder
+from deploy import artifact as artifacts
+from deploy import fitness
+from deploy.server import Server, free_ports
+from deploy.triton import Triton, TritonError
+from tests.unit.deploy.models import class_names, make_artifact
+
+World = Any  # tests/unit/daemon/conftest.py
+Eventually = Callable[..., None]
+MENDED_SECONDS = 10.0  # promised
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_artifact(tmp_path_factory.mktemp("built"), class_names(3), 1)
+
+
+class Place:
+    """A Triton of the module's own, that may be killed and comes back at the same ports, empty."""
+
+    def __init__(self, folder: Path, mode: str = "explicit") -> None:
+        self.root = folder / "repository"
+        self.root.mkdir(parents=True)
+        self.ports = tuple(free_ports(3))
+        self.folder, self.mode = folder, mode
+        self.url = f"127.0.0.1:{self.ports[0]}"
+        self.start()
+
+    def start(self) -> None:
+        mode = self.mode
+
+        class Started(Server):
+            def _command(self, *given: Any) -> list[str]:
+                return [word.replace("mode=explicit", f"mode={mode}") for word in super()._command(*given)]
+
+        cache = self.folder.parent / "cache"
+        self.server = Started(self.root, cache, ports=self.ports, log=self.folder / "log")  # type: ignore[arg-type]
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.server.process.pid, signal.SIGKILL)
+        self.server.stop()
+
+    def stubs(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.Process(self.server.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name().startswith("triton_python") and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, Place]]:
+    folder = tmp_path_factory.mktemp("places")
+    made = Place(folder / "here"), Place(folder / "there")
+    yield made
+    for place in made:
+        place.kill()
+
+
+TABLE = '[[triton]]\nname = "{name}"\nurl = "{url}"\nrepository = "{repository}"\ninstances = {instances}\n'
+
+
+class House:
+    """The daemon's serving half, with threads and settings as in life, on one server or two."""
+
+    def __init__(
+        self, world: World, workspace: Path, built: Path, *places: Place, more: str = "", instances: int = 1
+    ) -> None:
+        self.world, self.workspace = world, workspace
+        names = ["here", "there"][: len(places)]
+        tables = [
+            TABLE.format(name=name, url=place.url, repository=place.root, instances=instances)
+            for name, place in zip(names, places, strict=True)
+        ]
+        (workspace / "config.toml").write_text("\n".join(["version = 1", *tables]) + more)
+        self.config = load(workspace)
+        self.queue: SimpleQueue[Event] = SimpleQueue()
+        self.serving = Serving(self.config, world.journal, self.queue.put)
+        world.samples("cat", "train")
+        world.artifact("first", world.cycle(state="done"))
+        shutil.copytree(built, artifact_folder(self.config.state, "first"), dirs_exist_ok=True)
+
+    def request(self, target: str) -> AnyRow:
+        with self.world.journal.begin() as connection:
+            row = self.serving.request(connection, target, "first", kind="rollback", by="ann", cycle=None)
+        self.serving.tend()
+        return row
+
+    def promotions(self, target: str) -> list[AnyRow]:
+        rows: list[AnyRow] = self.world.rows(schema.promotions, target=target)
+        return rows
+
+    def serves(self, target: str) -> bool:
+        return any((row.state, row.step) == ("serving", "retire") for row in self.promotions(target))
+
+    def answer_events(self) -> None:
+        """As the loop does."""
+        while not self.queue.empty():
+            if isinstance(event := self.queue.get(), SettingsEdited):
+                self.serving.renew(event)
+
+    def noted(self) -> dict[str, tuple[str, str | None]]:
+        return {row.name: (row.state, row.trouble) for row in self.world.rows(schema.servers)}
+
+
+def answers(url: str, target: str, built: Path) -> bool:
+    """Whether it gives the recorded answers, from each of its two instances."""
+    images, recorded = artifacts.read_golden(built)
+    with Triton(url, timeout=2.0) as triton:
+        try:
+            found, _ = triton.infer_all(target, images[:4])
+        except TritonError:
+            return False
+    return bool(np.allclose(found, recorded[:4], atol=1e-3))
+
+
+def since(moment: float, condition: Callable[[], object], eventually: Eventually) -> float:
+    eventually(condition, seconds=60)
+    return time.monotonic() - moment
+
+
+# --- with the settings as they are shipped --------------------------------------------------------------------------
+
+
+def test_what_was_killed_is_served_again_soon(
+    world: World,
+    workspace: Path,
+    journal: Engine,
+    built: Path,
+    places: tuple[Place, Place],
+    eventually: Eventually,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """A dead backend process, then a server that comes back empty; nobody asks it anything meanwhile."""
+    place = places[0]
+    house = House(world, workspace, built, place, instances=2)
+    with house.serving.running():
+        house.request("edge")
+        eventually(lambda: house.serves("edge"), seconds=60)
+        eventually(lambda: len(place.stubs()) == 2)
+        place.stubs()[0].kill()
+        killed = time.monotonic()
+        eventually(lambda: not answers(place.url, "edge", built))
+        stub = since(killed, lambda: answers(place.url, "edge", built), eventually)
+        place.kill()
+        eventually(lambda: house.noted()["here"][0] == "away")
+        place.start()
+        server = since(time.monotonic(), lambda: answers(place.url, "edge", built), eventually)
+        assert house.noted()["here"] == ("ready", None)
+    record_property("seconds", (stub, server))
+    print(f"a stub {stub:.1f} s, a server {server:.1f} s")
+    assert max(stub, server) < MENDED_SECONDS
+
+
+def test_a_look_at_rest_opens_no_journal_and_costs_little(
+    world: World, workspace: Path, journal: Engine, built: Path, places: tuple[Place, Place]
+) -> None:
+    house = House(world, workspace, built, places[0])
+    house.request("rest")
+    (keeper,) = house.serving.keepers
+    keeper.round()
+    assert house.serves("rest")
+    keeper.journal = None  # type: ignore[assignment]
+    began = time.thread_time()
+    for _ in range(20):
+        assert not keeper.look()
+    assert (time.thread_time() - began) / 20 < 0.003 * keeper.server.check_seconds  # of a core, were it all the daemon
+    assert keeper.pause() == 4.0
+
+
+def edit_configuration(model: Path) -> None:
+    (model / "config.pbtxt").write_text('name: "mine"')
+
+
+def remove_version(model: Path) -> None:
+    shutil.rmtree(model / "1")
+
+
+def touch_weights(model: Path) -> None:
+    file = model / "1" / "model.onnx"
+    file.write_bytes(b"x" * file.stat().st_size)
+
+
+@pytest.mark.parametrize("edit", [edit_configuration, remove_version, touch_weights])
+def test_an_edit_by_hand_is_seen_and_put_right(
+    world: World,
+    workspace: Path,
+    journal: Engine,
+    built: Path,
+    places: tuple[Place, Place],
+    edit: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    place, target = places[0], edit.__name__
+    theirs = place.root / "theirs" / "config.pbtxt"
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("of somebody else")
+    house = House(world, workspace, built, place)
+    house.request(target)
+    (keeper,) = house.serving.keepers
+    keeper.round()
+    assert not keeper.look()
+    edit(place.root / target)
+    assert keeper.look()
+    keeper.round()
+    assert f"{target} version 1 was made again in the repository, and served on: " in caplog.text
+    assert not keeper.look()
+    assert answers(place.url, target, built)
+    assert theirs.read_text() == "of somebody else"
+
+
+# --- servers that cannot be given models ------------------------------------------------------------------------------
+
+
+def test_a_triton_that_is_too_old_is_told_and_given_nothing(
+    world: World,
+    workspace: Path,
+    journal: Engine,
+    built: Path,
+    places: tuple[Place, Place],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An older one cannot be had here: the least version is set above that of this one."""
+    house = House(world, workspace, built, places[0])
+    row = house.request("old")
+    (keeper,) = house.serving.keepers
+    with monkeypatch.context() as newer:
+        newer.setattr(fitness, "LEAST", (99, 1))
+        for _ in range(2):
+            keeper.round()
+    said = "is version 2.51.0, which would fail requests at a switch: take 99.1 or newer"
+    assert caplog.text.count(said) == 1
+    assert (house.noted()["here"][0], said in str(house.noted()["here"][1])) == ("unfit", True)
+    assert house.promotions("old")[0].error.startswith("waits: Triton at ")
+    keeper.round()
+    assert house.serves("old")
+    assert house.noted()["here"] == ("ready", None)
+    assert house.world.row(schema.servers, name="here").version == "2.51.0"
+    assert row.server == "here"
+
+
+def test_a_triton_on_another_repository_is_told_what_it_should_serve(
+    world: World, workspace: Path, journal: Engine, built: Path, places: tuple[Place, Place]
+) -> None:
+    here, there = places
+    house = House(world, workspace, built, here, more='repository_seen = "/models"\n')
+    (keeper,) = house.serving.keepers
+    keeper.repository = there.root
+    keeper.round()
+    state, trouble = house.noted()["here"]
+    assert state == "unfit"
+    assert "has another model repository: start it with --model-repository=/models" in str(trouble)
+    assert not [path for path in there.root.iterdir() if path.name.startswith("relearn-check")]
+
+
+def test_a_triton_in_polling_mode_is_told_how_to_start(
+    world: World, workspace: Path, journal: Engine, built: Path, tmp_path: Path
+) -> None:
+    place = Place(tmp_path / "polling" / "here", mode="poll")
+    try:
+        house = House(world, workspace, built, place)
+        house.request("edge")
+        (keeper,) = house.serving.keepers
+        keeper.round()
+        state, trouble = house.noted()["here"]
+        assert "start it with --model-control-mode=explicit" in str(trouble)
+        assert state == "unfit"
+        assert house.promotions("edge")[0].state == "switching"
+        assert list(place.root.iterdir()) == []
+    finally:
+        place.kill()
+
+
+# --- several ----------------------------------------------------------------------------------------------------------
+
+
+def ask_for(house: House, target: str, server: str) -> None:
+    house.world.require(target, server=server)
+
+
+def test_a_target_moves_to_another_server_which_answers_first(
+    world: World, workspace: Path, journal: Engine, built: Path, places: tuple[Place, Place], eventually: Eventually
+) -> None:
+    here, there = places
+    house = House(world, workspace, built, here, there)
+    ask_for(house, "moves", "here")
+    failed: list[str] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        """A client that changes its address once the new server answers."""
+        url = here.url
+        while not stop.wait(0.01):
+            url = there.url if url == there.url or answers(there.url, "moves", built) else url
+            if not answers(url, "moves", built):
+                failed.append(url)
+
+    with house.serving.running():
+        house.request("moves")
+        eventually(lambda: house.serves("moves"), seconds=60)
+        client = threading.Thread(target=ask)
+        client.start()
+        try:
+            ask_for(house, "moves", "there")
+            house.serving.tend()
+
+            def has_moved() -> bool:
+                house.answer_events()
+                return [(row.server, row.state) for row in house.promotions("moves")] == [
+                    ("here", "retired"), ("there", "serving"),
+                ]  # fmt: skip
+
+            eventually(has_moved, seconds=60)
+        finally:
+            stop.set()
+            client.join()
+    assert failed == []
+    assert not (here.root / "moves").exists()
+    with Triton(here.url) as triton:
+        assert "moves" not in triton.index()
+    assert [row.kind for row in house.promotions("moves")] == ["rollback", "move"]
+    assert house.promotions("moves")[1].reason == "it moves from here to there, as its constraint file says"
+
+
+def test_a_server_that_is_silent_holds_up_no_other(
+    world: World, workspace: Path, journal: Engine, built: Path, places: tuple[Place, Place], eventually: Eventually
+) -> None:
+    """It takes connections and says nothing: each question to it lasts until its time is over."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        silent = Place.__new__(Place)
+        silent.root, silent.url = workspace / "silent", f"127.0.0.1:{mute.getsockname()[1]}"
+        silent.root.mkdir()
+        house = House(world, workspace, built, silent, places[1])
+        ask_for(house, "slow", "here")
+        ask_for(house, "quick", "there")
+        with house.serving.running():
+            house.request("slow")
+            house.request("quick")
+            eventually(lambda: house.serves("quick"), seconds=25)
+            assert house.promotions("slow")[0].state == "switching"
+
+
+def test_a_target_leaves_a_server_that_is_away(
+    world: World, workspace: Path, journal: Engine, built: Path, places: tuple[Place, Place]
+) -> None:
+    """It is served where it should be; the one that is away is to forget it once it is back."""
+    gone = Place.__new__(Place)
+    gone.root, gone.url = workspace / "gone", f"127.0.0.1:{free_ports(1)[0]}"
+    gone.root.mkdir()
+    house = House(world, workspace, built, gone, places[1])
+    house.world.promote("first", 1, target="flees", server="here")
+    ask_for(house, "flees", "there")
+    for _ in range(2):
+        for keeper in house.serving.keepers:
+            keeper.round()
+        house.answer_events()
+    assert [(row.server, row.state) for row in house.promotions("flees")] == [("here", "leaving"), ("there", "serving")]
+    assert answers(places[1].url, "flees", built)
+
+
+def test_rows_of_a_journal_that_knew_one_server_are_the_first_s(
+    world: World, workspace: Path, journal: Engine, built: Path, places: tuple[Place, Place]
+) -> None:
+    house = House(world, workspace, built, *places)
+    house.world.promote("first", 1, target="older", state="retired")
+    house.world.promote("first", 1, target="stray", server="nonesuch", state="switching", step=None)
+    with house.serving.running():
+        pass
+    assert [row.server for row in house.promotions("older")] == ["here"]
+    (stray,) = house.promotions("stray")
+    assert (stray.state, stray.error) == ("failed", "config.toml names no server 'nonesuch' any more")

@@ -1,0 +1,121 @@
+"""TLS and headers, by both protocols, through a real terminator in front of the packaged Triton."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from deploy.server import Server
+from deploy.triton import Triton, TritonUnavailable
+from deploy.wire import Endpoint, Tls
+
+Protocol = Literal["grpc", "http"]
+OPENSSL = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+
+
+def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate of its own authority for 127.0.0.1, and its key."""
+    certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
+    about = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
+    command = [*OPENSSL, *about, "-out", str(certificate), "-keyout", str(key)]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key
+
+
+class Terminator:
+    """Takes TLS from clients that have this certificate, and passes what they say on to a port; keeps what it was."""
+
+    def __init__(self, port: int, server: tuple[Path, Path], client: Path) -> None:
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(client))
+        self.context.verify_mode = ssl.CERT_REQUIRED
+        self.context.load_cert_chain(*map(str, server))
+        self.context.set_alpn_protocols(["h2", "http/1.1"])
+        self.port, self.heard = port, bytearray()
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listening.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                plain, _ = self.listening.accept()
+                threading.Thread(target=self._serve, args=[plain], daemon=True).start()
+
+    def _serve(self, plain: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            caller = self.context.wrap_socket(plain, server_side=True)
+            behind = socket.create_connection(("127.0.0.1", self.port))
+            threading.Thread(target=self._pass_on, args=[behind, caller], daemon=True).start()
+            self._pass_on(caller, behind, keep=True)
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket, keep: bool = False) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if keep:
+                    self.heard += data
+                sink.sendall(data)
+            sink.close()
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    folder = tmp_path_factory.mktemp("keys")
+    return {name: make_certificate(folder, name) for name in ("server", "client", "stranger")}
+
+
+@pytest.fixture(params=["grpc", "http"])
+def secured(
+    request: pytest.FixtureRequest, server: Server, keys: dict[str, tuple[Path, Path]]
+) -> Iterator[tuple[Terminator, Protocol]]:
+    port = server.grpc_port if request.param == "grpc" else server.http_port
+    terminator = Terminator(port, keys["server"], keys["client"][0])
+    yield terminator, request.param
+    terminator.listening.close()
+
+
+def test_a_triton_behind_tls_is_asked_with_the_headers_given(
+    secured: tuple[Terminator, Protocol], keys: dict[str, tuple[Path, Path]]
+) -> None:
+    terminator, protocol = secured
+    tls = Tls(keys["server"][0], *keys["client"])
+    with Triton(Endpoint(terminator.address, protocol, tls, {"Authorization": "Bearer xyzzy"})) as triton:
+        assert triton.is_live()
+        assert triton.describe()["version"].startswith("2.")
+        triton.index()
+        with triton.twin() as other:
+            assert other.is_live()
+    assert b"xyzzy" in terminator.heard or protocol == "grpc"  # HTTP/2 packs its headers
+    assert "xyzzy" not in repr(triton.endpoint)
+
+
+@pytest.mark.parametrize("whom", ["another authority", "no certificate", "a stranger's", "no TLS"])
+def test_who_cannot_be_trusted_is_as_nobody(
+    secured: tuple[Terminator, Protocol], keys: dict[str, tuple[Path, Path]], whom: str
+) -> None:
+    terminator, protocol = secured
+    authority = keys["server"][0]
+    tls = {
+        "another authority": Tls(keys["stranger"][0], *keys["client"]),
+        "no certificate": Tls(authority),
+        "a stranger's": Tls(authority, *keys["stranger"]),
+        "no TLS": None,
+    }[whom]
+    with (
+        Triton(Endpoint(terminator.address, protocol, tls), timeout=1.0) as triton,
+        pytest.raises(TritonUnavailable, match=f"^no Triton answers at {terminator.address}"),
+    ):
+        triton.index()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_file_that_is_missing_is_named(tmp_path: Path, protocol: Protocol) -> None:
+    with pytest.raises(OSError, match=r"none\.pem|No such file"):
+        Triton(Endpoint("127.0.0.1:9", protocol, Tls(tmp_path / "none.pem")))
