@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select, update
 
-from daemon import schema
+from daemon import named_servers, schema
 from daemon.config import Config, dump, hash_text, leaves, load
 from daemon.errors import ConfigError
 from daemon.journal import AnyRow, add, now, open_journal
@@ -53,7 +53,7 @@ def read_again(config: Config) -> Config:
     Raises ConfigError where a daemon would not start with it, or it takes a restart.
     """
     new = load(config.file.parent, config.overrides)
-    check_folders(new)
+    check_surroundings(new)
     if new.state != config.state:
         raise ConfigError(
             f"{_origin(new, 'paths.state')}: paths.state: is {new.state} and was {config.state}: that takes a restart"
@@ -61,8 +61,10 @@ def read_again(config: Config) -> Config:
     return new
 
 
-def check_folders(config: Config) -> None:
-    """Raises ConfigError where a folder is to be watched that is not there."""
+def check_surroundings(config: Config) -> None:
+    """Raises ConfigError where a folder is to be watched that is not there, or a header's variable is not set."""
+    for server in config.settings.triton:
+        named_servers.resolve(server.headers)
     for folder in (*config.folders, config.constraints):
         if not folder.is_dir():
             key = "paths.constraints" if folder == config.constraints else "watch.folders"

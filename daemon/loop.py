@@ -417,7 +417,7 @@ def run(config: Config) -> None:
 
     Raises WorkspaceBusy where another daemon has the workspace, ConfigError where a watched folder is missing.
     """
-    configurations.check_folders(config)
+    configurations.check_surroundings(config)
     config.state.mkdir(parents=True, exist_ok=True)
     memory.share_heaps()
     with locked(config.state):
