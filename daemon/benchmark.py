@@ -41,7 +41,7 @@ COLUMNS = (
     "architecture", "height", "width", "classes", "batch_size", "concurrency", "variant", "device", "parameters",
     *FIGURES, "slowdown", "steady", "seconds", "error",
 )  # fmt: skip
-TIMED = ("threads", "steady", "raw", "uncertainty", "reference", "reference_device")  # what a correction needs
+TIMED = ("threads", "steady", "raw", "clear", "uncertainty", "reference", "reference_device")  # what a correction needs
 Row = dict[str, Any]
 
 
@@ -135,7 +135,7 @@ def _corrected(connection: Connection, row: Row) -> Row:
         return row
     found = measurements.read(connection, {**row, "method": METHOD})
     figures = {key: getattr(found, key) for key in (*FIGURES, "steady")}
-    return {**row, **figures, "slowdown": round(found.slowdown, 3)}
+    return {**row, **figures, "slowdown": round(found.slowdown("throughput"), 3)}
 
 
 def _is_more(order: Order, figures: Row) -> bool:

@@ -13,10 +13,14 @@ The method, version 2. Figures are to mean the same tomorrow, and beside other w
   the same (deploy/reference.py), with the same threads and concurrency. What slows the one slows the other; figures
   are corrected by its speed now against the fastest that is known of it (`Measurement.corrected`), each by its own
   kind: the median by the median, p95 and p99 by p95, throughput by throughput.
+- Percentiles are, of both, over the runs in which the kernel did not take the processor away (no involuntary context
+  switch by getrusage): beside other work these are as fast as ever, where the others wait a scheduler's turn of
+  milliseconds. Where there are fewer than 30, and where the load itself is more than the cores (then it is the load
+  that interrupts itself), they are over all runs. As timed they are over all runs always.
 - It ends once the 95% interval of the corrected median is within 3% of it, after a second and 200 repetitions at
   least; or when `seconds_max` is spent (three blocks at least), and then says that it is not steady. How intervals
-  are made of blocks, deploy/intervals.py tells. Percentiles are over all repetitions but the first of each block,
-  which finds the reference's data in the caches.
+  are made of blocks, deploy/intervals.py tells. A run before each block is not timed: it finds the caches full of the
+  other network.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ import json
 import math
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -41,7 +46,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy import artifact, intervals, lease
-from deploy.device import fingerprint
+from deploy.device import cores, fingerprint
 from deploy.engines import Runner, find_engine
 from deploy.lifeline import die_with_parent
 from deploy.opened import find_hindrance
@@ -54,7 +59,7 @@ if TYPE_CHECKING:
 SECONDS_MAX = 3.0
 WITHIN = 0.03  # of the median, half its 95% interval
 BLOCK_SECONDS = 0.05
-LEAST_BLOCKS, LEAST_REPETITIONS, LEAST_SECONDS = 3, 200, 1.0
+LEAST_BLOCKS, LEAST_CLEAR, LEAST_REPETITIONS, LEAST_SECONDS = 3, 30, 200, 1.0
 INPUT_BYTES = 16_000_000  # of fresh random pixels at most
 SHARES = {"latency_p50_ms": 0.5, "latency_p95_ms": 0.95, "latency_p99_ms": 0.99}
 MEMORY_UNCERTAINTY = 0.02  # by which two processes that do the same were seen to differ
@@ -89,32 +94,54 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
 
 @dataclass(slots=True)
 class Series:
-    """What was timed, block by block."""
+    """What was timed, block by block; `crowded`: under a load of more threads than there are cores."""
 
+    crowded: bool
     times: list[NDArray[np.float64]] = field(default_factory=list)  # seconds of each run
+    clear: list[NDArray[np.float64]] = field(default_factory=list)  # of those that nothing interrupted
     walls: list[float] = field(default_factory=list)  # seconds of all runs of a block
 
-    def add(self, times: list[float], wall: float) -> None:
-        self.times.append(np.array(times))
-        self.walls.append(wall)
+    def add(self, block: Block) -> None:
+        self.times.append(np.array([seconds for seconds, _ in block.runs]))
+        self.clear.append(np.array([seconds for seconds, clear in block.runs if clear]))
+        self.walls.append(block.wall)
 
     def divide(self, length: int) -> None:
         """Each run was so many."""
         self.times = [block / length for block in self.times]
+        self.clear = [block / length for block in self.clear]
         self.walls = [wall / length for wall in self.walls]
 
     @property
     def repetitions(self) -> int:
         return sum(map(len, self.times))
 
-    def figures(self, images: int = 1) -> tuple[dict[str, float], dict[str, float]]:
+    @property
+    def tells_clear(self) -> bool:
+        """Whether what nothing interrupted is enough to go by."""
+        sizes = [len(block) for block in self.clear if len(block)]
+        return not self.crowded and sum(sizes) >= LEAST_CLEAR and len(sizes) >= LEAST_BLOCKS
+
+    def quantile(self, share: float, *, clear: bool) -> tuple[float, float]:
+        """Seconds, and half the 95% interval as a share of them."""
+        return intervals.quantile([block for block in self.clear if len(block)] if clear else self.times, share)
+
+    def figures(self, images: int = 1, *, clear: bool) -> tuple[dict[str, float], dict[str, float]]:
         """The SPEEDS, a run being so many images, and half the 95% interval of each as a share of it."""
-        found = {name: intervals.quantile(self.times, share) for name, share in SHARES.items()}
+        found = {name: self.quantile(share, clear=clear) for name, share in SHARES.items()}
         values = {name: seconds * 1e3 for name, (seconds, _) in found.items()}
         reaches = {name: reach for name, (_, reach) in found.items()}
         done = [len(block) * images for block in self.times]
         values["throughput"], reaches["throughput"] = intervals.rate(done, self.walls)
         return values, reaches
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Runs that were timed one after another."""
+
+    runs: list[tuple[float, bool]]  # seconds of each, and whether nothing interrupted it
+    wall: float  # seconds of all
 
 
 def measure(folder: Path, batch_size: int, concurrency: int, threads: int, seconds_max: float) -> Measurement:
@@ -130,31 +157,36 @@ def measure(folder: Path, batch_size: int, concurrency: int, threads: int, secon
     memory = peak_mb()
     from deploy.reference import Reference  # onnx counts for no memory of the artifact's
 
-    mine, theirs, steady = time_both(
-        runner, inputs, Reference(threads, seconds), concurrency, seconds, began + seconds_max
+    reference = Reference(threads, seconds)
+    mine, theirs = time_both(
+        runner, inputs, reference, concurrency, seconds, began + seconds_max, crowded=concurrency * threads > cores()
     )
-    raw, reaches = mine.figures(batch_size)
-    reference, reach = theirs.figures()
+    clear = mine.tells_clear and theirs.tells_clear
+    raw, _ = mine.figures(batch_size, clear=False)
+    found, reaches = mine.figures(batch_size, clear=clear)
+    theirs.divide(reference.length)
+    meanwhile, reach = theirs.figures(clear=clear)
     return Measurement(
         device=fingerprint(manifest["engine"], threads),
         batch_size=batch_size,
         concurrency=concurrency,
         threads=threads,
         method=METHOD,
-        latency_p50_ms=raw["latency_p50_ms"],
-        latency_p95_ms=raw["latency_p95_ms"],
-        latency_p99_ms=raw["latency_p99_ms"],
-        throughput=raw["throughput"],
+        latency_p50_ms=found["latency_p50_ms"],
+        latency_p95_ms=found["latency_p95_ms"],
+        latency_p99_ms=found["latency_p99_ms"],
+        throughput=found["throughput"],
         memory_mb=memory,
         artifact_mb=manifest["bytes"] / 1e6,
         repetitions=mine.repetitions,
-        steady=steady,
+        steady=math.hypot(reaches["latency_p50_ms"], reach["latency_p50_ms"]) <= WITHIN,
         raw=raw,
+        clear=found,
         uncertainty={
             **{name: math.hypot(reaches[name], reach[of]) for name, of in SPEEDS.items()},
             "memory_mb": MEMORY_UNCERTAINTY,
         },
-        reference=reference,
+        reference=meanwhile,
         reference_device=fingerprint(threads=threads),
     )
 
@@ -175,8 +207,8 @@ def warm_up(runner: Runner, inputs: list[artifact.Images], concurrency: int, dea
     runner(inputs[0])
     before = 0.0
     while True:
-        times, _ = time_runs(runner, inputs, concurrency, deadline, most=10)
-        now = statistics.median(times)
+        block = time_runs(runner, inputs, concurrency, deadline, most=10)
+        now = statistics.median(seconds for seconds, _ in block.runs)
         if abs(now - before) < 0.05 * now or time.monotonic() >= deadline:
             return now
         before = now
@@ -189,45 +221,53 @@ def time_both(
     concurrency: int,
     seconds: float,
     deadline: float,
-) -> tuple[Series, Series, bool]:
-    """Blocks of the artifact and of the reference in turn, and whether the median was known before the deadline.
+    *,
+    crowded: bool,
+) -> tuple[Series, Series]:
+    """Blocks of the artifact and of the reference in turn, until the median is known or the time is over.
 
     `seconds`: about what a run takes. Of long ones a block has one, and nothing that was in the caches is left of it.
     """
-    mine, theirs = Series(), Series()
+    mine, theirs = Series(crowded), Series(crowded)
     began = time.monotonic()
     while True:
         for runs, series in ((runner, mine), (reference, theirs)):
             if seconds < BLOCK_SECONDS:
                 runs(inputs[0])
-            series.add(*time_runs(runs, inputs, concurrency, time.monotonic() + BLOCK_SECONDS))
-        now, blocks = time.monotonic(), len(mine.walls)
-        told = mine.repetitions >= LEAST_REPETITIONS and now - began >= LEAST_SECONDS
-        if blocks >= LEAST_BLOCKS and (told or now >= deadline):
-            within = math.hypot(*(intervals.quantile(series.times, 0.5)[1] for series in (mine, theirs)))
-            if (told and within <= WITHIN) or now >= deadline:
-                theirs.divide(reference.length)
-                return mine, theirs, within <= WITHIN
+            series.add(time_runs(runs, inputs, concurrency, time.monotonic() + BLOCK_SECONDS))
+        now = time.monotonic()
+        if len(mine.walls) >= LEAST_BLOCKS and (now >= deadline or is_known(mine, theirs, now - began)):
+            return mine, theirs
+
+
+def is_known(mine: Series, theirs: Series, seconds: float) -> bool:
+    """Whether the corrected median is known well enough after so many seconds of timing."""
+    if mine.repetitions < LEAST_REPETITIONS or seconds < LEAST_SECONDS:
+        return False
+    clear = mine.tells_clear and theirs.tells_clear
+    return math.hypot(*(series.quantile(0.5, clear=clear)[1] for series in (mine, theirs))) <= WITHIN
 
 
 def time_runs(
     runner: Runner, inputs: list[artifact.Images], concurrency: int, deadline: float, most: int | None = None
-) -> tuple[list[float], float]:
-    """(seconds of each run, wall seconds of all of them) until the deadline or `most` runs a thread, one at least."""
+) -> Block:
+    """A block of runs until the deadline or `most` runs a thread, one at least."""
     start = threading.Barrier(concurrency + 1)
     ending = threading.Event()
 
-    def ask(first: int) -> list[float]:
-        times: list[float] = []
+    def ask(first: int) -> list[tuple[float, bool]]:
+        runs: list[tuple[float, bool]] = []
         start.wait()
         for images in itertools.islice(itertools.cycle(inputs), first, None):
+            interrupted = interruptions()
             before = time.perf_counter()
             runner(images)
-            times.append(time.perf_counter() - before)
-            if len(times) == most or time.monotonic() >= deadline or ending.is_set():
+            seconds = time.perf_counter() - before
+            runs.append((seconds, interruptions() == interrupted))
+            if len(runs) == most or time.monotonic() >= deadline or ending.is_set():
                 break
         ending.set()  # what is timed is timed under the whole load
-        return times
+        return runs
 
     with ThreadPoolExecutor(concurrency) as pool:
         futures = [pool.submit(ask, number) for number in range(concurrency)]
@@ -235,7 +275,12 @@ def time_runs(
         began = time.perf_counter()
         rows = [future.result() for future in futures]
         wall = time.perf_counter() - began
-    return list(itertools.chain.from_iterable(rows)), wall
+    return Block(list(itertools.chain.from_iterable(rows)), wall)
+
+
+def interruptions() -> int:
+    """How often the kernel has taken the processor from a thread of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def peak_mb() -> float:

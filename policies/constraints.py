@@ -43,11 +43,11 @@ def _tell(shortfall: Shortfall | None, measurement: Measurement | None, field: s
 
 def _correction(measurement: Measurement, field: str) -> str:
     """What was timed, where it was corrected by more than a hundredth."""
+    slower = measurement.slowdown(field)
     timed, found = measurement.raw.get(field), getattr(measurement, field)
     if timed is None or abs(timed - found) <= 0.01 * found:
         return ""
-    slower = timed / found if field not in MAXIMIZED else found / timed
-    return f" (timed as {_number(timed)}, when a reference network ran {slower:.2f} times slower than when it is quiet)"
+    return f" (timed as {_number(timed)} beside other work, by which a reference network ran {slower:.2f} times slower)"
 
 
 def in_doubt(requirement: Requirement, candidate: Candidate) -> dict[str, str]:

@@ -60,7 +60,7 @@ SPEEDS = {
 class Measurement:
     """Speed and size of one artifact on one device, by one version of the method (deploy/measure.py).
 
-    Latencies and throughput are those of a quiet machine: as timed, corrected by how much slower than then the
+    Latencies and throughput are those of a quiet machine: `clear`, corrected by how much slower than then the
     reference network (deploy/reference.py) ran meanwhile. All that is by name of the figure is empty where there is
     no correction.
     """
@@ -80,17 +80,23 @@ class Measurement:
     gpu_memory_mb: float | None = None
     steady: bool = True  # the median is known to within 3%, and the correction is small enough to be believed
     raw: Mapping[str, float] = dataclasses.field(default_factory=dict)  # the SPEEDS as timed
+    clear: Mapping[str, float] = dataclasses.field(default_factory=dict)  # over the runs that nothing interrupted
     uncertainty: Mapping[str, float] = dataclasses.field(default_factory=dict)  # half the 95% interval, as a share
     reference: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of a run, meanwhile; throughput: runs/s
     quiet: Mapping[str, float] = dataclasses.field(default_factory=dict)  # the same, where nothing disturbed it
     reference_device: str = ""  # fingerprint
 
-    @property
-    def slowdown(self) -> float:
-        """How many times slower than on a quiet machine the reference's median was."""
-        if not self.quiet:
+    def slowdown(self, name: str) -> float:
+        """How many times slower than on a quiet machine the reference was, by what corrects the figure of this name."""
+        of = SPEEDS.get(name)
+        if of is None or not self.quiet:
             return 1.0
-        return self.reference["latency_p50_ms"] / self.quiet["latency_p50_ms"]
+        ratio = self.reference[of] / self.quiet[of]
+        return 1 / ratio if of in MAXIMIZED else ratio
+
+    def is_believed(self, name: str) -> bool:
+        """Whether the figure of this name is corrected by as much as can be believed at most."""
+        return self.slowdown(name) <= MOST_CORRECTION
 
     def corrected(self, quiet: Mapping[str, float]) -> Measurement:
         """These figures as on a quiet machine, where the fastest that is known of the reference network is `quiet`."""
@@ -99,7 +105,7 @@ class Measurement:
         best = dict(self.reference)
         for name, value in quiet.items():
             best[name] = (max if name in MAXIMIZED else min)(best[name], value)
-        speed = {name: self.raw[name] * best[of] / self.reference[of] for name, of in SPEEDS.items()}
+        speed = {name: self.clear[name] * best[of] / self.reference[of] for name, of in SPEEDS.items()}
         # Each is corrected apart, and still no percentile is below a lower one.
         p50 = speed["latency_p50_ms"]
         p95 = max(p50, speed["latency_p95_ms"])
@@ -111,7 +117,7 @@ class Measurement:
             latency_p99_ms=max(p95, speed["latency_p99_ms"]),
             throughput=speed["throughput"],
         )
-        return dataclasses.replace(found, steady=self.steady and found.slowdown <= MOST_CORRECTION)
+        return dataclasses.replace(found, steady=self.steady and found.is_believed("latency_p50_ms"))
 
     def interval(self, name: str) -> tuple[float, float]:
         """The lowest and the highest that the figure may be, by the measurement's own uncertainty.
@@ -119,8 +125,8 @@ class Measurement:
         Where the correction is not believed the figure may also be as it was timed.
         """
         found, share = getattr(self, name), self.uncertainty.get(name, 0.0)
-        values = (found, self.raw[name]) if self.slowdown > MOST_CORRECTION and name in self.raw else (found,)
-        return min(values) * (1 - share), max(values) * (1 + share)
+        values = (found,) if self.is_believed(name) else (found, self.raw[name])
+        return min(values) * max(0.0, 1 - share), max(values) * (1 + share)
 
 
 @dataclass(frozen=True, slots=True)

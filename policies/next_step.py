@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from policies.constraints import in_doubt, nearest, nearest_by_constraint, rank, shortfalls
-from policies.facts import MOST_CORRECTION, SPEEDS, Candidate, Requirement, Verdict
+from policies.facts import Candidate, Requirement, Verdict
 from policies.search import Found, SearchFacts, as_candidates, next_search
 from policies.steps import Build, Finish, Judge, Measure, Promote, Prove, Step, Train, Tune
 from policies.tuning import TuningFacts, why_tune
@@ -138,7 +138,7 @@ def _is_doubtful(facts: CycleFacts, candidate: Candidate) -> bool:
     if candidate.measurement is None or candidate.artifact in (*facts.measured_longer, *facts.unanswered):
         return False
     doubts = in_doubt(facts.requirement, candidate)
-    if facts.requirement.prefer in SPEEDS and candidate.measurement.slowdown > MOST_CORRECTION:
+    if not candidate.measurement.is_believed(facts.requirement.prefer):
         return not shortfalls(facts.requirement, candidate)
     return bool(doubts) and all(s.constraint in doubts for s in shortfalls(facts.requirement, candidate))
 
