@@ -25,31 +25,26 @@ The method, version 2. Figures are to mean the same tomorrow, and beside other w
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from deploy import artifact, intervals, lease
+from deploy import artifact, lease
 from deploy.device import cores, fingerprint
 from deploy.engines import Runner, find_engine
 from deploy.lifeline import die_with_parent
 from deploy.opened import find_hindrance
+from deploy.timing import LEAST_BLOCKS, Series, time_runs
 from policies.facts import METHOD, SPEEDS, Measurement, to_dict
 from policies.job import Outputs, Report, StageError
 
@@ -59,17 +54,15 @@ if TYPE_CHECKING:
 SECONDS_MAX = 3.0
 WITHIN = 0.03  # of the median, half its 95% interval
 BLOCK_SECONDS = 0.05
-LEAST_BLOCKS, LEAST_CLEAR, LEAST_REPETITIONS, LEAST_SECONDS = 3, 30, 200, 1.0
+LEAST_REPETITIONS, LEAST_SECONDS = 200, 1.0
 INPUT_BYTES = 16_000_000  # of fresh random pixels at most
-SHARES = {"latency_p50_ms": 0.5, "latency_p95_ms": 0.95, "latency_p99_ms": 0.99}
 MEMORY_UNCERTAINTY = 0.02  # by which two processes that do the same were seen to differ
 
 
 def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], report: Report) -> Outputs:
     """Measures the artifact in a child process and returns a `Measurement` as JSON, with the artifact's id.
 
-    One that this machine cannot run: {"artifact", "skipped": why}. "seconds_waited" is what it waited for others that
-    measure.
+    One that this machine cannot run: {"artifact", "skipped": why}. Raises StageError where others measure for too long.
     """
     folder = Path(inputs["artifact"] or earlier["build"]["path"])
     manifest = artifact.verify(folder)
@@ -90,58 +83,6 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
     report(1, 1, "measurement")
     outputs: Outputs = json.loads(child.stdout)
     return outputs
-
-
-@dataclass(slots=True)
-class Series:
-    """What was timed, block by block; `crowded`: under a load of more threads than there are cores."""
-
-    crowded: bool
-    times: list[NDArray[np.float64]] = field(default_factory=list)  # seconds of each run
-    clear: list[NDArray[np.float64]] = field(default_factory=list)  # of those that nothing interrupted
-    walls: list[float] = field(default_factory=list)  # seconds of all runs of a block
-
-    def add(self, block: Block) -> None:
-        self.times.append(np.array([seconds for seconds, _ in block.runs]))
-        self.clear.append(np.array([seconds for seconds, clear in block.runs if clear]))
-        self.walls.append(block.wall)
-
-    def divide(self, length: int) -> None:
-        """Each run was so many."""
-        self.times = [block / length for block in self.times]
-        self.clear = [block / length for block in self.clear]
-        self.walls = [wall / length for wall in self.walls]
-
-    @property
-    def repetitions(self) -> int:
-        return sum(map(len, self.times))
-
-    @property
-    def tells_clear(self) -> bool:
-        """Whether what nothing interrupted is enough to go by."""
-        sizes = [len(block) for block in self.clear if len(block)]
-        return not self.crowded and sum(sizes) >= LEAST_CLEAR and len(sizes) >= LEAST_BLOCKS
-
-    def quantile(self, share: float, *, clear: bool) -> tuple[float, float]:
-        """Seconds, and half the 95% interval as a share of them."""
-        return intervals.quantile([block for block in self.clear if len(block)] if clear else self.times, share)
-
-    def figures(self, images: int = 1, *, clear: bool) -> tuple[dict[str, float], dict[str, float]]:
-        """The SPEEDS, a run being so many images, and half the 95% interval of each as a share of it."""
-        found = {name: self.quantile(share, clear=clear) for name, share in SHARES.items()}
-        values = {name: seconds * 1e3 for name, (seconds, _) in found.items()}
-        reaches = {name: reach for name, (_, reach) in found.items()}
-        done = [len(block) * images for block in self.times]
-        values["throughput"], reaches["throughput"] = intervals.rate(done, self.walls)
-        return values, reaches
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Runs that were timed one after another."""
-
-    runs: list[tuple[float, bool]]  # seconds of each, and whether nothing interrupted it
-    wall: float  # seconds of all
 
 
 def measure(folder: Path, batch_size: int, concurrency: int, threads: int, seconds_max: float) -> Measurement:
@@ -202,7 +143,7 @@ def random_batches(size: Mapping[str, int], batch_size: int) -> list[artifact.Im
 def warm_up(runner: Runner, inputs: list[artifact.Images], concurrency: int, deadline: float) -> float:
     """Runs blocks of ten a thread until two medians agree within 5%; the first run of all counts for nothing.
 
-    Returns the seconds of a run.
+    Returns the seconds of the fastest run.
     """
     runner(inputs[0])
     before = 0.0
@@ -210,7 +151,7 @@ def warm_up(runner: Runner, inputs: list[artifact.Images], concurrency: int, dea
         block = time_runs(runner, inputs, concurrency, deadline, most=10)
         now = statistics.median(seconds for seconds, _ in block.runs)
         if abs(now - before) < 0.05 * now or time.monotonic() >= deadline:
-            return now
+            return min(seconds for seconds, _ in block.runs)
         before = now
 
 
@@ -246,41 +187,6 @@ def is_known(mine: Series, theirs: Series, seconds: float) -> bool:
         return False
     clear = mine.tells_clear and theirs.tells_clear
     return math.hypot(*(series.quantile(0.5, clear=clear)[1] for series in (mine, theirs))) <= WITHIN
-
-
-def time_runs(
-    runner: Runner, inputs: list[artifact.Images], concurrency: int, deadline: float, most: int | None = None
-) -> Block:
-    """A block of runs until the deadline or `most` runs a thread, one at least."""
-    start = threading.Barrier(concurrency + 1)
-    ending = threading.Event()
-
-    def ask(first: int) -> list[tuple[float, bool]]:
-        runs: list[tuple[float, bool]] = []
-        start.wait()
-        for images in itertools.islice(itertools.cycle(inputs), first, None):
-            interrupted = interruptions()
-            before = time.perf_counter()
-            runner(images)
-            seconds = time.perf_counter() - before
-            runs.append((seconds, interruptions() == interrupted))
-            if len(runs) == most or time.monotonic() >= deadline or ending.is_set():
-                break
-        ending.set()  # what is timed is timed under the whole load
-        return runs
-
-    with ThreadPoolExecutor(concurrency) as pool:
-        futures = [pool.submit(ask, number) for number in range(concurrency)]
-        start.wait()
-        began = time.perf_counter()
-        rows = [future.result() for future in futures]
-        wall = time.perf_counter() - began
-    return Block(list(itertools.chain.from_iterable(rows)), wall)
-
-
-def interruptions() -> int:
-    """How often the kernel has taken the processor from a thread of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def peak_mb() -> float:

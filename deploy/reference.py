@@ -7,7 +7,6 @@ run more often than a short one (the scheduler, above all) then meets both alike
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ class Reference:
     """An engine's runner like any other; a call runs the network `length` times."""
 
     def __init__(self, threads: int, seconds: float) -> None:
-        """seconds: that a call should take."""
+        """seconds: that a call should take, where nothing disturbs it."""
         with tempfile.TemporaryDirectory(prefix="relearnd-reference-") as folder:
             graph = Path(folder) / "reference.onnx"
             graph.write_bytes(write_graph())
@@ -39,7 +38,7 @@ class Reference:
             before = time.perf_counter()
             self(self._images)
             times.append(time.perf_counter() - before)
-        self.length = max(1, round(seconds / statistics.median(times[WARM_UP_RUNS // 2 :])))
+        self.length = max(1, round(seconds / min(times)))
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The images are its own, whatever is handed in: its work is always the same."""
