@@ -15,7 +15,7 @@ The method, version 2. Figures are to mean the same tomorrow, and beside other w
   kind: the median by the median, p95 and p99 by p95, throughput by throughput.
 - Percentiles are, of both, over the runs in which the kernel did not take the processor away (no involuntary context
   switch by getrusage): beside other work these are as fast as ever, where the others wait a scheduler's turn of
-  milliseconds. Where there are fewer than 30, and where the load itself is more than the cores (then it is the load
+  milliseconds. Where there are fewer than ten, and where the load itself is more than the cores (then it is the load
   that interrupts itself), they are over all runs. As timed they are over all runs always.
 - It ends once the 95% interval of the corrected median is within 3% of it, after a second and 200 repetitions at
   least; or when `seconds_max` is spent (three blocks at least), and then says that it is not steady. How intervals

@@ -17,7 +17,7 @@ from deploy.artifact import Images
 from deploy.engines import Runner
 
 LEAST_BLOCKS = 3
-LEAST_CLEAR = 30  # runs that nothing interrupted, to go by them alone
+LEAST_CLEAR = 10  # runs that nothing interrupted, to go by them alone
 SHARES = {"latency_p50_ms": 0.5, "latency_p95_ms": 0.95, "latency_p99_ms": 0.99}
 
 

@@ -147,7 +147,7 @@ def _narrowly(facts: CycleFacts) -> str:
     """What is promoted may meet a constraint by less than even the longer measurement can tell."""
     promoted = [c for c in facts.candidates if c.artifact == facts.promoted]
     doubts = [sentence for c in promoted for sentence in in_doubt(facts.requirement, c).values()]
-    return f" Measured at length, and narrowly: {'; '.join(doubts)}." if doubts else ""
+    return f" (narrowly, by a measurement at length: {'; '.join(doubts)})" if doubts else ""
 
 
 def _champion_first(facts: CycleFacts, fitting: int) -> str:
