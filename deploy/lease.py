@@ -30,15 +30,17 @@ def hold(waiting: Callable[[str], None], wait_seconds: float = WAIT_SECONDS) -> 
     """
     began = time.monotonic()
     with _open(place()) as file:
-        if not _take(file):
-            waiting(f"waits for the measurement of process {_holder(file)}")
-        while not _take(file):
-            if time.monotonic() - began > wait_seconds:
-                raise StageError(
-                    f"not measured: process {_holder(file)} has measured for {wait_seconds:g} s, or hangs; "
-                    f"look what it is, and end it if it hangs ({place()})"
-                )
-            time.sleep(LOOK_SECONDS)
+        # Who waits has the turn: one that has just measured, and would again, comes after it.
+        with _open(place().with_suffix(".turn")) as turn:
+            if not (_take(turn) and _take(file)):
+                waiting(f"waits for the measurement of process {_holder(file)}")
+            while not (_take(turn) and _take(file)):
+                if time.monotonic() - began > wait_seconds:
+                    raise StageError(
+                        f"not measured: process {_holder(file)} has measured for {wait_seconds:g} s, or hangs; "
+                        f"look what it is, and end it if it hangs ({place()})"
+                    )
+                time.sleep(LOOK_SECONDS)
         file.seek(0)
         file.truncate()
         file.write(str(os.getpid()))

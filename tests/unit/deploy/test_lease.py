@@ -68,6 +68,26 @@ def test_a_second_waits_for_the_first_and_says_so() -> None:
     assert said == [f"waits for the measurement of process {os.getpid()}"]
 
 
+def test_who_waits_comes_before_one_that_has_just_measured() -> None:
+    """However soon that asks again: 40 times without a pause, while another waits for its first turn."""
+    order: list[str] = []
+    asked = threading.Event()
+
+    def second() -> None:
+        with lease.hold(lambda _: asked.set()):
+            order.append("second")
+
+    with lease.hold(never):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert asked.wait(60)
+    for _ in range(40):
+        with lease.hold(lambda _: None):
+            order.append("first")
+    thread.join()
+    assert order == ["second", *["first"] * 40]
+
+
 def test_what_is_held_for_too_long_is_an_error_that_names_the_holder(start: Start) -> None:
     holder = start("-c", HOLDING)
     assert holder.stdout is not None
