@@ -39,27 +39,27 @@ GAP_MINUTES = float(os.environ.get("GAP_MINUTES", "60"))
 NETWORKS = int(os.environ.get("NETWORKS", "20"))
 SECONDS_MAX = 3.0
 CLOSE = 0.2  # pairs that differ by less are counted
-CHOSEN = (  # architecture@pixels: 0.5 to 1.5 ms on one core of an AMD EPYC
-    "ghostnet_050@64",
+CHOSEN = (  # architecture@pixels: 0.5 to 1.6 ms on one core of an AMD EPYC, in steps as even as such networks allow
     "mobilenetv3_small_075@128",
-    "mobilenetv3_small_100@128",
+    "ghostnet_050@64",
+    "mobilenetv3_small_050@168",
     "semnasnet_075@64",
+    "mobilenetv3_small_100@128",
     "mobilenetv3_small_050@192",
-    "mobilenetv3_large_075@64",
     "mnasnet_small@128",
     "mobilenetv3_small_075@160",
-    "mobilenetv2_100@64",
-    "dla46_c@64",
-    "tinynet_e@106",
-    "spnasnet_100@64",
-    "mobilenetv3_small_100@160",
-    "test_byobnet@160",
-    "hardcorenas_a@64",
+    "test_byobnet@144",
+    "mobilenetv3_small_075@176",
     "efficientnet_lite0@64",
+    "test_byobnet@160",
+    "mobilenetv3_small_075@192",
     "lcnet_035@224",
-    "fbnetc_100@64",
-    "test_vit@160",
+    "mobilenetv3_small_075@208",
+    "test_efficientnet@144",
     "test_convnext@160",
+    "lcnet_050@224",
+    "test_vit@176",
+    "test_efficientnet@160",
 )
 
 TRAINING = """
