@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 from sqlalchemy import Connection, Engine, select
 
-from daemon import jobs, schema
+from daemon import jobs, measurements, schema
 from daemon.children import Child
 from daemon.config import Config
 from daemon.errors import DaemonRuns, UsageError, WorkspaceBusy
@@ -39,8 +39,9 @@ FIGURES = (
 )  # fmt: skip
 COLUMNS = (
     "architecture", "height", "width", "classes", "batch_size", "concurrency", "variant", "device", "parameters",
-    *FIGURES, "seconds", "error",
+    *FIGURES, "slowdown", "steady", "seconds", "error",
 )  # fmt: skip
+TIMED = ("threads", "steady", "raw", "clear", "uncertainty", "reference", "reference_device")  # what a correction needs
 Row = dict[str, Any]
 
 
@@ -86,7 +87,7 @@ def _go_through(
     if not again:
         with journal.connect() as connection:
             rows = {name: find(connection, {**about, "architecture": name}, order) for name in names}
-        known = {name: row for name, row in rows.items() if row is not None}
+            known = {name: _corrected(connection, row) for name, row in rows.items() if row is not None}
     if table is not None:
         try:
             _write(table, known.values())
@@ -97,6 +98,8 @@ def _go_through(
         if row is None:
             row = {**about, "architecture": name, **_measure(config, name, order)}
             _keep(journal, row, order)
+            with journal.connect() as connection:
+                row = _corrected(connection, row)
             if table is not None:
                 _append(table, row)
         yield row
@@ -126,13 +129,23 @@ def find(connection: Connection, about: Row, order: Order) -> Row | None:
     return None
 
 
+def _corrected(connection: Connection, row: Row) -> Row:
+    """A row as on a quiet machine, as far as that is known by now."""
+    if not row.get("reference"):
+        return row
+    found = measurements.read(connection, {**row, "method": METHOD})
+    figures = {key: getattr(found, key) for key in (*FIGURES, "steady")}
+    return {**row, **figures, "slowdown": round(found.slowdown("throughput"), 3)}
+
+
 def _is_more(order: Order, figures: Row) -> bool:
     return order.seconds > float(figures["seconds_max"]) or order.memory_mb > float(figures["memory_mb_max"])
 
 
 def _keep(journal: Engine, row: Row, order: Order) -> None:
     limits = {"seconds_max": order.seconds, "memory_mb_max": order.memory_mb, "method": METHOD}
-    figures = {**{key: row.get(key) for key in ("parameters", *FIGURES, "seconds")}, **limits}
+    load = {"concurrency": row["concurrency"]}
+    figures = {**load, **{key: row.get(key) for key in ("parameters", *FIGURES, *TIMED, "seconds")}, **limits}
     about = {key: row[key] for key in row if key in schema.benchmarks.c and key != "error"}
     with journal.begin() as connection:
         add(connection, schema.benchmarks, **about, figures=figures, error=row.get("error"), at=now())
@@ -180,7 +193,7 @@ def _measure(config: Config, name: str, order: Order) -> Row:
         all_threads = jobs.training_threads(settings.compute.threads)
         drawn = _run("pipeline", work, {"sketch": sketch}, order, began, all_threads)["sketch"]
         found = _run("deploy", work, {"build": build, "measure": load}, order, began, threads)["measure"]
-        figures: Row = {key: found[key] for key in FIGURES}
+        figures: Row = {key: found[key] for key in (*FIGURES, *TIMED)}
         return {**figures, "parameters": drawn["parameters"], "seconds": _since(began), "error": None}
     except _Failed as error:
         return {"seconds": _since(began), "error": str(error)}

@@ -44,7 +44,7 @@ from policies.facts import Job, Requirement, StageOrder, from_dict, to_dict
 from policies.next_step import CycleFacts, next_step
 from policies.retry import wait_before
 from policies.settings import PromotionSettings, RetrySettings
-from policies.steps import Build, Finish, Judge, Prove, Race, Shortlist, Sketch, Step, Train, Tune, Work
+from policies.steps import Build, Finish, Judge, Measure, Prove, Race, Shortlist, Sketch, Step, Train, Tune, Work
 
 log = logging.getLogger("relearn")
 GRACE_SECONDS = 5.0  # between asking a child to end and ending it
@@ -129,20 +129,20 @@ class Cycle:
             match step := self.next():
                 case Judge() if self._champion_changes():
                     return None  # the end of the switch wakes the loop
-                case Build() | Prove() | Judge() if self._is_damaged(step):
+                case Build() | Prove() | Measure() | Judge() if self._is_damaged(step):
                     if step.key in damaged:
                         return Finish("failed", f"{step.key}: what it begins with is gone, and nothing makes it again")
                     damaged.add(step.key)  # the next step makes it again
                 case Judge():
                     self._ask(step.artifact)
-                case Tune() | Train() | Shortlist() | Sketch() | Race() | Build() | Prove():
+                case Tune() | Train() | Shortlist() | Sketch() | Race() | Build() | Prove() | Measure():
                     self._start(step, alone=alone)
                     if self.child is not None or self.measures:
                         return None
                 case _:
                     return step
 
-    def _is_damaged(self, step: Build | Prove | Judge) -> bool:
+    def _is_damaged(self, step: Build | Prove | Measure | Judge) -> bool:
         """Whether what the step begins with is not what was made: it is made again then.
 
         What is judged was perhaps proven long ago.

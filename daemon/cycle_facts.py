@@ -80,6 +80,7 @@ def gather(
             confidence=confidence,
         ),
         measured=_measured(connection, cycle.id),
+        measured_longer=_measured_longer(connection, cycle.id),
         rivals=verdicts.unproven(connection, requirement, judge, devices, proven | valid.keys()),
         verdicts=_verdicts(connection, cycle.id),
         about=cycle.about,
@@ -111,6 +112,13 @@ def _measured(connection: Connection, cycle: int) -> frozenset[str]:
     done = (table.c.cycle_id == cycle, table.c.name == "measure", table.c.state == "done")
     outputs = connection.execute(select(table.c.outputs).where(*done)).scalars()
     return frozenset(said["artifact"] for said in outputs if said)
+
+
+def _measured_longer(connection: Connection, cycle: int) -> frozenset[str]:
+    """Where that came to nothing the measurement before stands."""
+    table = schema.stages
+    over = (table.c.cycle_id == cycle, table.c.step.startswith("measure "), table.c.state.in_(("done", "failed")))
+    return frozenset(step.split()[1] for step in connection.execute(select(table.c.step).where(*over)).scalars())
 
 
 def _verdicts(connection: Connection, cycle: int) -> dict[str, Verdict]:

@@ -162,7 +162,7 @@ class Daemon:
         alone = not any(children_of(lane) for lane in self.lanes if lane is not self.worker)
         if alone and not (self.reader.busy or self.worker.leaving or self.worker.measures) and self.sweeper.step():
             return True
-        return self.decide() or self.worker.step(alone=alone)
+        return self.decide() or self.worker.step(alone=alone and self.sweeper.chore is None)
 
     def _look_closer(self) -> bool:
         """Once all that has come is read its labels are audited, then drift is looked for in what was not held.

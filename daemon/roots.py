@@ -100,7 +100,7 @@ def _add_compared(connection: Connection, roots: Roots, cycle: int) -> None:
         kind, *named = step.split()
         if kind == "build":
             roots.models.setdefault(named[0], why)
-        for artifact in [*(named if kind == "prove" else ()), (outputs or {}).get("artifact")]:
+        for artifact in [*(named if kind in ("prove", "measure") else ()), (outputs or {}).get("artifact")]:
             if isinstance(artifact, str):
                 roots.artifacts.setdefault(artifact, why)
     proven = connection.execute(select(proofs.c.artifact_id).where(proofs.c.cycle_id == cycle)).scalars()

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from daemon import schema
+from daemon import measurements, schema
 from daemon.ground import Ground
 from daemon.journal import add, now
 from daemon.variants import Devices, split
@@ -61,6 +61,7 @@ def known(connection: Connection, ground: Ground, started: float, devices: Devic
         )
         .order_by(table.c.id)
     )
+    best = measurements.quiet(connection, devices.get("onnxruntime", ""), asked.concurrency)
     found: dict[str, dict[str, Sketched]] = {}
     for row in rows:
         if row.error and row.at >= started:
@@ -73,6 +74,6 @@ def known(connection: Connection, ground: Ground, started: float, devices: Devic
             figures = {**row.figures, "device": row.device, "batch_size": row.batch_size}
             figures |= {"concurrency": row.concurrency, "threads": row.figures.get("threads", 1)}
             if figures.setdefault("method", METHOD) == METHOD:
-                measured = from_dict(Measurement, figures)
+                measured = from_dict(Measurement, figures).corrected(best)
                 found.setdefault(row.architecture, {})[row.variant] = Sketched(measured)
     return found

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
-from daemon import schema, snapshot, standings
+from daemon import measurements, schema, snapshot, standings
 from daemon.variants import Devices, is_bound_elsewhere, join, runs_on
 from deploy.artifact import ArtifactError
 from deploy.repository import verify_model
 from policies import suggest
 from policies.constraints import infeasible_accuracy, shortfalls
-from policies.facts import METHOD, Candidate, ClassCount, ClassTally, Measurement, Requirement, from_dict
+from policies.facts import Candidate, ClassCount, ClassTally, Requirement, from_dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def candidates(
 ) -> list[Candidate]:
     """Artifacts in stock that the target could serve: its accelerator, its input size, and at least these classes.
 
-    `measurement` is the newest at the requirement's batch size and concurrency on this machine.
+    `measurement` is the newest at the requirement's batch size and concurrency on this machine, corrected.
     """
     needed = set(classes)
     found = _that_fit(connection, requirement, devices, schema.artifacts.c.gone.is_(None))
@@ -138,6 +138,7 @@ def _that_fit(
         .where(which, *size)
         .order_by(artifacts.c.created)
     ).all()
+    best = measurements.quiet(connection, devices.get("onnxruntime", ""), requirement.concurrency)
     return [
         Candidate(
             artifact=row.id,
@@ -147,7 +148,7 @@ def _that_fit(
             classes=tuple(row.classes),
             artifact_mb=row.artifact_mb,
             tune_accuracy=_tune_accuracy(connection, row.id, row.tune_accuracy),
-            measurement=measurement(connection, row.id, requirement, devices.get(row.engine, "")),
+            measurement=measurements.newest(connection, row.id, requirement, devices.get(row.engine, ""), best),
             variant=join(row.engine, row.precision),
             unverified=row.unverified,
             adopted=row.adopted,
@@ -163,20 +164,6 @@ def _tune_accuracy(connection: Connection, artifact: str, of_model: float | None
         select(proofs.c.tune_accuracy).where(proofs.c.artifact_id == artifact).order_by(proofs.c.id.desc())
     ).scalar()
     return of_model if newest is None else float(newest)
-
-
-def measurement(connection: Connection, artifact: str, requirement: Requirement, device: str) -> Measurement | None:
-    """The newest measurement of an artifact under the requirement's load on this device, by the method in use."""
-    table = schema.measurements
-    rows = connection.execute(
-        select(table.c.figures).where(table.c.artifact_id == artifact).order_by(table.c.id.desc())
-    ).scalars()
-    for figures in rows:
-        found = from_dict(Measurement, figures)
-        asked = (requirement.batch_size, requirement.concurrency, device, METHOD)
-        if (found.batch_size, found.concurrency, found.device, found.method) == asked:
-            return found
-    return None
 
 
 def known(connection: Connection, requirement: Requirement, artifact: str, devices: Devices) -> Candidate | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from daemon import approvals, configurations, data_views, pauses, schema, servers, standings, targets
+from daemon import approvals, configurations, data_views, measurements, pauses, schema, servers, standings, targets
 from daemon.config import Config
 from daemon.declined import declined
 from daemon.errors import ConfigError, NotFound
@@ -196,7 +196,7 @@ def model(connection: Connection, artifact: str) -> View:
         "tune_accuracy": proof.tune_accuracy if proof else trained.tune_accuracy,
         "judge_accuracy": judge_accuracy(connection, artifact, trained.classes),
         "parity": proof.parity if proof else None,
-        "measurement": figures,
+        "measurement": to_dict(measurements.read(connection, figures)) if figures else None,
         "created": stored.created,
         "path": str(artifact_folder(Path(), artifact)),  # below the state folder
         "gone": stored.gone,

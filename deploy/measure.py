@@ -1,52 +1,68 @@
 """Stage `measure`: latency, throughput and memory of an artifact, in a fresh process of its own.
 
-The method, version 1:
-- the process loads the artifact with the threads told and answers batches of fresh random pixels; as many
-  threads as `concurrency` call the one session, each as soon as it has its last answer;
-- warm-up lasts until the medians of two blocks of runs differ by less than 5%, or a quarter of the time is
-  spent;
-- then it is timed until 1,000 repetitions and one second, or until `seconds_max` is spent (at least three
-  repetitions a thread); the percentiles are over all repetitions, throughput is images over the wall time of
-  them;
-- memory is the peak of the process's proportional set size (/proc/self/smaps_rollup), looked at twenty times
-  a second while it loads and warms up, and after the timing: all of it, Python and numpy included.
+The method, version 2. Figures are to mean the same tomorrow, and beside other work:
+- Of all that measure on a machine one does at a time (deploy/lease.py), from its first import to its end.
+- The process loads the artifact with the threads told and answers batches of fresh random pixels, so that no cache
+  answers; as many threads as `concurrency` call the one session, each as soon as it has its last answer.
+- Warm-up lasts until the medians of two blocks of runs differ by less than 5%, or a quarter of the time is spent:
+  engines choose kernels and grow their memory in the first runs (Georges, Buytaert and Eeckhout 2007,
+  «Statistically rigorous Java performance evaluation»: steady state first, then confidence intervals).
+- Memory is the peak of the process's resident set by the kernel's own account (VmHWM), once it is warm: all of it,
+  Python and numpy included, libraries that others use too counted whole. The reference network is loaded later.
+- Then blocks of a twentieth of a second alternate: the artifact's, and those of a reference network that always does
+  the same (deploy/reference.py), with the same threads and concurrency. What slows the one slows the other; figures
+  are corrected by its speed now against the fastest that is known of it (`Measurement.corrected`), each by its own
+  kind: the median by the median, p95 and p99 by p95, throughput by throughput.
+- Percentiles are, of both, over the runs in which the kernel did not take the processor away (no involuntary context
+  switch by getrusage): beside other work these are as fast as ever, where the others wait a scheduler's turn of
+  milliseconds. Where there are fewer than ten, and where the load itself is more than the cores (then it is the load
+  that interrupts itself), they are over all runs. As timed they are over all runs always.
+- It ends once the 95% interval of the corrected median is within 3% of it, after a second and 200 repetitions at
+  least; or when `seconds_max` is spent (three blocks at least), and then says that it is not steady. How intervals
+  are made of blocks, deploy/intervals.py tells. A run before each block is not timed: it finds the caches full of the
+  other network.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
+import math
+import os
+import re
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploy import artifact
-from deploy.device import fingerprint
+from deploy import artifact, lease
+from deploy.device import cores, fingerprint
 from deploy.engines import Runner, find_engine
 from deploy.lifeline import die_with_parent
 from deploy.opened import find_hindrance
-from policies.facts import METHOD, Measurement, to_dict
+from deploy.timing import LEAST_BLOCKS, Series, time_runs
+from policies.facts import METHOD, SPEEDS, Measurement, to_dict
 from policies.job import Outputs, Report, StageError
 
+if TYPE_CHECKING:
+    from deploy.reference import Reference
+
 SECONDS_MAX = 3.0
-ENOUGH_REPETITIONS, ENOUGH_SECONDS = 1000, 1.0
-LEAST_REPETITIONS = 3  # a thread
+WITHIN = 0.03  # of the median, half its 95% interval
+BLOCK_SECONDS = 0.05
+LEAST_REPETITIONS, LEAST_SECONDS = 200, 1.0
 INPUT_BYTES = 16_000_000  # of fresh random pixels at most
+MEMORY_UNCERTAINTY = 0.02  # by which two processes that do the same were seen to differ
 
 
 def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], report: Report) -> Outputs:
     """Measures the artifact in a child process and returns a `Measurement` as JSON, with the artifact's id.
 
-    One that this machine cannot run: {"artifact", "skipped": why}.
+    One that this machine cannot run: {"artifact", "skipped": why}. Raises StageError where others measure for too long.
     """
     folder = Path(inputs["artifact"] or earlier["build"]["path"])
     manifest = artifact.verify(folder)
@@ -54,12 +70,13 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
         report(1, 1, "measurement")
         return {"artifact": manifest["id"], "skipped": f"not measured: {reason}"}
     order = {**inputs, "artifact": str(folder)}
-    child = subprocess.run(
-        [sys.executable, "-P", "-m", "deploy.measure", json.dumps(order)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with lease.hold(lambda why: report(0, 1, "measurement", waiting=why)):
+        child = subprocess.run(
+            [sys.executable, "-P", "-m", "deploy.measure", json.dumps(order)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if child.returncode != 0:
         words = child.stderr.strip().splitlines()[-1:] or ["it said nothing"]
         raise StageError(f"measuring {folder.name} ended with {child.returncode}: {words[0]}")
@@ -69,31 +86,49 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
 
 
 def measure(folder: Path, batch_size: int, concurrency: int, threads: int, seconds_max: float) -> Measurement:
-    """Measures the artifact in this process.
+    """Measures the artifact in this process; nothing is corrected yet.
 
     `seconds_max` bounds warm-up and timing together, not loading.
     """
     manifest = artifact.read_manifest(folder)
     inputs = random_batches(manifest["input"], batch_size)
-    with watch_memory() as peak:
-        runner = find_engine(manifest["engine"]).load(folder, threads)
-        deadline = time.monotonic() + seconds_max
-        warm_up(runner, inputs, concurrency, time.monotonic() + seconds_max / 4)
-    times, wall = time_runs(runner, inputs, concurrency, deadline)
-    p50, p95, p99 = np.percentile(np.array(times) * 1e3, [50, 95, 99])
+    runner = find_engine(manifest["engine"]).load(folder, threads)
+    began = time.monotonic()
+    seconds = warm_up(runner, inputs, concurrency, began + seconds_max / 4)
+    memory = peak_mb()
+    from deploy.reference import Reference  # onnx counts for no memory of the artifact's
+
+    reference = Reference(threads, seconds)
+    mine, theirs = time_both(
+        runner, inputs, reference, concurrency, seconds, began + seconds_max, crowded=concurrency * threads > cores()
+    )
+    clear = mine.tells_clear and theirs.tells_clear
+    raw, _ = mine.figures(batch_size, clear=False)
+    found, reaches = mine.figures(batch_size, clear=clear)
+    theirs.divide(reference.length)
+    meanwhile, reach = theirs.figures(clear=clear)
     return Measurement(
         device=fingerprint(manifest["engine"], threads),
         batch_size=batch_size,
         concurrency=concurrency,
         threads=threads,
         method=METHOD,
-        latency_p50_ms=float(p50),
-        latency_p95_ms=float(p95),
-        latency_p99_ms=float(p99),
-        throughput=len(times) * batch_size / wall,
-        memory_mb=max(peak[0], proportional_mb()),
+        latency_p50_ms=found["latency_p50_ms"],
+        latency_p95_ms=found["latency_p95_ms"],
+        latency_p99_ms=found["latency_p99_ms"],
+        throughput=found["throughput"],
+        memory_mb=memory,
         artifact_mb=manifest["bytes"] / 1e6,
-        repetitions=len(times),
+        repetitions=mine.repetitions,
+        steady=math.hypot(reaches["latency_p50_ms"], reach["latency_p50_ms"]) <= WITHIN,
+        raw=raw,
+        clear=found,
+        uncertainty={
+            **{name: math.hypot(reaches[name], reach[of]) for name, of in SPEEDS.items()},
+            "memory_mb": MEMORY_UNCERTAINTY,
+        },
+        reference=meanwhile,
+        reference_device=fingerprint(threads=threads),
     )
 
 
@@ -105,86 +140,62 @@ def random_batches(size: Mapping[str, int], batch_size: int) -> list[artifact.Im
     return [generator.integers(0, 256, shape, dtype=np.uint8) for _ in range(count)]
 
 
-def warm_up(runner: Runner, inputs: list[artifact.Images], concurrency: int, deadline: float) -> None:
-    """Runs blocks of ten until two medians agree within 5%; the first run of all counts for nothing."""
+def warm_up(runner: Runner, inputs: list[artifact.Images], concurrency: int, deadline: float) -> float:
+    """Runs blocks of ten a thread until two medians agree within 5%; the first run of all counts for nothing.
+
+    Returns the seconds of the fastest run.
+    """
     runner(inputs[0])
     before = 0.0
-    while time.monotonic() < deadline:
-        times, _ = time_runs(runner, inputs, concurrency, deadline, most=10 * concurrency)
-        now = statistics.median(times)
-        if abs(now - before) < 0.05 * now:
-            return
+    while True:
+        block = time_runs(runner, inputs, concurrency, deadline, most=10)
+        now = statistics.median(seconds for seconds, _ in block.runs)
+        if abs(now - before) < 0.05 * now or time.monotonic() >= deadline:
+            return min(seconds for seconds, _ in block.runs)
         before = now
 
 
-def time_runs(
-    runner: Runner, inputs: list[artifact.Images], concurrency: int, deadline: float, most: int | None = None
-) -> tuple[list[float], float]:
-    """(seconds of each run, wall seconds of all of them) until the deadline, `most` runs, or enough of them."""
-    start = threading.Barrier(concurrency + 1)
-    ending = threading.Event()
+def time_both(
+    runner: Runner,
+    inputs: list[artifact.Images],
+    reference: Reference,
+    concurrency: int,
+    seconds: float,
+    deadline: float,
+    *,
+    crowded: bool,
+) -> tuple[Series, Series]:
+    """Blocks of the artifact and of the reference in turn, until the median is known or the time is over.
 
-    def ask(first: int) -> list[float]:
-        times: list[float] = []
-        start.wait()
-        began = time.perf_counter()
-        for images in itertools.islice(itertools.cycle(inputs), first, None):
-            before = time.perf_counter()
-            runner(images)
-            after = time.perf_counter()
-            times.append(after - before)
-            if enough(len(times) * concurrency, after - began, most) or ending.is_set():
-                break
-            if time.monotonic() >= deadline and (most or len(times) >= LEAST_REPETITIONS):
-                break
-        ending.set()
-        return times
-
-    with ThreadPoolExecutor(concurrency) as pool:
-        futures = [pool.submit(ask, number) for number in range(concurrency)]
-        start.wait()
-        began = time.perf_counter()
-        rows = [future.result() for future in futures]
-        wall = time.perf_counter() - began
-    return list(itertools.chain.from_iterable(rows)), wall
+    `seconds`: about what a run takes. Of long ones a block has one, and nothing that was in the caches is left of it.
+    """
+    mine, theirs = Series(crowded), Series(crowded)
+    began = time.monotonic()
+    while True:
+        for runs, series in ((runner, mine), (reference, theirs)):
+            if seconds < BLOCK_SECONDS:
+                runs(inputs[0])
+            series.add(time_runs(runs, inputs, concurrency, time.monotonic() + BLOCK_SECONDS))
+        now = time.monotonic()
+        if len(mine.walls) >= LEAST_BLOCKS and (now >= deadline or is_known(mine, theirs, now - began)):
+            return mine, theirs
 
 
-def enough(repetitions: int, seconds: float, most: int | None) -> bool:
-    if most is not None:
-        return repetitions >= most
-    return repetitions >= ENOUGH_REPETITIONS and seconds >= ENOUGH_SECONDS
+def is_known(mine: Series, theirs: Series, seconds: float) -> bool:
+    """Whether the corrected median is known well enough after so many seconds of timing."""
+    if mine.repetitions < LEAST_REPETITIONS or seconds < LEAST_SECONDS:
+        return False
+    clear = mine.tells_clear and theirs.tells_clear
+    return math.hypot(*(series.quantile(0.5, clear=clear)[1] for series in (mine, theirs))) <= WITHIN
 
 
-def proportional_mb() -> float:
-    """This process's proportional set size now, in 10^6 bytes; the resident set where the kernel does not tell it."""
-    try:
-        for line in Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
+def peak_mb() -> float:
+    """The most that this process ever had resident, in 10^6 bytes; what it has now where the kernel keeps no peak."""
+    said = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    if peak := re.search(r"^VmHWM:\s+(\d+) kB", said, re.MULTILINE):
+        return int(peak[1]) * 1024 / 1e6
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * 4096 / 1e6
-
-
-@contextmanager
-def watch_memory() -> Iterator[list[float]]:
-    """A list of one figure, the peak so far of `proportional_mb`, kept up to date by a thread."""
-    peak = [proportional_mb()]
-    over = threading.Event()
-
-    def look() -> None:
-        while not over.wait(0.05):
-            peak[0] = max(peak[0], proportional_mb())
-
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        over.set()
-        watcher.join()
-        peak[0] = max(peak[0], proportional_mb())
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def main() -> int:

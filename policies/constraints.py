@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from policies.facts import MAXIMIZED, Candidate, ClassCount, Measurement, Requirement, Shortfall
 from policies.statistics import clopper_pearson
@@ -22,11 +23,45 @@ def shortfalls(requirement: Requirement, candidate: Candidate) -> tuple[Shortfal
     for field, constraint, words, unit in _SPEED if candidate.measurement else ():
         value, limit = getattr(candidate.measurement, field), getattr(requirement, constraint)
         check = _lack if field in MAXIMIZED else _excess
-        found.append(check(constraint, words, value, limit, unit))
+        found.append(_tell(check(constraint, words, value, limit, unit), candidate.measurement, field))
     if candidate.unverified and not requirement.allow_unverified:
         said = f"{candidate.variant} is unverified ({candidate.unverified}), allow_unverified is false"
         found.append(Shortfall("allow_unverified", 1.0, 0.0, said))
     return tuple(shortfall for shortfall in found if shortfall)
+
+
+def _tell(shortfall: Shortfall | None, measurement: Measurement | None, field: str) -> Shortfall | None:
+    """The same, saying also what was timed where that was corrected, and whether the measurement can tell at all."""
+    if shortfall is None or measurement is None:
+        return shortfall
+    said = shortfall.sentence + _correction(measurement, field)
+    low, high = measurement.interval(field)
+    if low <= shortfall.required <= high:
+        said += f", within the uncertainty of the measurement ({_number(low)} to {_number(high)})"
+    return replace(shortfall, sentence=said)
+
+
+def _correction(measurement: Measurement, field: str) -> str:
+    """What was timed, where it was corrected by more than a hundredth."""
+    slower = measurement.slowdown(field)
+    timed, found = measurement.raw.get(field), getattr(measurement, field)
+    if timed is None or abs(timed - found) <= 0.01 * found:
+        return ""
+    return f" (timed as {_number(timed)} beside other work, by which a reference network ran {slower:.2f} times slower)"
+
+
+def in_doubt(requirement: Requirement, candidate: Candidate) -> dict[str, str]:
+    """The constraints that are met or missed by less than the measurement's own uncertainty, with a sentence each."""
+    found: dict[str, str] = {}
+    for field, constraint, words, unit in _SPEED if candidate.measurement else ():
+        value, limit = getattr(candidate.measurement, field), getattr(requirement, constraint)
+        if value is None or limit is None or candidate.measurement is None:
+            continue
+        low, high = candidate.measurement.interval(field)
+        if low < limit < high:
+            told = f"{words} {_number(value)} {unit}{_correction(candidate.measurement, field)}"
+            found[constraint] = f"{told} is between {_number(low)} and {_number(high)}, {constraint} {_number(limit)}"
+    return found
 
 
 def unmeasured(requirement: Requirement, candidate: Candidate) -> tuple[str, ...]:

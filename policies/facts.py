@@ -48,14 +48,27 @@ class Requirement:
     server: str = dataclasses.field(default="", compare=False)
 
 
-METHOD = 1  # version of how deploy/measure.py measures; figures of two versions are never compared
+METHOD = 2  # version of how deploy/measure.py measures; figures of two versions are never compared
+MOST_CORRECTION = 1.5  # of a slower moment the figures are not believed
+# The figures that a slow moment changes, each with that of the reference network that shows by how much.
+SPEEDS = {
+    "latency_p50_ms": "latency_p50_ms",
+    "latency_p95_ms": "latency_p95_ms",
+    "latency_p99_ms": "latency_p95_ms",
+    "throughput": "throughput",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Speed and size of one artifact on one device, by one version of the method (deploy/measure.py)."""
+    """Speed and size of one artifact on one device, by one version of the method (deploy/measure.py).
 
-    device: str  # fingerprint: processor, cores given, version and threads of the engine
+    Latencies and throughput are those of a quiet machine: `clear`, corrected by how much slower than then the
+    reference network (deploy/reference.py) ran meanwhile. All that is by name of the figure is empty where there is
+    no correction.
+    """
+
+    device: str  # fingerprint: processor, cores and memory given, version and threads of the engine
     batch_size: int
     concurrency: int
     threads: int  # per session
@@ -64,10 +77,59 @@ class Measurement:
     latency_p95_ms: float
     latency_p99_ms: float
     throughput: float  # images/s
-    memory_mb: float  # proportional set size of the measuring process, peak
+    memory_mb: float  # resident set of the measuring process, peak; 10^6 bytes
     artifact_mb: float  # 10^6 bytes
     repetitions: int
     gpu_memory_mb: float | None = None
+    steady: bool = True  # the median is known to within 3%, and the correction is small enough to be believed
+    raw: Mapping[str, float] = dataclasses.field(default_factory=dict)  # the SPEEDS as timed
+    clear: Mapping[str, float] = dataclasses.field(default_factory=dict)  # over the runs that nothing interrupted
+    uncertainty: Mapping[str, float] = dataclasses.field(default_factory=dict)  # half the 95% interval, as a share
+    reference: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of a run, meanwhile; throughput: runs/s
+    quiet: Mapping[str, float] = dataclasses.field(default_factory=dict)  # the same, where nothing disturbed it
+    reference_device: str = ""  # fingerprint
+
+    def slowdown(self, name: str) -> float:
+        """How many times slower than on a quiet machine the reference was, by what corrects the figure of this name."""
+        of = SPEEDS.get(name)
+        if of is None or not self.quiet:
+            return 1.0
+        ratio = self.reference[of] / self.quiet[of]
+        return 1 / ratio if of in MAXIMIZED else ratio
+
+    def is_believed(self, name: str) -> bool:
+        """Whether the figure of this name is corrected by as much as can be believed at most."""
+        return self.slowdown(name) <= MOST_CORRECTION
+
+    def corrected(self, quiet: Mapping[str, float]) -> Measurement:
+        """These figures as on a quiet machine, where the fastest that is known of the reference network is `quiet`."""
+        if not self.reference:
+            return self
+        best = dict(self.reference)
+        for name, value in quiet.items():
+            best[name] = (max if name in MAXIMIZED else min)(best[name], value)
+        speed = {name: self.clear[name] * best[of] / self.reference[of] for name, of in SPEEDS.items()}
+        # Each is corrected apart, and still no percentile is below a lower one.
+        p50 = speed["latency_p50_ms"]
+        p95 = max(p50, speed["latency_p95_ms"])
+        found = dataclasses.replace(
+            self,
+            quiet=best,
+            latency_p50_ms=p50,
+            latency_p95_ms=p95,
+            latency_p99_ms=max(p95, speed["latency_p99_ms"]),
+            throughput=speed["throughput"],
+        )
+        return dataclasses.replace(found, steady=self.steady and found.is_believed("latency_p50_ms"))
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """The lowest and the highest that the figure may be, by the measurement's own uncertainty.
+
+        Where the correction is not believed the figure may also be as it was timed.
+        """
+        found, share = getattr(self, name), self.uncertainty.get(name, 0.0)
+        values = (found,) if self.is_believed(name) else (found, self.raw[name])
+        return min(values) * max(0.0, 1 - share), max(values) * (1 + share)
 
 
 @dataclass(frozen=True, slots=True)

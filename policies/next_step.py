@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from policies.constraints import accuracy_shortfalls, nearest, nearest_by_constraint, rank, shortfalls
+from policies.constraints import accuracy_shortfalls, in_doubt, nearest, nearest_by_constraint, rank, shortfalls
 from policies.facts import Candidate, Requirement, Verdict
 from policies.search import Found, SearchFacts, as_candidates, next_search
-from policies.steps import Build, Finish, Judge, Outcome, Promote, Prove, Step, Train, Tune
+from policies.steps import Build, Finish, Judge, Measure, Outcome, Promote, Prove, Step, Train, Tune
 from policies.tuning import TuningFacts, why_tune
 
 _LASTING = {"artifact_max_mb", "allow_unverified"}  # constraints that no second measurement changes anything about
@@ -42,6 +42,7 @@ class CycleFacts:
     champion: str | None = None  # artifact
     champion_feasible: bool = False  # as far as it is measured and proven
     measured: frozenset[str] = frozenset()  # artifacts that were, in this cycle
+    measured_longer: frozenset[str] = frozenset()  # artifacts that were once more in this cycle, or could not be
     rivals: tuple[str, ...] = ()  # champion and anchor, where they lack answers to the judge set as it is now
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)  # artifact -> what was said in this cycle
     about: str | None = None  # the artifact that a person asked about, with the trigger "asked"
@@ -59,7 +60,7 @@ def next_step(facts: CycleFacts) -> Step:
         step, words = next(iter(facts.failed.items()))
         return Finish("failed", f"{step}: {words}")
     if facts.promoted:
-        return Finish("promoted", facts.verdicts[facts.promoted].reason)
+        return Finish("promoted", facts.verdicts[facts.promoted].reason + _narrowly(facts))
     if ahead := _answered(facts) or (_next_asked(facts) if facts.trigger == "asked" else _next_build(facts)):
         return ahead
     if facts.trigger == "stock":
@@ -102,20 +103,12 @@ def _next_asked(facts: CycleFacts) -> Step:
         return Finish("kept", f"{candidate.artifact} is served by now")
     if candidate.artifact in facts.verdicts:
         return Finish("kept", facts.verdicts[candidate.artifact].reason)
-    champion = [c for c in facts.candidates if c.artifact == facts.champion and facts.champion_feasible]
-    if missing := _unmeasured(facts, [*champion, candidate]):
-        return missing
+    if untold := _next_measurement(facts, [candidate]):
+        return untold
     if broken := shortfalls(facts.requirement, candidate):
         unmet = "; ".join(shortfall.sentence for shortfall in broken)
         return Finish("kept", f"{candidate.artifact} does not meet the constraints: {unmet}")
     return _prove_or_judge(facts, candidate)
-
-
-def _unmeasured(facts: CycleFacts, candidates: Sequence[Candidate]) -> Prove | None:
-    for candidate in candidates:
-        if candidate.measurement is None and not candidate.unverified and candidate.artifact not in facts.unanswered:
-            return Prove(candidate.artifact, measure=True)
-    return None
 
 
 def _prove_or_judge(facts: CycleFacts, candidate: Candidate) -> Prove | Judge:
@@ -188,16 +181,47 @@ def _next_candidate(facts: CycleFacts) -> Step | None:
     if not facts.champion_feasible:
         pool = [c for c in pool if c.artifact != facts.champion]
     pool = [c for c in pool if c.artifact == facts.champion or c.artifact not in facts.declined]
-    fitting = [c for c in pool if not shortfalls(facts.requirement, c)]
-    champion = [c for c in facts.candidates if c.artifact == facts.champion and facts.champion_feasible]
-    if missing := _unmeasured(facts, [*champion, *fitting]):
-        return missing
+    fitting = [c for c in pool if not shortfalls(facts.requirement, c) or _is_doubtful(facts, c)]
+    if untold := _next_measurement(facts, fitting):
+        return untold
     if not fitting:
         return None
     winner = rank(fitting, facts.requirement)[0]
     if winner.artifact == facts.champion:
         return Finish("kept", _champion_first(facts, len(fitting)))
     return _prove_or_judge(facts, winner)
+
+
+def _next_measurement(facts: CycleFacts, fitting: Sequence[Candidate]) -> Step | None:
+    """What is to be measured before anything is decided: what never was, then what leaves in doubt who is to win.
+
+    Of the champion too: whether it is feasible decides how a challenger is judged.
+    """
+    champion = [c for c in facts.candidates if c.artifact == facts.champion]
+    for candidate in (*(champion if facts.champion_feasible else ()), *fitting):
+        if candidate.measurement is None and not candidate.unverified and candidate.artifact not in facts.unanswered:
+            return Prove(candidate.artifact, measure=True)
+    for candidate in (*champion, *rank(fitting, facts.requirement)[:1]):
+        if _is_doubtful(facts, candidate):
+            return Measure(candidate.artifact)
+    return None
+
+
+def _is_doubtful(facts: CycleFacts, candidate: Candidate) -> bool:
+    """Whether a longer measurement may change whether it meets the constraints, or wins. It is made once in a cycle."""
+    if candidate.measurement is None or candidate.artifact in (*facts.measured_longer, *facts.unanswered):
+        return False
+    doubts = in_doubt(facts.requirement, candidate)
+    if not candidate.measurement.is_believed(facts.requirement.prefer):
+        return not shortfalls(facts.requirement, candidate)
+    return bool(doubts) and all(s.constraint in doubts for s in shortfalls(facts.requirement, candidate))
+
+
+def _narrowly(facts: CycleFacts) -> str:
+    """What is promoted may meet a constraint by less than even the longer measurement can tell."""
+    promoted = [c for c in facts.candidates if c.artifact == facts.promoted]
+    doubts = [sentence for c in promoted for sentence in in_doubt(facts.requirement, c).values()]
+    return f" (narrowly, by a measurement at length: {'; '.join(doubts)})" if doubts else ""
 
 
 def _champion_first(facts: CycleFacts, fitting: int) -> str:
@@ -222,7 +246,7 @@ def _next_training(facts: CycleFacts) -> Step:
     if _nothing_runs_here(facts):
         return Finish("kept" if facts.champion_feasible else "violated", _nothing_left(facts, unfit))
     if again := _measured_long_ago(facts, unfit):
-        return Prove(again, measure=True)
+        return again
     return _next_architecture(facts, unfit)
 
 
@@ -307,10 +331,10 @@ def known_unfit(facts: CycleFacts) -> dict[str, str]:
     return unfit
 
 
-def _measured_long_ago(facts: CycleFacts, unfit: Mapping[str, str]) -> str | None:
-    """An artifact whose figures of an earlier cycle rule its architecture out: no noisy moment must do so for good.
+def _measured_long_ago(facts: CycleFacts, unfit: Mapping[str, str]) -> Step | None:
+    """An artifact whose figures of an earlier cycle, or doubtful ones, rule its architecture out: it is measured again.
 
-    Its size is no such figure, nor that it is unverified.
+    No noisy moment must do so for good. Its size is no such figure, nor that it is unverified.
     """
     newest = {(c.architecture, c.variant): c for c in facts.candidates if c.architecture in unfit}
     for architecture in facts.architectures:
@@ -319,7 +343,9 @@ def _measured_long_ago(facts: CycleFacts, unfit: Mapping[str, str]) -> str | Non
         for candidate in (c for (name, _), c in newest.items() if name == architecture):
             lasting = {s.constraint for s in shortfalls(facts.requirement, candidate)} & _LASTING
             if not lasting and candidate.artifact not in (*facts.measured, *facts.unanswered):
-                return candidate.artifact
+                return Prove(candidate.artifact, measure=True)
+            if _is_doubtful(facts, candidate):
+                return Measure(candidate.artifact)
     return None
 
 

@@ -92,6 +92,17 @@ class Prove:
 
 
 @dataclass(frozen=True, slots=True)
+class Measure:
+    """Time this artifact once more, for longer: its figures cannot tell whether a constraint holds."""
+
+    artifact: str
+
+    @property
+    def key(self) -> str:
+        return f"measure {self.artifact}"
+
+
+@dataclass(frozen=True, slots=True)
 class Judge:
     """Ask the promotion policy about this candidate."""
 
@@ -121,5 +132,5 @@ class Finish:
     reason: str
 
 
-Work = Tune | Train | Shortlist | Sketch | Race | Build | Prove  # done by child processes
+Work = Tune | Train | Shortlist | Sketch | Race | Build | Prove | Measure  # done by child processes
 Step = Work | Judge | Promote | Finish

@@ -21,7 +21,7 @@ from daemon.journal import AnyRow, add, now, open_journal
 from daemon.scan import compare
 from daemon.stock import artifact_folder, model_folder
 from deploy.artifact import MANIFEST
-from policies.facts import Requirement, to_dict
+from policies.facts import METHOD, Requirement, to_dict
 
 ANSWERER = "this machine"
 ReadIn = Callable[..., Drop | None]
@@ -263,7 +263,7 @@ REQUIRED: dict[str, Any] = {
     "target": "edge", "accelerator": "cpu", "height": 32, "width": 32, "artifact_max_mb": 20.0, "latency_p95_ms": 5.0,
 }  # fmt: skip
 MEASURED: dict[str, Any] = {
-    "batch_size": 1, "concurrency": 1, "threads": 1, "method": 1, "latency_p50_ms": 1.0, "latency_p95_ms": 2.0,
+    "batch_size": 1, "concurrency": 1, "threads": 1, "method": METHOD, "latency_p50_ms": 1.0, "latency_p95_ms": 2.0,
     "latency_p99_ms": 3.0, "throughput": 500.0, "memory_mb": 100.0, "artifact_mb": 1.0, "repetitions": 9,
 }  # fmt: skip
 
@@ -323,13 +323,13 @@ from pathlib import Path
 
 import numpy
 
-from policies.facts import Job, from_dict
+from policies.facts import METHOD, Job, from_dict
 from policies.job import StageError, run_stages
 
 HERE = Path(__file__).parent
 MEASURED = dict(
-    device="this machine", batch_size=1, concurrency=1, threads=1, method=1, latency_p50_ms=1.0, latency_p95_ms=2.0,
-    latency_p99_ms=3.0, throughput=500.0, memory_mb=100.0, artifact_mb=1.0, repetitions=9,
+    device="this machine", batch_size=1, concurrency=1, threads=1, method=METHOD, latency_p50_ms=1.0,
+    latency_p95_ms=2.0, latency_p99_ms=3.0, throughput=500.0, memory_mb=100.0, artifact_mb=1.0, repetitions=9,
 )
 job = from_dict(Job, json.loads(Path(sys.argv[1]).read_text()))
 

@@ -957,3 +957,43 @@ def test_pixels_that_are_gone_are_decoded_again(lane: Lane) -> None:
     lane.cycle.ground.pixels_index.unlink()
     assert isinstance(lane.work(), Promote)
     assert lane.stand_in.order[:2] == [["pixels", "train"], TRAINING]
+
+
+DOUBTFUL = {"latency_p95_ms": 5.1, "uncertainty": {"latency_p95_ms": 0.05}}  # 5 are asked for
+
+
+def test_what_is_in_doubt_is_timed_once_more_for_longer_then_the_estimate_decides(lane: Lane) -> None:
+    lane.stand_in.say("measure", **DOUBTFUL)
+    step = lane.work()
+    assert isinstance(step, Finish)
+    assert "p95 latency 5.1 ms is above latency_p95_ms 5 by 0.1, within the uncertainty" in step.reason
+    assert lane.stand_in.order == [TRAINING, BUILDING, ["measure"], TRAINING[1:], BUILDING, ["measure"]]
+    seconds = [run["inputs"]["seconds_max"] for run in lane.stand_in.runs if run["stage"] == "measure"]
+    assert seconds == [3.0, 12.0] * 2
+
+
+def test_a_longer_measurement_that_settles_it_lets_a_candidate_through(lane: Lane) -> None:
+    lane.stand_in.say("measure", **DOUBTFUL)
+    while lane.stand_in.order != [TRAINING, BUILDING]:
+        assert lane.cycle.advance() is None
+        lane.child()
+    lane.stand_in.say("measure", latency_p95_ms=4.8, uncertainty={"latency_p95_ms": 0.01})
+    assert lane.work() == Promote(f"built-{FIRST}-{lane.cycle.ground.snapshot}")
+    assert lane.stand_in.order == [TRAINING, BUILDING, ["measure"]]
+
+
+def test_a_daemon_killed_in_the_longer_measurement_begins_it_anew_and_makes_no_third(lane: Lane) -> None:
+    lane.stand_in.say("measure", **DOUBTFUL)
+    lane.stand_in.behave(measure=["ok", "hang", "ok"])
+    lane.begin("measure", 2)
+    lane.killed()
+    lane.stand_in.say("measure", **{**DOUBTFUL, "latency_p95_ms": 4.9})
+    assert isinstance(lane.work(), Promote)
+    assert lane.stand_in.order == [TRAINING, BUILDING, ["measure"], ["measure"]]
+
+
+def test_a_longer_measurement_that_cannot_be_made_leaves_the_first(lane: Lane, clock: Clock) -> None:
+    lane.stand_in.say("measure", latency_p95_ms=4.9, uncertainty={"latency_p95_ms": 0.05})
+    lane.stand_in.behave(measure=["ok", "fail"])
+    assert isinstance(work_through_retries(lane, clock), Promote)
+    assert len(lane.world.rows(schema.measurements)) == 1

@@ -536,6 +536,21 @@ def test_what_is_to_be_measured_waits_for_the_reader_and_no_drop_overtakes_it(
     assert (reading.wait(0), daemon.reader.child, len(daemon.reader.waiting)) == (True, None, 1)
 
 
+def test_what_is_to_be_measured_waits_for_the_tidying_up(daemon: Daemon, world: World) -> None:
+    world.require()
+    enough(world)
+    daemon.because.append("drop 1")
+    daemon.work()
+    while daemon.worker.child:  # to the end of the training
+        daemon.handle(daemon.queue.get(timeout=60))
+    daemon.sweeper.chore = "delete"
+    daemon.work()
+    assert (daemon.worker.measures, daemon.worker.child) == (True, None)
+    daemon.sweeper.chore = None
+    daemon.work()
+    assert daemon.worker.child is not None
+
+
 # --- constraints ----------------------------------------------------------------------------------------------------
 
 

@@ -200,34 +200,6 @@ def test_the_engine_s_own_accuracy_on_tune_counts_where_it_is_proven(journal: En
     assert found.tune_accuracy == 0.25
 
 
-@pytest.mark.parametrize(
-    ("figures", "found"),
-    [
-        ({}, True),
-        ({"batch_size": 2}, False),
-        ({"concurrency": 2}, False),
-        ({"device": "another machine"}, False),
-    ],
-)
-def test_a_measurement_counts_under_the_load_and_on_the_device_alone(
-    journal: Engine, world: World, figures: dict[str, Any], found: bool
-) -> None:
-    world.artifact("a", world.cycle())
-    world.measure("a", **figures)
-    measured = ask(journal, targets.measurement, "a", world.requirement(), world.devices["onnxruntime"])
-    assert (measured is not None) is found
-
-
-def test_the_newest_measurement_counts(journal: Engine, world: World) -> None:
-    world.artifact("a", world.cycle())
-    world.measure("a", latency_p95_ms=9.0)
-    world.measure("a", latency_p95_ms=1.0)
-    world.measure("a", latency_p95_ms=5.0, batch_size=8)
-    assert (
-        ask(journal, targets.measurement, "a", world.requirement(), world.devices["onnxruntime"]).latency_p95_ms == 1.0
-    )
-
-
 def test_one_stored_artifact_as_a_candidate(journal: Engine, world: World) -> None:
     world.artifact("a", world.cycle())
     assert ask(journal, targets.known, world.requirement(), "a", world.devices).artifact == "a"

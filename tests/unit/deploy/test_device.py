@@ -18,11 +18,11 @@ from deploy.engines import tensorrt_rtx
 Start = Callable[..., subprocess.Popen[str]]
 
 
-def test_processor_cores_and_engine_are_named() -> None:
-    cores = len(os.sched_getaffinity(0))
-    plural = "s" if cores > 1 else ""
+def test_processor_cores_memory_and_engine_are_named() -> None:
+    cores = f"{device.cores():g} core{'' if device.cores() == 1 else 's'}"
     engine = f"onnxruntime {onnxruntime.__version__}"
-    assert device.fingerprint() == f"{device.processor()}, {cores} core{plural}, {engine}, 1 thread"
+    host = f"{device.processor()}, {cores}, {device.memory_gb()} GB"
+    assert device.fingerprint() == f"{host}, {engine}, 1 thread"
     assert device.fingerprint(threads=4).endswith(f"{engine}, 4 threads")
 
 
@@ -59,3 +59,57 @@ def test_a_kernel_that_tells_nothing_leaves_the_architecture(monkeypatch: pytest
 
     monkeypatch.setattr(Path, "read_text", refuse)
     assert device.processor() == platform.machine()
+    assert device.cores() == len(os.sched_getaffinity(0))
+    assert device.memory_gb() == 0
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files that say what a kernel would, in another machine's place."""
+    for name in ("PROC", "CGROUPS", "NVIDIA"):
+        monkeypatch.setattr(device, name, tmp_path / name)
+    lay(tmp_path / "PROC" / "meminfo", "MemTotal:       16000000 kB\n")
+    return tmp_path
+
+
+def lay(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores", "gigabytes"),
+    [
+        ("0::/\n", {}, None, 16),
+        ("0::/a/b\n", {"a/cpu.max": "50000 100000\n", "a/b/cpu.max": "max 100000\n"}, 0.5, 16),
+        ("0::/a/b\n", {"a/b/memory.max": "2000000000\n", "memory.max": "max\n"}, None, 2),
+        (
+            "3:cpu,cpuacct:/a\n2:memory:/a\n",
+            {"cpu/a/cpu.cfs_quota_us": "25000\n", "cpu/a/cpu.cfs_period_us": "100000\n"},
+            0.25,
+            16,
+        ),
+        ("3:cpu:/\n2:memory:/away\n", {"memory/memory.limit_in_bytes": "1000000000\n"}, None, 1),
+        ("2:memory:/\n", {"memory/memory.limit_in_bytes": f"{2**63 - 4096}\n"}, None, 16),
+    ],
+    ids=["none", "version 2", "its memory", "version 1", "seen from within", "no limit in version 1"],
+)
+def test_cores_and_memory_are_those_that_control_groups_allow(
+    kernel: Path, own: str, files: dict[str, str], cores: float | None, gigabytes: int
+) -> None:
+    lay(kernel / "PROC" / "self" / "cgroup", own)
+    for name, text in files.items():
+        lay(kernel / "CGROUPS" / name, text)
+    assert device.cores() == (cores or len(os.sched_getaffinity(0)))
+    assert device.memory_gb() == gigabytes
+
+
+def test_of_a_gpu_model_and_driver_are_named(kernel: Path) -> None:
+    """As NVIDIA's driver writes them; no such driver is here."""
+    lay(kernel / "NVIDIA" / "gpus" / "0000:01:00.0" / "information", "Model: \t\t NVIDIA L4\nIRQ: 7\n")
+    lay(
+        kernel / "NVIDIA" / "version",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build\nGCC version: gcc 12.2.0\n",
+    )
+    assert device.graphics().startswith("NVIDIA L4 driver 570.86.15")
+    assert device.fingerprint("tensorrt_rtx").startswith("NVIDIA L4 driver 570.86.15")

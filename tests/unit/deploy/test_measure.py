@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -15,19 +16,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy import measure
+from deploy import lease, measure
 from deploy.device import fingerprint
-from policies.facts import Measurement, from_dict
+from deploy.timing import Block, Series
+from policies.facts import METHOD, SPEEDS, Measurement, from_dict
 from policies.job import StageError
 from tests.unit.deploy.models import class_names, make_artifact, rewrite, silent
 
 PAST = 0.0  # long before time.monotonic()
+Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(autouse=True)
 def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     """What starts the stage puts the checkout on the path of all that it starts."""
     monkeypatch.setenv("PYTHONPATH", str(Path(measure.__file__).parents[1]))
+
+
+@pytest.fixture(autouse=True)
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease of this test's own: it waits for no measurement but its own."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +62,24 @@ def test_the_figures_hang_together(made: Path, batch_size: int, concurrency: int
     asked = {"batch_size": batch_size, "concurrency": concurrency, "threads": threads}
     said: list[tuple[Any, ...]] = []
     outputs = measure.run(order(made, **asked), {}, lambda *done, **_: said.append(done))
-    assert said == [(1, 1, "measurement")]
+    assert said[-1] == (1, 1, "measurement")
     assert outputs.pop("artifact") == made.name
     assert outputs == json.loads(json.dumps(outputs))
     found = from_dict(Measurement, outputs)
     assert outputs.keys() == set(Measurement.__dataclass_fields__)
     assert {name: outputs[name] for name in asked} == asked
-    assert (found.device, found.method, found.gpu_memory_mb) == (fingerprint(threads=threads), 1, None)
+    assert (found.device, found.method, found.gpu_memory_mb) == (fingerprint(threads=threads), METHOD, None)
     assert found.artifact_mb == (made / "model.onnx").stat().st_size / 1e6
     assert found.repetitions >= 3
-    assert 0 < found.latency_p50_ms <= found.latency_p95_ms <= found.latency_p99_ms
-    figures = [value for value in outputs.values() if isinstance(value, float)]
-    assert len(figures) == 6
-    assert all(math.isfinite(value) and value > 0 for value in figures)
+    for speeds in (found.raw, found.clear, found.reference):
+        assert speeds.keys() == set(SPEEDS)
+        assert 0 < speeds["latency_p50_ms"] <= speeds["latency_p95_ms"] <= speeds["latency_p99_ms"]
+        assert all(math.isfinite(value) and value > 0 for value in speeds.values())
+    assert {name: getattr(found, name) for name in SPEEDS} == found.clear  # corrected where the journal is known
+    assert (found.quiet, found.reference_device) == ({}, fingerprint(threads=threads))
+    assert found.uncertainty.keys() == {*SPEEDS, "memory_mb"}
+    assert all(0 < share < math.inf for share in found.uncertainty.values())
+    assert found.steady is (found.uncertainty["latency_p50_ms"] <= measure.WITHIN)
 
 
 def test_it_is_taken_in_a_process_of_its_own(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,66 +145,92 @@ def test_large_inputs_are_few_but_never_one() -> None:
 INPUTS = [np.full((1, 1, 1, 3), number, np.uint8) for number in range(4)]
 
 
-def test_as_many_threads_as_asked_call_at_once() -> None:
-    """A run that goes on only when another is under way beside it."""
-    together = threading.Barrier(2, timeout=60)
-    callers: set[int] = set()
+def test_warm_up_runs_at_least_once_and_ends_at_its_deadline() -> None:
+    seen: list[np.ndarray] = []
+    assert measure.warm_up(seen.append, INPUTS, 1, deadline=PAST) > 0
+    assert len(seen) == 2
 
-    def run(images: np.ndarray) -> np.ndarray:
-        callers.add(threading.get_ident())
-        together.wait()
+
+class Counted:
+    """Stands for a network; it answers in no time."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        self.runs += 1
         return images
 
-    times, wall = measure.time_runs(run, INPUTS, 2, deadline=math.inf, most=2)
-    assert len(times) == len(callers) == 2
-    assert wall > 0
+
+def test_blocks_of_both_alternate_until_the_deadline() -> None:
+    """Three blocks are timed at least; before each a run is not."""
+    mine, theirs = Counted(), Counted()
+    one, other = measure.time_both(mine, INPUTS, theirs, 1, 0.0, PAST, crowded=False)
+    assert len(one.walls) == len(other.walls) == 3
+    assert (mine.runs, theirs.runs) == (one.repetitions + 3, other.repetitions + 3)
 
 
-def test_runs_end_at_the_number_that_is_asked_for() -> None:
-    seen: list[int] = []
-    times, _ = measure.time_runs(lambda images: seen.append(int(images.max())), INPUTS, 1, math.inf, most=6)
-    assert len(times) == 6
-    assert seen == [0, 1, 2, 3, 0, 1]
+def test_of_long_runs_none_goes_untimed() -> None:
+    mine, theirs = Counted(), Counted()
+    one, other = measure.time_both(mine, INPUTS, theirs, 1, 60.0, PAST, crowded=False)
+    assert (mine.runs, theirs.runs) == (one.repetitions, other.repetitions)
 
 
-def test_a_deadline_that_is_past_leaves_three_repetitions() -> None:
-    times, _ = measure.time_runs(lambda images: images, INPUTS, 1, deadline=PAST)
-    assert len(times) == 3
+def series(*blocks: list[float]) -> Series:
+    found = Series(crowded=False)
+    for block in blocks:
+        found.add(Block([(seconds, True) for seconds in block], sum(block)))
+    return found
 
 
-def test_a_failing_run_ends_all_threads() -> None:
-    def run(images: np.ndarray) -> np.ndarray:
-        raise ValueError("the seventh layer")
-
-    with pytest.raises(ValueError, match="the seventh layer"):
-        measure.time_runs(run, INPUTS, 2, deadline=PAST)
+STEADY = series(*[[1.0] * 100] * 3)
 
 
 @pytest.mark.parametrize(
-    ("repetitions", "seconds", "most", "so"),
+    ("mine", "theirs", "seconds", "so"),
     [
-        (999, 60.0, None, False),
-        (1000, 0.9, None, False),
-        (1000, 1.0, None, True),
-        (10, 0.0, 10, True),
-        (9, 60.0, 10, False),
+        (STEADY, STEADY, 1.0, True),
+        (STEADY, STEADY, 0.9, False),
+        (series(*[[1.0] * 60] * 3), STEADY, 60.0, False),
+        (series(*[[1.0, 2.0] * 50] * 3), STEADY, 60.0, False),
+        (STEADY, series(*[[1.0, 2.0] * 50] * 3), 60.0, False),
+        (series([1.0] * 100, [1.0] * 100, [1.1] * 100), STEADY, 60.0, False),
     ],
+    ids=["so", "too soon", "too few", "spread", "the reference's spread", "blocks apart"],
 )
-def test_when_it_is_enough(repetitions: int, seconds: float, most: int | None, so: bool) -> None:
-    assert measure.enough(repetitions, seconds, most) is so
+def test_when_the_median_is_known(mine: Series, theirs: Series, seconds: float, so: bool) -> None:
+    assert measure.is_known(mine, theirs, seconds) is so
 
 
-def test_warm_up_runs_at_least_once_and_ends_at_its_deadline() -> None:
-    seen: list[np.ndarray] = []
-    measure.warm_up(seen.append, INPUTS, 1, deadline=PAST)
-    assert len(seen) == 1
+def test_memory_is_the_peak_and_not_what_is_left() -> None:
+    before = measure.peak_mb()
+    assert before > 1
+    filled = np.ones(int(before * 1e6) + 50_000_000, np.uint8)
+    del filled
+    assert measure.peak_mb() > before + 50
 
 
-def test_memory_is_the_peak_and_not_what_is_left(eventually: Callable[..., None]) -> None:
-    with measure.watch_memory() as peak:
-        before = peak[0]
-        assert before > 1
-        filled = np.ones(60_000_000, np.uint8)
-        eventually(lambda: peak[0] > before + 50)
-        del filled
-    assert peak[0] > before + 50
+def test_the_reference_counts_for_no_memory(start: Start) -> None:
+    """What it needs is not even imported when the memory of the artifact is looked at."""
+    code = "import sys, deploy.measure; print('onnx' in sys.modules, 'deploy.reference' in sys.modules)"
+    assert start("-c", code).communicate(timeout=60)[0].split() == ["False", "False"]
+
+
+def test_a_measurement_waits_for_another_and_says_so(made: Path) -> None:
+    said: list[str] = []
+    asked = threading.Event()
+
+    def report(*_: Any, waiting: str = "") -> None:
+        if waiting:
+            said.append(waiting)
+            asked.set()
+
+    outputs: list[Any] = []
+    with lease.hold(said.append):
+        thread = threading.Thread(target=lambda: outputs.append(measure.run(order(made), {}, report)))
+        thread.start()
+        assert asked.wait(60)
+        assert outputs == []
+    thread.join(120)
+    assert outputs[0]["artifact"] == made.name
+    assert said == [f"waits for the measurement of process {os.getpid()}"]

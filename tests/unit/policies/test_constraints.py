@@ -8,6 +8,7 @@ import pytest
 from policies.constraints import (
     accuracy_shortfalls,
     contradictions,
+    in_doubt,
     infeasible_accuracy,
     nearest,
     rank,
@@ -206,3 +207,68 @@ def test_several_contradictions_are_all_told() -> None:
 def test_values_that_can_hold() -> None:
     full = asked(latency_p95_ms=0.1, throughput_min=1e6, memory_max_mb=1.0, accuracy_min=1.0, recall_min={"a": 0.0})
     assert contradictions(full) == () == contradictions(ASKED)
+
+
+# --- what a measurement cannot tell ---------------------------------------------------------------------------------
+
+# Timed while the reference network ran 1.25 times slower than on a quiet machine, its p95 twice.
+TIMED = {"latency_p50_ms": 4.0, "latency_p95_ms": 10.0, "latency_p99_ms": 11.0, "throughput": 192.0}
+BUSY = dataclasses.replace(
+    MEASURED,
+    raw=TIMED,
+    clear=TIMED,
+    reference={"latency_p50_ms": 0.125, "latency_p95_ms": 0.2, "latency_p99_ms": 0.5, "throughput": 8000.0},
+    uncertainty={"latency_p95_ms": 0.1, "throughput": 0.1, "memory_mb": 0.02},
+).corrected({"latency_p50_ms": 0.1, "latency_p95_ms": 0.1, "throughput": 10000.0})
+
+
+def test_figures_are_held_against_constraints_as_on_a_quiet_machine() -> None:
+    busy = dataclasses.replace(CANDIDATE, measurement=BUSY)
+    assert shortfalls(asked(latency_p95_ms=5.0, throughput_min=240.0), busy) == ()
+    (shortfall,) = shortfalls(asked(throughput_min=300.0), busy)
+    assert shortfall.sentence == (
+        "throughput 240.0 images/s is below throughput_min 300.0 by 60.0 "
+        "(timed as 192.0 beside other work, by which a reference network ran 1.25 times slower)"
+    )
+
+
+NARROW = dataclasses.replace(MEASURED, uncertainty={"latency_p95_ms": 0.1, "memory_mb": 0.02})
+
+
+@pytest.mark.parametrize(
+    ("limits", "doubted"),
+    [
+        ({"latency_p95_ms": 4.4}, []),
+        ({"latency_p95_ms": 4.6}, ["latency_p95_ms"]),
+        ({"latency_p95_ms": 5.4}, ["latency_p95_ms"]),
+        ({"latency_p95_ms": 5.6}, []),
+        ({"memory_max_mb": 303.0, "latency_p95_ms": 5.0}, ["latency_p95_ms", "memory_max_mb"]),
+        ({"throughput_min": 240.0}, []),  # nothing is known of its uncertainty
+        ({}, []),
+    ],
+)
+def test_constraints_that_the_uncertainty_leaves_open(limits: dict[str, float], doubted: list[str]) -> None:
+    assert list(in_doubt(asked(**limits), dataclasses.replace(CANDIDATE, measurement=NARROW))) == doubted
+
+
+def test_a_doubt_is_told_whichever_way_the_estimate_falls() -> None:
+    narrow = dataclasses.replace(CANDIDATE, measurement=NARROW)
+    (shortfall,) = shortfalls(asked(latency_p95_ms=4.8), narrow)
+    assert shortfall.sentence == (
+        "p95 latency 5 ms is above latency_p95_ms 4.8 by 0.2, within the uncertainty of the measurement (4.5 to 5.5)"
+    )
+    assert in_doubt(asked(latency_p95_ms=5.2), narrow) == {
+        "latency_p95_ms": "p95 latency 5 ms is between 4.5 and 5.5, latency_p95_ms 5.2"
+    }
+
+
+@pytest.mark.parametrize(("limit", "doubted"), [(4.4, False), (5.0, True), (10.5, True), (11.5, False)])
+def test_a_correction_that_is_not_believed_leaves_all_open_up_to_what_was_timed(limit: float, doubted: bool) -> None:
+    """The reference's p95 was twice as long: the p95 of 5 ms may be 10 as well, with a tenth more on either side."""
+    assert not BUSY.is_believed("latency_p95_ms")
+    busy = dataclasses.replace(CANDIDATE, measurement=BUSY)
+    assert bool(in_doubt(asked(latency_p95_ms=limit), busy)) is doubted
+
+
+def test_nothing_is_in_doubt_that_was_not_measured() -> None:
+    assert in_doubt(asked(latency_p95_ms=5.0), dataclasses.replace(CANDIDATE, measurement=None)) == {}

@@ -83,3 +83,58 @@ def test_facts_are_frozen(fact: Any) -> None:
 
 def test_a_tally_counts_all_four_cells() -> None:
     assert ClassTally("x", 1, 2, 3, 4).samples == 10
+
+
+# --- measurements, corrected ----------------------------------------------------------------------------------------
+
+SPEEDS = {"latency_p50_ms": 1.0, "latency_p95_ms": 2.0, "latency_p99_ms": 3.0, "throughput": 500.0}
+TIMED = dataclasses.replace(
+    MEASURED,
+    raw={**SPEEDS, "latency_p95_ms": 9.0},
+    clear=SPEEDS,
+    reference={"latency_p50_ms": 0.1, "latency_p95_ms": 0.2, "latency_p99_ms": 0.3, "throughput": 8000.0},
+)
+
+
+def test_what_has_no_reference_is_not_corrected() -> None:
+    assert MEASURED.corrected({"latency_p50_ms": 0.05}) is MEASURED
+    assert MEASURED.slowdown("latency_p50_ms") == 1.0
+
+
+def test_each_figure_is_corrected_by_its_own() -> None:
+    found = TIMED.corrected({"latency_p50_ms": 0.08, "latency_p95_ms": 0.15, "throughput": 10000.0})
+    assert found.latency_p50_ms == pytest.approx(0.8)
+    assert found.latency_p95_ms == pytest.approx(1.5)
+    assert found.latency_p99_ms == pytest.approx(2.25)  # by p95 too
+    assert found.throughput == pytest.approx(625.0)
+    assert (found.raw, found.clear) == (TIMED.raw, SPEEDS)
+    slower = [found.slowdown(name) for name in ("latency_p50_ms", "latency_p99_ms", "throughput", "memory_mb")]
+    assert slower == pytest.approx([1.25, 4 / 3, 1.25, 1.0])
+    assert found.steady
+
+
+def test_a_reference_that_was_never_faster_corrects_nothing() -> None:
+    found = TIMED.corrected({"latency_p50_ms": 0.2, "throughput": 1000.0})
+    assert {name: getattr(found, name) for name in SPEEDS} == pytest.approx(SPEEDS)
+
+
+def test_it_is_corrected_from_what_was_timed_however_often() -> None:
+    once = TIMED.corrected({"latency_p50_ms": 0.08})
+    assert once.corrected({"latency_p50_ms": 0.08}) == once
+
+
+def test_no_percentile_is_below_a_lower_one() -> None:
+    found = TIMED.corrected({"latency_p95_ms": 0.02})
+    assert found.latency_p50_ms == found.latency_p95_ms == found.latency_p99_ms == 1.0
+
+
+def test_a_correction_beyond_the_bound_is_not_believed() -> None:
+    found = TIMED.corrected({"latency_p50_ms": 0.05})
+    assert not found.steady
+    assert found.interval("latency_p50_ms") == (0.5, 1.0)  # as corrected, or as timed
+    assert found.interval("throughput") == (500.0, 500.0)
+
+
+def test_an_interval_is_never_below_nothing() -> None:
+    wide = dataclasses.replace(TIMED, uncertainty={"latency_p50_ms": 1.5})
+    assert wide.interval("latency_p50_ms") == (0.0, 2.5)

@@ -10,7 +10,7 @@ import pytest
 from policies.facts import Candidate, ClassCount, Measurement, Requirement, Verdict
 from policies.next_step import CycleFacts, known_unfit, next_step
 from policies.search import Heat, SearchFacts, Sketched
-from policies.steps import Build, Finish, Judge, Promote, Prove, Race, Shortlist, Sketch, Step, Train, Tune
+from policies.steps import Build, Finish, Judge, Measure, Promote, Prove, Race, Shortlist, Sketch, Step, Train, Tune
 from policies.tuning import TuningFacts
 
 FP32 = "onnxruntime:fp32"
@@ -522,3 +522,92 @@ def test_where_nothing_else_fits_it_says_who_declined_what_would() -> None:
     step = next_step(known)
     assert isinstance(step, Finish)
     assert (step.outcome, "ann went back from fresh" in step.reason) == ("violated", True)
+
+
+# --- what a measurement leaves in doubt -----------------------------------------------------------------------------
+
+JUST_ABOVE = dataclasses.replace(MEASURED, latency_p95_ms=5.1, uncertainty={"latency_p95_ms": 0.05})
+JUST_BELOW = dataclasses.replace(MEASURED, latency_p95_ms=4.9, uncertainty={"latency_p95_ms": 0.05})
+TRAINED: dict[str, Any] = {"trained": ("large", "small")}
+
+
+@pytest.mark.parametrize("measured", [JUST_ABOVE, JUST_BELOW], ids=["misses", "meets"])
+def test_what_misses_or_meets_a_constraint_narrowly_is_measured_longer_first(measured: Measurement) -> None:
+    fresh = candidate("fresh", measurement=measured)
+    assert next_step(facts(DATA, fresh, **TRAINED)) == Measure("fresh")
+
+
+@pytest.mark.parametrize(
+    ("measured", "step"),
+    [(JUST_ABOVE, Finish), (JUST_BELOW, Judge)],
+    ids=["misses", "meets"],
+)
+def test_after_that_the_estimate_decides(measured: Measurement, step: type) -> None:
+    fresh = candidate("fresh", measurement=measured)
+    known = facts(DATA, fresh, measured=frozenset({"fresh"}), measured_longer=frozenset({"fresh"}), **TRAINED)
+    found = next_step(known)
+    assert isinstance(found, step)
+    if isinstance(found, Finish):
+        assert "within the uncertainty of the measurement (4.84 to 5.35)" in found.reason
+
+
+@pytest.mark.parametrize(
+    "fresh",
+    [
+        candidate("fresh", measurement=JUST_ABOVE, artifact_mb=44.8),
+        candidate("fresh", measurement=dataclasses.replace(SLOW, uncertainty={"latency_p95_ms": 0.05})),
+    ],
+    ids=["too large anyway", "clearly too slow"],
+)
+def test_what_is_ruled_out_anyway_is_not_measured_longer(fresh: Candidate) -> None:
+    assert not isinstance(next_step(facts(DATA, fresh, measured=frozenset({"fresh"}), **TRAINED)), Measure)
+
+
+def test_of_several_the_best_alone_is_measured_longer() -> None:
+    best = candidate("best", tune_accuracy=0.95)
+    narrow = candidate("narrow", measurement=JUST_BELOW, tune_accuracy=0.5)
+    assert next_step(facts(DATA, best, narrow, **TRAINED)) == Judge("best")
+    assert next_step(facts(DATA, best, candidate("narrow", measurement=JUST_ABOVE, tune_accuracy=0.99), **TRAINED)) == (
+        Measure("narrow")
+    )
+
+
+@pytest.mark.parametrize("feasible", [True, False])
+def test_a_champion_in_doubt_is_measured_before_anybody_is_judged(feasible: bool) -> None:
+    old = candidate("old", measurement=JUST_ABOVE, snapshot="old")
+    served = {"champion": "old", "champion_feasible": feasible, **TRAINED}
+    assert next_step(facts(DATA, FRESH, old, **served)) == Measure("old")
+    assert next_step(facts(DATA, FRESH, old, measured_longer=frozenset({"old"}), **served)) == Judge("fresh")
+
+
+def test_a_longer_measurement_that_fails_leaves_the_shorter_one() -> None:
+    fresh = candidate("fresh", measurement=JUST_BELOW)
+    assert next_step(facts(DATA, fresh, measured_longer=frozenset({"fresh"}), **TRAINED)) == Judge("fresh")
+
+
+def test_an_architecture_is_not_ruled_out_by_a_doubtful_measurement() -> None:
+    """One of an earlier snapshot was measured in this cycle and missed by less than it can tell."""
+    earlier = candidate("earlier", measurement=JUST_ABOVE, snapshot="old")
+    measured = {"measured": frozenset({"earlier"})}
+    assert next_step(facts(DATA, earlier, **measured)) == Measure("earlier")
+    assert next_step(facts(DATA, earlier, **measured, measured_longer=frozenset({"earlier"}))) == Train("small")
+
+
+def test_what_is_preferred_is_not_gone_by_where_its_correction_is_not_believed() -> None:
+    speeds = {"latency_p50_ms": 1.0, "latency_p95_ms": 2.0, "latency_p99_ms": 3.0, "throughput": 500.0}
+    busy = dataclasses.replace(MEASURED, raw=speeds, clear=speeds, reference={**speeds})
+    fresh = candidate("fresh", measurement=busy.corrected({"throughput": 1500.0}))
+    fastest = dataclasses.replace(DATA, requirement=dataclasses.replace(REQUIREMENT, prefer="throughput"))
+    assert next_step(facts(fastest, fresh, **TRAINED)) == Measure("fresh")
+    assert next_step(facts(fastest, fresh, measured_longer=frozenset({"fresh"}), **TRAINED)) == Judge("fresh")
+    assert next_step(facts(DATA, fresh, **TRAINED)) == Judge("fresh")
+
+
+def test_what_is_promoted_narrowly_is_said_to_be() -> None:
+    fresh = candidate("fresh", measurement=JUST_BELOW)
+    found = next_step(facts(DATA, fresh, verdicts={"fresh": PROMOTE}, promoted="fresh", **TRAINED))
+    assert found == Finish(
+        "promoted",
+        "the first of its kind (narrowly, by a measurement at length: "
+        "p95 latency 4.9 ms is between 4.66 and 5.15, latency_p95_ms 5)",
+    )

@@ -1,0 +1,108 @@
+"""Runs of a network timed in blocks, each marked by whether the kernel took the processor away meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy import intervals
+from deploy.artifact import Images
+from deploy.engines import Runner
+
+LEAST_BLOCKS = 3
+LEAST_CLEAR = 10  # runs that nothing interrupted, to go by them alone
+SHARES = {"latency_p50_ms": 0.5, "latency_p95_ms": 0.95, "latency_p99_ms": 0.99}
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Runs that were timed one after another."""
+
+    runs: list[tuple[float, bool]]  # seconds of each, and whether nothing interrupted it
+    wall: float  # seconds of all
+
+
+@dataclass(slots=True)
+class Series:
+    """What was timed, block by block; `crowded`: under a load of more threads than there are cores."""
+
+    crowded: bool
+    times: list[NDArray[np.float64]] = field(default_factory=list)  # seconds of each run
+    clear: list[NDArray[np.float64]] = field(default_factory=list)  # of those that nothing interrupted
+    walls: list[float] = field(default_factory=list)  # seconds of all runs of a block
+
+    def add(self, block: Block) -> None:
+        self.times.append(np.array([seconds for seconds, _ in block.runs]))
+        self.clear.append(np.array([seconds for seconds, clear in block.runs if clear]))
+        self.walls.append(block.wall)
+
+    def divide(self, length: int) -> None:
+        """Each run was so many."""
+        self.times = [block / length for block in self.times]
+        self.clear = [block / length for block in self.clear]
+        self.walls = [wall / length for wall in self.walls]
+
+    @property
+    def repetitions(self) -> int:
+        return sum(map(len, self.times))
+
+    @property
+    def tells_clear(self) -> bool:
+        """Whether what nothing interrupted is enough to go by."""
+        sizes = [len(block) for block in self.clear if len(block)]
+        return not self.crowded and sum(sizes) >= LEAST_CLEAR and len(sizes) >= LEAST_BLOCKS
+
+    def quantile(self, share: float, *, clear: bool) -> tuple[float, float]:
+        """Seconds, and half the 95% interval as a share of them."""
+        return intervals.quantile([block for block in self.clear if len(block)] if clear else self.times, share)
+
+    def figures(self, images: int = 1, *, clear: bool) -> tuple[dict[str, float], dict[str, float]]:
+        """The SPEEDS, a run being so many images, and half the 95% interval of each as a share of it."""
+        found = {name: self.quantile(share, clear=clear) for name, share in SHARES.items()}
+        values = {name: seconds * 1e3 for name, (seconds, _) in found.items()}
+        reaches = {name: reach for name, (_, reach) in found.items()}
+        done = [len(block) * images for block in self.times]
+        values["throughput"], reaches["throughput"] = intervals.rate(done, self.walls)
+        return values, reaches
+
+
+def time_runs(
+    runner: Runner, inputs: list[Images], concurrency: int, deadline: float, most: int | None = None
+) -> Block:
+    """A block of runs until the deadline or `most` runs a thread, one at least."""
+    start = threading.Barrier(concurrency + 1)
+    ending = threading.Event()
+
+    def ask(first: int) -> list[tuple[float, bool]]:
+        runs: list[tuple[float, bool]] = []
+        start.wait()
+        for images in itertools.islice(itertools.cycle(inputs), first, None):
+            interrupted = interruptions()
+            before = time.perf_counter()
+            runner(images)
+            seconds = time.perf_counter() - before
+            runs.append((seconds, interruptions() == interrupted))
+            if len(runs) == most or time.monotonic() >= deadline or ending.is_set():
+                break
+        ending.set()  # what is timed is timed under the whole load
+        return runs
+
+    with ThreadPoolExecutor(concurrency) as pool:
+        futures = [pool.submit(ask, number) for number in range(concurrency)]
+        start.wait()
+        began = time.perf_counter()
+        rows = [future.result() for future in futures]
+        wall = time.perf_counter() - began
+    return Block(list(itertools.chain.from_iterable(rows)), wall)
+
+
+def interruptions() -> int:
+    """How often the kernel has taken the processor from a thread of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
