@@ -62,7 +62,7 @@ def facts(config: Config, journal: Engine, world: World, cycle: int) -> Any:
     _, rows = snapshot.read(config.state / "snapshots" / f"{row.snapshot_id}.snapshot")
     requirement = world.requirement()
     ground = Ground(cycle, config.state, row.settings, requirement, row.snapshot_id, len(rows.classes))
-    about = {"repository": config.repository, "devices": world.devices, "confidence": 0.95}
+    about = {"repository_of": config.repository_of, "devices": world.devices, "confidence": 0.95}
     with journal.begin() as connection:
         return cycle_facts.gather(connection, row, ground, rows, **about)
 
@@ -157,7 +157,7 @@ def champion(world: World) -> int:
 
 def gather(config: Config, journal: Engine, world: World) -> Any:
     with journal.begin() as connection:
-        return evidence.gather(connection, config, world.requirement(), devices=world.devices, requested=None)
+        return evidence.gather(connection, config, world.requirement(), devices=world.devices)
 
 
 def test_the_first_judge_samples_prove_it_once(config: Config, journal: Engine, world: World, champion: int) -> None:

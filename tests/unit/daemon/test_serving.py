@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -225,9 +224,6 @@ def test_servers_come_go_and_change_while_a_daemon_runs(away: Hall, eventually: 
     def asked() -> list[tuple[str, str]]:
         return [(keeper.server.name, keeper._open().address) for keeper in away.serving.keepers]
 
-    def at_work() -> set[str]:
-        return {thread.name for thread in threading.enumerate() if thread.name.startswith("serving ")}
-
     with away.serving.running():
         first = away.serving.keepers[0]
         name = first.server.name
@@ -235,11 +231,13 @@ def test_servers_come_go_and_change_while_a_daemon_runs(away: Hall, eventually: 
         eventually(lambda: asked() == [(name, "127.0.0.1:9"), ("other", "127.0.0.2:9")])
         assert away.serving.keepers[0] is first
         assert all("3 threads" in device for device in away.serving.devices.values())
-        eventually(lambda: at_work() == {f"serving {name}", "serving other"})
+        threads = dict(away.serving._threads)
+        assert set(threads) == {name, "other"} and all(thread.is_alive() for thread in threads.values())
         reconfigure("other 127.0.0.3:9")
         eventually(lambda: asked() == [("other", "127.0.0.3:9")])
-        eventually(lambda: at_work() == {"serving other"})
-    eventually(lambda: at_work() == set())
+        eventually(lambda: not threads[name].is_alive())
+        assert threads["other"].is_alive()
+    eventually(lambda: not threads["other"].is_alive())
 
 
 def test_a_trouble_is_logged_once(away: Hall, caplog: pytest.LogCaptureFixture) -> None:
