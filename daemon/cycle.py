@@ -39,9 +39,10 @@ from daemon.ground import Ground
 from daemon.jobs import StagePlan
 from daemon.journal import AnyRow, add, change, claim, get, now
 from daemon.variants import Devices, split
+from policies.cycle_facts import CycleFacts
 from policies.decision import Action, Decision
 from policies.facts import Job, Requirement, StageOrder, from_dict, to_dict
-from policies.next_step import CycleFacts, next_step
+from policies.next_step import next_step
 from policies.retry import wait_before
 from policies.settings import PromotionSettings, RetrySettings
 from policies.steps import Build, Finish, Judge, Measure, Prove, Race, Shortlist, Sketch, Step, Train, Tune, Work

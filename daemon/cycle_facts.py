@@ -14,8 +14,8 @@ from daemon.ground import Ground
 from daemon.journal import AnyRow
 from daemon.snapshot import Rows
 from daemon.variants import Devices, gpu_of, is_outdated, join
+from policies.cycle_facts import CycleFacts
 from policies.facts import Verdict, from_dict
-from policies.next_step import CycleFacts
 from policies.search import Heat, SearchFacts
 from policies.settings import TuningSettings
 from policies.tuning import TuningFacts

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from policies.combine import decide
+from policies.cycle_facts import CycleFacts
 from policies.evidence import Evidence
 from policies.facts import Candidate, ClassCount, ClassTally, Measurement, Requirement, Verdict
-from policies.next_step import CycleFacts, next_step
+from policies.next_step import next_step
 from policies.promotion import judge
 from policies.settings import PoliciesSettings, PromotionSettings
 from policies.steps import Build, Finish, Judge, Promote, Prove, Step

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from policies.cycle_facts import CycleFacts
 from policies.facts import Candidate, ClassCount, Measurement, Requirement, Verdict
-from policies.next_step import CycleFacts, known_unfit, next_step
+from policies.next_step import next_step
+from policies.next_training import known_unfit
 from policies.search import Heat, SearchFacts, Sketched
 from policies.steps import Build, Finish, Judge, Measure, Promote, Prove, Race, Shortlist, Sketch, Step, Train, Tune
 from policies.tuning import TuningFacts
