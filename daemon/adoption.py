@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects.sqlite import insert
 
-from daemon import schema, snapshot, standings, targets
+from daemon import pauses, schema, snapshot, standings, targets
 from daemon.config import Config, dump
 from daemon.errors import NotFound, UsageError
 from daemon.journal import AnyRow, add, claim, now
@@ -31,21 +31,27 @@ def take(connection: Connection, serving: Serving, request: AnyRow) -> tuple[str
     if requirement is None:
         raise NotFound(f"there is no target {target!r} with a valid constraint file")
     about = _read(serving.config, model)
-    size = (about["input"]["height"], about["input"]["width"])
-    if size != (requirement.height, requirement.width):
-        raise UsageError(
-            f"{model} takes images of {size[0]} x {size[1]}, the clients of {target} send "
-            f"{requirement.height} x {requirement.width}; adopt it again"
-        )
+    _check_size(about, requirement)
     said = f"{about['architecture'].partition(':')[2]} is model {model}: it is built, proven and measured next"
     if targets.champion(connection, target):
         said += f"; {target} has a champion, so it is a challenger like any other, and the policy is asked about it"
+    if paused := pauses.tell(connection, target):
+        said += f"; {paused}: it waits for `relearn resume`"
     if not about["embeds"]:
         said += (
             "; its graph shows no classifier layer: labels and drift are looked at once a model that was trained here "
             "is served (labels at once where audit.backbone names a network)"
         )
     return "owed", said
+
+
+def _check_size(about: dict[str, Any], requirement: Requirement) -> None:
+    size = (about["input"]["height"], about["input"]["width"])
+    if size != (requirement.height, requirement.width):
+        raise UsageError(
+            f"{about['id']} takes images of {size[0]} x {size[1]}, the clients of {requirement.target} send "
+            f"{requirement.height} x {requirement.width}; adopt it again"
+        )
 
 
 def _read(config: Config, model: str) -> dict[str, Any]:
@@ -67,6 +73,7 @@ def begin(connection: Connection, config: Config, decision: int, requirement: Re
     """The cycle of an adoption, and its model, which learnt from nothing that is known here."""
     folder, target = config.state / "snapshots", requirement.target
     about = _read(config, request.arguments["model"])
+    _check_size(about, requirement)
     champion, policies = targets.champion(connection, target), config.settings.policies
     known = dict.fromkeys((*(champion.classes if champion else ()), *about["classes"]))
     data = snapshot.take(connection, folder, known=list(known), at_least=policies.new_class.samples)
@@ -105,11 +112,17 @@ def refuse(connection: Connection, request: AnyRow, why: str) -> None:
     claim(connection, schema.requests, request.id, "owed", "refused", answer=why)
 
 
-def settle(connection: Connection, target: str, cycle: int) -> None:
+def settle(connection: Connection, target: str, cycle: int, answer: str) -> None:
     """The cycle has come to its end, and with it what it was begun for."""
     request = owed(connection, target)
     if request is not None and request.arguments["model"] in models_of(connection, cycle):
-        claim(connection, schema.requests, request.id, "owed", "done")
+        claim(connection, schema.requests, request.id, "owed", "done", answer=answer)
+
+
+def drop(connection: Connection, target: str, why: str) -> None:
+    """What was asked for and has not begun, or was interrupted, is not adopted any more."""
+    while request := owed(connection, target):
+        refuse(connection, request, why)
 
 
 def models_of(connection: Connection, cycle: int) -> list[str]:

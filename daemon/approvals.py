@@ -6,14 +6,16 @@ from the clients. One verdict of a target waits at a time: the newest.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy import Connection, select, update
 
-from daemon import schema, snapshot, stock, targets
+from daemon import schema, snapshot, standings, stock, targets
+from daemon.config import Config
 from daemon.errors import UsageError
 from daemon.journal import AnyRow, change, get, now
-from policies.facts import Requirement, from_dict
+from policies.facts import ClassTally, Requirement, from_dict
 from policies.settings import PromotionSettings
 
 verdicts = schema.verdicts
@@ -49,11 +51,11 @@ def last_on(connection: Connection, target: str, artifact: str) -> AnyRow | None
 
 
 def refuse(connection: Connection, target: str, by: str, because: str | None) -> str:
-    """The champion stays, and the policy brings this artifact no more. Raises UsageError where nothing waits."""
+    """The champion stays, and the policy brings this model no more. Raises UsageError where nothing waits."""
     row = _get_waiting(connection, target)
     answer(connection, row.id, "refused", by, because)
     why = f": {because}" if because else ""
-    return f"{row.artifact_id} is not promoted to {target}, and not asked about again{why}"
+    return f"{row.artifact_id} is not promoted to {target}, and its model not asked about again{why}"
 
 
 def find_approved(connection: Connection, state: Path, target: str) -> AnyRow:
@@ -99,6 +101,17 @@ def find_change(connection: Connection, verdict: AnyRow) -> str | None:
         return None
     compared = f"it was compared with {verdict.champion_id}" if verdict.champion_id else "it was compared with nothing"
     return f"{compared}, and {target} serves {serves or 'nothing'} now"
+
+
+def find_news(connection: Connection, config: Config, verdict: AnyRow) -> str | None:
+    """What may lead to another answer than a verdict gave: more judge samples, other settings; None: nothing."""
+    then, today = from_dict(PromotionSettings, verdict.facts["settings"]), config.settings.promotion
+    if replace(then, approval=today.approval) != today:
+        return "[promotion] was edited"
+    tallies = [from_dict(ClassTally, tally) for tally in verdict.facts["tallies"]]
+    before, count = sum(tally.samples for tally in tallies), standings.count(connection)
+    after = sum(count.get((standings.USABLE, tally.name, "judge"), 0) for tally in tallies)
+    return f"there are {after:,} judge samples in place of {before:,}" if after > before else None
 
 
 def _find_loss(connection: Connection, state: Path, verdict: AnyRow) -> str | None:

@@ -49,6 +49,8 @@ def promote(
         return "owed", f"the policy was never asked whether {artifact} may serve {target}: a cycle asks it next"
     if fault := approvals.find_fault(connection, serving.config.state, verdict):
         return "owed", f"the verdict on {artifact} (v{verdict.id}) holds no more: {fault}; a cycle judges it anew"
+    if verdict.answer == "keep" and (news := approvals.find_news(connection, serving.config, verdict)):
+        return "owed", f"{artifact} was not promoted (v{verdict.id}), but {news} since: a cycle judges it anew"
     _check_verdict(verdict, by)
     return "done", _serve(connection, serving, verdict, by)
 
@@ -136,12 +138,16 @@ def _check_servable(connection: Connection, serving: Serving, requirement: Requi
 
 
 def _check_quiet(connection: Connection, target: str) -> None:
-    under_way = (promotions.c.target == target, promotions.c.state.in_(("switching", "undoing")))
-    row = connection.execute(select(promotions).where(*under_way)).first()
-    if row is not None:
+    if row := _under_way(connection, target):
         kind = "forced promotion" if row.kind == "forced" else row.kind
         what = f"a {kind} of {row.artifact_id} to {target}, as version {row.version}, is under way"
         raise UsageError(f"{what}: ask again once it is over, or `relearn rollback {target}` goes back behind it")
+
+
+def _under_way(connection: Connection, target: str) -> AnyRow | None:
+    """The promotion that the target's clients do not have yet, or not any more."""
+    mine = (promotions.c.target == target, promotions.c.state.in_(("switching", "undoing")))
+    return connection.execute(select(promotions).where(*mine)).first()
 
 
 def find_artifact(connection: Connection, name: str) -> str:
@@ -184,7 +190,10 @@ def find_earlier(connection: Connection, target: str, name: str) -> str:
 
 
 def previous(connection: Connection, target: str) -> str:
-    """The artifact that the target served before its champion. Raises NotFound."""
+    """The artifact that the target served before its champion; the champion, while another takes its place.
+
+    Raises NotFound.
+    """
     served = list(
         connection.execute(
             select(promotions.c.artifact_id)
@@ -192,6 +201,8 @@ def previous(connection: Connection, target: str) -> str:
             .order_by(promotions.c.version.desc())
         ).scalars()
     )
+    if served and _under_way(connection, target):
+        return str(served[0])
     earlier = [artifact for artifact in served[1:] if artifact != served[0]]
     if not earlier:
         raise NotFound(f"{target} has served no other artifact before")

@@ -408,7 +408,7 @@ class Cycle:
         elif self.row.trigger == "asked":
             people.settle_asked(connection, self.target, f"{outcome}: {reason}", self.row.about)
         elif self.row.trigger == "adopt":
-            adoption.settle(connection, self.target, self.id)
+            adoption.settle(connection, self.target, self.id, f"{outcome}: {reason}")
 
 
 def complete(frozen: Mapping[str, Any], today: Mapping[str, Any]) -> dict[str, Any]:

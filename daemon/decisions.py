@@ -16,14 +16,12 @@ from daemon.journal import add, now
 from daemon.stock import take_stock
 from daemon.variants import Devices
 from policies.combine import decide
-from policies.decision import Decision
+from policies.decision import TRIGGERS, Decision
 from policies.evidence import Evidence
 from policies.facts import Requirement, to_dict
 from policies.labels import DropAudit
 
 log = logging.getLogger("relearn")
-# Of the cycle that an action begins.
-TRIGGERS = {"train": "data", "rejudge": "constraints", "rebuild": "stock", "judge": "asked", "prove": "proof"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,10 +44,17 @@ def declined(connection: Connection, target: str) -> dict[str, str]:
 def _refused(connection: Connection, target: str) -> Iterator[_Act]:
     table = schema.verdicts
     refused = select(table).where(table.c.target == target, table.c.approval == "refused")
-    for row in connection.execute(refused):
+    for row in connection.execute(refused).all():
         why = f" ({row.because})" if row.because else ""
         said = f"{row.answered_by} refused {row.artifact_id} on {day(row.answered)}{why}"
-        yield _Act(row.answered, row.artifact_id, said)
+        yield from (_Act(row.answered, artifact, said) for artifact in _alike(connection, row.artifact_id))
+
+
+def _alike(connection: Connection, artifact: str) -> list[str]:
+    """All artifacts of the same model."""
+    artifacts = schema.artifacts
+    model = select(artifacts.c.model_id).where(artifacts.c.id == artifact).scalar_subquery()
+    return list(connection.execute(select(artifacts.c.id).where(artifacts.c.model_id == model)).scalars())
 
 
 def _replaced(connection: Connection, target: str) -> Iterator[_Act]:

@@ -78,13 +78,14 @@ def gather(connection: Connection, config: Config, requirement: Requirement, *, 
 
 
 def constraints_changed(connection: Connection, requirement: Requirement) -> bool:
-    """Whether the requirement is another than the one that the target's last cycle answered."""
+    """Whether the requirement is another than that by which the stored candidates were last judged.
+
+    Where they never were (what is served was adopted), another than that of the first cycle.
+    """
     cycles = schema.cycles
-    answered = connection.execute(
-        select(cycles.c.requirement)
-        .where(cycles.c.target == requirement.target, cycles.c.state == "done")
-        .order_by(cycles.c.id.desc())
-    ).scalar()
+    done = select(cycles.c.requirement).where(cycles.c.target == requirement.target, cycles.c.state == "done")
+    judged = done.where(cycles.c.trigger.in_(("data", "constraints"))).order_by(cycles.c.id.desc())
+    answered = connection.execute(judged).scalar() or connection.execute(done.order_by(cycles.c.id)).scalar()
     return answered is not None and from_dict(Requirement, answered) != requirement
 
 
@@ -94,7 +95,8 @@ def _is_lost(connection: Connection, target: str, champion: targets.Champion) ->
     since = connection.execute(select(artifacts.c.gone).where(artifacts.c.id == champion.artifact)).scalar()
     if since is None:
         return False
-    tried = (cycles.c.target == target, cycles.c.started >= since, cycles.c.state == "done")
+    builds = cycles.c.trigger.in_(("data", "constraints", "stock"))
+    tried = (cycles.c.target == target, cycles.c.started >= since, cycles.c.state == "done", builds)
     return connection.execute(select(cycles.c.id).where(*tried)).first() is None
 
 

@@ -83,10 +83,10 @@ def champion(connection: Connection, target: str) -> Champion | None:
 
 
 def anchor(connection: Connection, target: str) -> str | None:
-    """The artifact that no later one may fall below: last promoted as better, or chosen by a person's rollback.
+    """The artifact that no later one may fall below by small steps: last promoted as better, or rolled back to.
 
     What the policy found better stays that when a person approved it. What was forced is no anchor, whatever a verdict
-    said of it before: it was served against the policy's word, and later ones may not fall below what was there before.
+    said of it before: it was served against the policy's word.
     """
     promotions, verdicts = schema.promotions, schema.verdicts
     return connection.execute(

@@ -132,10 +132,11 @@ def _asks(connection: Connection, config: Config, name: str) -> View | None:
 def _violated(connection: Connection, name: str) -> str | None:
     """Why nothing met the constraints when they were last judged by; None: something does, or nobody has judged.
 
-    A cycle about the one artifact that a person named says nothing of all the others.
+    A cycle about the one artifact that a person named says nothing of all the others, nor does one that builds again
+    what is served.
     """
     cycles = schema.cycles
-    whole = (cycles.c.trigger != "asked") | (cycles.c.outcome == "promoted")
+    whole = cycles.c.trigger.not_in(("asked", "stock")) | (cycles.c.outcome == "promoted")
     judged = connection.execute(
         select(cycles.c.outcome, cycles.c.reason)
         .where(cycles.c.target == name, cycles.c.state == "done", whole)

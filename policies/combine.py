@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from policies.decision import Action, Decision, Finding
+from policies.decision import TRIGGERS, Action, Decision, Finding
 from policies.drift import drift
 from policies.evidence import Evidence
 from policies.retry import wait_after_cycles
 from policies.settings import PoliciesSettings, RuleSettings
 from policies.triggers import accuracy, new_class, staleness, volume
 
-BEGINNING = ("train", "rejudge", "rebuild", "judge")  # actions that begin a cycle
 LOOK_AGAIN_SECONDS = 900.0  # after which a spent budget may have room again
 _WORDS = 240  # of a failure's last words, in characters
 
@@ -25,7 +24,7 @@ def decide(evidence: Evidence, settings: PoliciesSettings) -> Decision:
 
 def _paused(decision: Decision, paused: str) -> Decision:
     """Nothing begins. What would have is decided anew once the pause ends: by then it may be something else."""
-    if decision.action not in BEGINNING:
+    if decision.action not in TRIGGERS:
         return replace(decision, reason=f"{paused}; {decision.reason}")
     return Decision("wait", f"{paused}; otherwise: {decision.action}: {decision.reason}", decision.findings)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# What begins a cycle, and the trigger that the cycle knows.
+TRIGGERS = {"train": "data", "rejudge": "constraints", "rebuild": "stock", "judge": "asked", "prove": "proof"}
+
 Action = Literal["nothing", "wait", "train", "rejudge", "rebuild", "hold", "tune", "search", "judge", "adopt", "prove"]
 
 
@@ -25,4 +28,4 @@ class Decision:
     reason: str
     findings: tuple[Finding, ...] = ()
     until: float | None = None  # with "wait": when to look again, seconds since the epoch
-    version: int = 1  # of the policies
+    version: int = 2  # of the policies

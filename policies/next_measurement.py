@@ -30,9 +30,10 @@ def is_doubtful(facts: CycleFacts, candidate: Candidate) -> bool:
     if candidate.measurement is None or candidate.artifact in (*facts.measured_longer, *facts.unanswered):
         return False
     doubts = in_doubt(facts.requirement, candidate)
-    if not candidate.measurement.is_believed(facts.requirement.prefer):
-        return not shortfalls(facts.requirement, candidate)
-    return bool(doubts) and all(s.constraint in doubts for s in shortfalls(facts.requirement, candidate))
+    missed = shortfalls(facts.requirement, candidate)
+    if not missed and not candidate.measurement.is_believed(facts.requirement.prefer):
+        return True
+    return bool(doubts) and all(shortfall.constraint in doubts for shortfall in missed)
 
 
 def narrowly(facts: CycleFacts) -> str:

@@ -140,7 +140,8 @@ def _next_candidate(facts: CycleFacts) -> Step | None:
         pool = [c for c in pool if c.model in facts.fresh]
     if not facts.champion_feasible:
         pool = [c for c in pool if c.artifact != facts.champion]
-    pool = [c for c in pool if c.artifact == facts.champion or c.artifact not in facts.declined]
+    declined = {} if facts.trigger == "adopt" else facts.declined  # who adopts it has thought better of it
+    pool = [c for c in pool if c.artifact == facts.champion or c.artifact not in declined]
     fitting = [c for c in pool if not shortfalls(facts.requirement, c) or is_doubtful(facts, c)]
     if untold := next_measurement(facts, fitting):
         return untold

@@ -15,12 +15,8 @@ _LASTING = {"artifact_max_mb", "allow_unverified"}  # constraints that no second
 
 
 def next_training(facts: CycleFacts) -> Step:
-    declined = _declined(facts)
-    if facts.champion_feasible and declined and not facts.verdicts:
-        return Finish("kept", f"the champion stays: {'; '.join(declined)}")
-    if facts.champion_feasible and (facts.verdicts or facts.trigger == "constraints"):
-        reasons = [verdict.reason for verdict in facts.verdicts.values()]
-        return Finish("kept", reasons[-1] if reasons else "the champion meets the constraints as they are now")
+    if stays := _champion_stays(facts):
+        return stays
     if stuck := _unanswered(facts):
         return Finish("failed", stuck)
     unfit = known_unfit(facts)
@@ -29,6 +25,21 @@ def next_training(facts: CycleFacts) -> Step:
     if again := _measured_long_ago(facts, unfit):
         return again
     return _next_architecture(facts, unfit)
+
+
+def _champion_stays(facts: CycleFacts) -> Finish | None:
+    """Why the champion, which is feasible, stays without another training; None: there is one to be made."""
+    if not facts.champion_feasible:
+        return None
+    if facts.verdicts:
+        return Finish("kept", [verdict.reason for verdict in facts.verdicts.values()][-1])
+    if declined := _declined(facts):
+        return Finish("kept", f"the champion stays: {'; '.join(declined)}")
+    if facts.trigger != "constraints":
+        return None
+    if unknown := facts.unanswered.get(facts.champion or ""):
+        return Finish("failed", f"whether the champion meets the constraints cannot be told: {unknown}")
+    return Finish("kept", "the champion meets the constraints as they are now")
 
 
 def _next_architecture(facts: CycleFacts, unfit: Mapping[str, str]) -> Step:

@@ -2,8 +2,8 @@
 
 In this order: the challenger meets its constraints and knows every class that the champion knows; a feasible
 challenger beats an infeasible champion; new classes pass their floor and no class falls (policies/falls.py);
-and it is better beyond chance, or no worse by the margin than the champion and than the last one promoted as
-better, and brings something (policies/gains.py).
+and it is better than the champion beyond chance, wherever the last one promoted as better stands, or no worse by the
+margin than both, and brings something (policies/gains.py).
 
 On the same answers and figures two models never replace each other in turn: what the one brings the other
 lacks.
@@ -25,6 +25,7 @@ from policies.gains import FEW, Gains, NewClass, new_classes, weigh
 from policies.settings import PromotionSettings
 
 POLICY = 2  # version
+_ELSEWHERE = "adopted by {}: whether it learnt from these very images nobody here knows"
 _NAMED = 5  # classes named in a sentence; the table has all
 
 
@@ -67,18 +68,20 @@ def judge(
     if champion is None:
         first = f"nothing is served yet that takes {requirement.height}x{requirement.width} images"
         return say("promote", f"it meets every constraint{_proof(challenger)}; {first}", better=True)
-    if dropped := [name for name in champion.classes if name not in challenger.classes]:
-        return say(*_dropped(dropped, challenger, champion, requirement.target))
+    if outright := _refused_outright(challenger, champion, requirement.target, forgotten[1]):
+        return say(*outright)
+    limits = _blind(tests, newcomers, challenger)
     if not champion_feasible:
-        return say("promote", f"it meets every constraint, the champion does not. {_cost(whole, tests)}", better=True)
+        meets = f"it meets every constraint{_unjudged(challenger)}, the champion does not"
+        return say("promote", f"{meets}. {_cost(whole, tests)}{_elsewhere(challenger)}", better=True)
     old = None if anchor is None else against(anchor)
     say = partial(say, asking=_asking(whole, old, tests, period, now))
     gains = replace(weigh(requirement, challenger, champion, whole.tally, newcomers), forgotten=forgotten[0])
-    refusal = _tainted(forgotten[1]) or _class_refusal(tests, newcomers) or _refusal(whole, old, gains)
+    refusal = _class_refusal(tests, newcomers) or _refusal(whole, old, gains)
     if refusal:
-        return say("keep", f"{refusal}.{_blind(tests, newcomers)}")
+        return say("keep", f"{refusal}.{limits}")
     better = whole.better and (old is None or old.better)
-    return say("promote", f"{_praise(whole, old, gains)}.{_blind(tests, newcomers)}", better=better)
+    return say("promote", f"{_praise(whole, old, gains)}.{limits}", better=better)
 
 
 def _asking(
@@ -103,6 +106,16 @@ def _unmet(requirement: Requirement, challenger: Candidate) -> tuple[tuple[Short
     return (*broken, *accuracy_shortfalls(requirement, challenger.proof)), unknown
 
 
+def _refused_outright(
+    challenger: Candidate, champion: Candidate, target: str, forgotten: int
+) -> tuple[Literal["keep", "ask"], str] | None:
+    """What stands against a challenger whatever it answers: forgotten images do not come back, no class is lost."""
+    if forgotten:
+        return "keep", f"the challenger learnt from {forgotten:,} images that were forgotten, the champion did not"
+    dropped = [name for name in champion.classes if name not in challenger.classes]
+    return _dropped(dropped, challenger, champion, target) if dropped else None
+
+
 def _dropped(
     dropped: Sequence[str], challenger: Candidate, champion: Candidate, target: str
 ) -> tuple[Literal["keep", "ask"], str]:
@@ -115,11 +128,6 @@ def _dropped(
         f"judge by. Where clients need it no longer, `relearn approve {target}` serves the challenger; where they do, "
         f"`relearn refuse {target}` keeps the champion, and its images are to be brought back"
     )
-
-
-def _tainted(images: int) -> str:
-    """What a person had forgotten does not come back in front of the clients."""
-    return f"the challenger learnt from {images:,} images that were forgotten, the champion did not" if images else ""
 
 
 def _class_refusal(tests: Sequence[ClassTest], newcomers: Sequence[NewClass]) -> str:
@@ -179,9 +187,9 @@ def _praise(whole: Comparison, old: Comparison | None, gains: Gains) -> str:
     return f"no worse than the champion: {whole}; {whole.bound()}; it brings {gains}"
 
 
-def _blind(tests: Sequence[ClassTest], newcomers: Sequence[NewClass]) -> str:
+def _blind(tests: Sequence[ClassTest], newcomers: Sequence[NewClass], challenger: Candidate) -> str:
     """What could not be told."""
-    said = []
+    said = [_ELSEWHERE.format(challenger.adopted)] if challenger.adopted and _samples(challenger) else []
     smallest = sorted((t.smallest, t.tally.name) for t in tests if t.smallest is not None)
     if smallest:
         (least, _), (most, name) = smallest[0], smallest[-1]
@@ -202,14 +210,24 @@ def _cost(whole: Comparison, tests: Sequence[ClassTest]) -> str:
     return f"Accuracy changes by {whole.difference * 100:+.2f} points: {whole}{falls}"
 
 
+def _elsewhere(challenger: Candidate) -> str:
+    return f" Limits: {_ELSEWHERE.format(challenger.adopted)}." if challenger.adopted and _samples(challenger) else ""
+
+
+def _unjudged(challenger: Candidate) -> str:
+    """Accuracy is not asked of an adopted model where there is no image of what it knows."""
+    return " that does without images" if challenger.adopted and not _samples(challenger) else ""
+
+
 def _proof(challenger: Candidate) -> str:
     samples, correct = _samples(challenger), sum(c.correct for c in challenger.proof or ())
     right = f" and is {correct / samples:.2%} right on {samples:,} judge samples" if samples else ""
     if challenger.adopted is None:
         return right
     if not samples:
-        return f" that does without images; it is proven on nothing, and served on the word of {challenger.adopted}"
-    return f"{right} (adopted by {challenger.adopted}: whether it learnt from these very images nobody here knows)"
+        word = f"it is proven on nothing, and served on the word of {challenger.adopted}"
+        return f"{_unjudged(challenger)}; {word}"
+    return f"{right} ({_ELSEWHERE.format(challenger.adopted)})"
 
 
 def _samples(candidate: Candidate) -> int:

@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from daemon import adoption, cli_adopt, cycle_facts, decisions, evidence, forget, people, schema, snapshot, targets
+from daemon import (
+    adoption,
+    cli_adopt,
+    cycle_facts,
+    decisions,
+    evidence,
+    forget,
+    pauses,
+    people,
+    schema,
+    snapshot,
+    targets,
+)
 from daemon.config import Config
 from daemon.decisions import Decided
 from daemon.errors import ConfigError, UsageError
@@ -106,6 +118,41 @@ def test_it_gets_a_cycle_of_its_own_and_learnt_from_nothing_that_is_known(
     assert known.fresh == {"theirs"}
 
 
+def test_what_was_asked_for_before_a_rollback_is_not_adopted_after_it(
+    config: Config, journal: Engine, world: World, lay: Callable[..., str], ask: Ask
+) -> None:
+    world.require()
+    ask(lay("theirs"))
+    with journal.begin() as connection:
+        adoption.drop(connection, "edge", "edge went back to old first")
+    assert decide(config, journal, world).cycle is None
+    assert (world.row(schema.requests).state, world.row(schema.requests).answer) == (
+        "refused",
+        "edge went back to old first",
+    )
+
+
+def test_a_size_that_was_edited_meanwhile_is_met_before_anything_is_built(
+    config: Config, journal: Engine, world: World, lay: Callable[..., str], ask: Ask
+) -> None:
+    world.require()
+    ask(lay("theirs"))
+    world.require(height=48)
+    assert decide(config, journal, world).cycle is None
+    request = world.row(schema.requests)
+    assert (request.state, "the clients of edge send 48 x" in request.answer) == ("refused", True)
+
+
+def test_while_it_is_paused_it_waits_and_says_so(
+    config: Config, journal: Engine, world: World, lay: Callable[..., str], ask: Ask
+) -> None:
+    world.require()
+    with journal.begin() as connection:
+        pauses.pause(connection, None, "ann", None)
+    assert "waits for `relearn resume`" in ask(lay("theirs")).answer
+    assert decide(config, journal, world).cycle is None
+
+
 def test_a_request_is_owed_until_its_cycle_ends_and_a_second_waits_for_its_turn(
     config: Config, journal: Engine, world: World, lay: Callable[..., str], ask: Ask
 ) -> None:
@@ -120,11 +167,12 @@ def test_a_request_is_owed_until_its_cycle_ends_and_a_second_waits_for_its_turn(
     assert again is not None
     assert world.row(schema.models).cycle_id == again
     with journal.begin() as connection:
-        adoption.settle(connection, "edge", cycle)
+        adoption.settle(connection, "edge", cycle, "kept: it is worse")
         assert adoption.owed(connection, "edge").id == first
-        adoption.settle(connection, "edge", again)
+        adoption.settle(connection, "edge", again, "kept: it is worse")
         assert adoption.owed(connection, "edge").id == second
         change(connection, schema.cycles, again, state="done")
+    assert world.row(schema.requests, id=first).answer == "kept: it is worse"
     third = decide(config, journal, world).cycle
     assert {row.id: row.cycle_id for row in world.rows(schema.models)} == {"theirs": again, "others": third}
 

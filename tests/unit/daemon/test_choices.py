@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from daemon import approvals, people, schema, targets
+from daemon import approvals, declined, people, schema, targets
 from daemon.journal import add, change, now
 from daemon.serving import Serving
 from daemon.stock import artifact_folder
-from policies.facts import Verdict, to_dict
+from policies.facts import ClassTally, Verdict, to_dict
+from policies.settings import PromotionSettings
 
 World = Any  # tests/unit/daemon/conftest.py
 ME = getpass.getuser()
@@ -42,7 +43,11 @@ class Office:
         values = {
             "champion_id": "old",
             "approval": approval,
-            "facts": {"requirement": to_dict(self.world.requirement())},
+            "facts": {
+                "requirement": to_dict(self.world.requirement()),
+                "settings": to_dict(PromotionSettings()),
+                "tallies": [to_dict(ClassTally(name, 2, 0, 0, 0)) for name in ("cat", "dog")],
+            },
             "at": now(),
             **columns,
         }
@@ -115,7 +120,7 @@ def test_an_approval_promotes_what_waits(office: Office, answer: str, anchor: st
 def test_a_refusal_keeps_the_champion_and_says_why(office: Office) -> None:
     office.verdict(approval="waiting")
     said = office.ask("refuse", because="the line is rebuilt")
-    assert said == ("done", "new is not promoted to edge, and not asked about again: the line is rebuilt")
+    assert said == ("done", "new is not promoted to edge, and its model not asked about again: the line is rebuilt")
     verdict = office.world.row(schema.verdicts)
     assert (verdict.approval, verdict.answered_by, verdict.because) == ("refused", ME, "the line is rebuilt")
     state, answer = office.promote()
@@ -209,6 +214,22 @@ def test_what_the_policy_refused_is_said(office: Office) -> None:
     state, answer = office.promote()
     assert (state, answer.startswith(f"new is not promoted: it is better (v{id_} of 2")) == ("refused", True)
     assert answer.endswith("; `--force` promotes it all the same")
+
+
+def test_a_refusal_on_fewer_judge_samples_or_by_other_settings_is_judged_anew(office: Office) -> None:
+    id_ = office.verdict("keep")
+    assert office.promote()[0] == "refused"
+    office.world.samples("cat", "judge", 1, mark="later")
+    state, answer = office.promote()
+    assert (state, answer) == (
+        "owed",
+        f"new was not promoted (v{id_}), but there are 5 judge samples in place of 4 since: a cycle judges it anew",
+    )
+    edited = to_dict(PromotionSettings(margin=0.1))
+    with office.world.journal.begin() as connection:
+        facts = {**office.world.row(schema.verdicts).facts, "settings": edited}
+        change(connection, schema.verdicts, id_, facts=facts)
+    assert "[promotion] was edited since" in office.promote()[1]
 
 
 def test_what_was_never_judged_is_judged_first(office: Office) -> None:
@@ -320,6 +341,19 @@ def test_a_number_that_could_be_both_is_said_to_be(versions: Office) -> None:
     state, said = versions.ask("rollback", artifact="2002")
     both = "2002 is version 2002 of edge (b2) and the beginning of 2002aa, 2002bb: write more of the id"
     assert (state, said) == ("refused", both)
+
+
+@pytest.mark.parametrize("step", [None, "load"])
+def test_while_another_takes_its_place_going_back_is_going_to_the_champion(versions: Office, step: str | None) -> None:
+    versions.world.promote("new", 6, state="switching", step=step, served=None)
+    state, said = versions.ask("rollback", artifact=None)
+    assert (state, "goes back to 2002bb" in said) == ("done", True)
+    with versions.world.journal.begin() as connection:
+        behind = connection.execute(
+            update(schema.promotions).where(schema.promotions.c.version == 6).values(served=1.0)
+        )
+        assert behind.rowcount == 1  # Triton took it all the same, before it went back
+        assert set(declined.declined(connection, "edge")) == {"new"}
 
 
 def test_a_rollback_settles_what_was_asked_about_before(versions: Office) -> None:

@@ -312,8 +312,8 @@ def test_what_a_person_approved_later_was_not_refused(
 # --- constraints ----------------------------------------------------------------------------------------------------
 
 
-def answered(world: World, state: str, **limits: Any) -> None:
-    world.cycle(state=state, requirement=to_dict(world.requirement(**limits)), ended=1.0, reason="")
+def answered(world: World, state: str, trigger: str = "data", **limits: Any) -> None:
+    world.cycle(trigger=trigger, state=state, requirement=to_dict(world.requirement(**limits)), ended=1.0, reason="")
 
 
 @pytest.mark.parametrize(
@@ -338,6 +338,21 @@ def test_whether_the_constraints_changed_since_they_were_judged_by(
     for state, limit in history:
         answered(world, state, artifact_max_mb=limit)
     assert gather(artifact_max_mb=20.0).constraints_changed is changed
+
+
+@pytest.mark.parametrize("trigger", ["adopt", "asked", "stock", "proof"])
+def test_a_cycle_that_judged_no_stored_candidate_answers_no_edit(gather: Any, world: World, trigger: str) -> None:
+    answered(world, "done", artifact_max_mb=10.0)
+    answered(world, "done", trigger=trigger, artifact_max_mb=20.0)
+    assert gather(artifact_max_mb=20.0).constraints_changed
+
+
+def test_where_what_is_served_was_adopted_an_edit_is_one_too(gather: Any, world: World) -> None:
+    answered(world, "done", trigger="adopt", artifact_max_mb=10.0)
+    assert not gather(artifact_max_mb=10.0).constraints_changed
+    assert gather(artifact_max_mb=20.0).constraints_changed
+    answered(world, "done", trigger="constraints", artifact_max_mb=20.0)
+    assert not gather(artifact_max_mb=20.0).constraints_changed
 
 
 def test_the_last_valid_edit_is_the_one_that_counts(gather: Any, world: World) -> None:
@@ -377,6 +392,8 @@ def test_a_champion_is_lost_until_a_cycle_came_to_its_end(gather: Any, world: Wo
     world.cycle(state="failed", outcome="failed", reason="", started=6.0, ended=7.0)
     assert gather().lost  # tried again, and not at once: it failed
     assert gather().failures == 2
+    world.cycle(trigger="asked", state="done", outcome="kept", reason="", started=6.0, ended=7.0)
+    assert gather().lost  # nothing is built in such a one
     world.cycle(state="done", outcome="kept", reason="", started=6.0, ended=7.0)
     assert not gather().lost  # what it built is another, or it would no longer be gone
     assert not gather().beyond_repair

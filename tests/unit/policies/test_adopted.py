@@ -125,6 +125,33 @@ def test_against_a_champion_a_word_is_no_proof() -> None:
     assert (verdict.answer, "nothing can be compared" in verdict.reason) == ("keep", True)
 
 
+TALLIES = (ClassTally("a", 300, 2, 40, 8), ClassTally("b", 300, 2, 40, 8))
+
+
+@pytest.mark.parametrize("feasible", [True, False])
+def test_what_nobody_can_know_of_it_is_said_against_a_champion_too(feasible: bool) -> None:
+    about = {"anchor": None, "champion_feasible": feasible, "askings": (), "now": 0.0, "settings": PromotionSettings()}
+    challenger = dataclasses.replace(THEIRS, proof=GOOD)
+    verdict = judge(ASKED, challenger, OURS, TALLIES, **about)
+    assert (verdict.answer, "adopted by ann: whether it learnt from these very images" in verdict.reason) == (
+        "promote",
+        True,
+    )
+    ours = judge(ASKED, dataclasses.replace(challenger, adopted=None), OURS, TALLIES, **about)
+    assert "adopted" not in ours.reason
+
+
+def test_without_images_it_is_not_said_to_meet_what_images_show() -> None:
+    about = {"anchor": None, "champion_feasible": False, "askings": (), "now": 0.0, "settings": PromotionSettings()}
+    verdict = judge(ASKED, THEIRS, OURS, (), **about)
+    assert (verdict.answer, "it meets every constraint that does without images" in verdict.reason) == ("promote", True)
+
+
+def test_who_adopts_what_was_declined_has_thought_better_of_it() -> None:
+    known = facts(ADOPT, THEIRS, declined={"theirs": "ann went back from theirs"})
+    assert next_step(known) == Judge("theirs")
+
+
 def test_an_unproven_champion_is_proven_once_there_is_something_to_prove_it_on() -> None:
     quiet = Evidence(now=1e9, target="edge", champion=True, champion_classes=("a", "b"), feasible=True, unproven=True)
     settings = PoliciesSettings()

@@ -89,6 +89,8 @@ def test_decide(change: dict[str, Any], action: str, said: str) -> None:
         ({"asked_about": "1f"}, "wait", "paused by ann; otherwise: judge: requested"),
         ({"lost": True}, "wait", "paused by ann; otherwise: rebuild: "),
         ({"constraints_changed": True}, "wait", "paused by ann; otherwise: rejudge: "),
+        ({"unproven": True}, "wait", "paused by ann; otherwise: prove: "),
+        ({"requested": "bob asked for it"}, "wait", "paused by ann; otherwise: train: "),
         ({}, "nothing", "paused by ann; volume: 0 new labelled samples"),
         ({**NEW, **FAILED}, "wait", "paused by ann; volume: "),
     ],

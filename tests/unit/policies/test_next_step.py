@@ -605,6 +605,26 @@ def test_what_is_preferred_is_not_gone_by_where_its_correction_is_not_believed()
     assert next_step(facts(DATA, fresh, **TRAINED)) == Judge("fresh")
 
 
+def test_a_near_miss_is_measured_longer_where_the_correction_is_not_believed_too() -> None:
+    speeds = {"latency_p50_ms": 5.1, "latency_p95_ms": 5.1, "latency_p99_ms": 5.1, "throughput": 500.0}
+    busy = dataclasses.replace(JUST_ABOVE, raw=speeds, clear=speeds, reference={**speeds})
+    measured = dataclasses.replace(busy.corrected({"latency_p50_ms": 2.0}), latency_p95_ms=5.1)
+    assert not measured.is_believed("latency_p50_ms")
+    quick = dataclasses.replace(REQUIREMENT, prefer="latency_p95_ms")
+    known = facts(dataclasses.replace(DATA, requirement=quick), candidate("fresh", measurement=measured), **TRAINED)
+    assert next_step(known) == Measure("fresh")
+
+
+def test_a_champion_that_cannot_be_measured_is_no_champion_that_is_fine() -> None:
+    """Else it would be measured again at once, and so on, and no other target would ever have its turn."""
+    old = dataclasses.replace(OLD, measurement=None)
+    served = dataclasses.replace(EDIT, **SERVED)
+    assert next_step(facts(served, old)) == Prove("old", measure=True)
+    step = next_step(facts(served, old, unanswered={"old": "the machine was measuring for others"}))
+    said = "whether the champion meets the constraints cannot be told: the machine was measuring for others"
+    assert step == Finish("failed", said)
+
+
 def test_what_is_promoted_narrowly_is_said_to_be() -> None:
     fresh = candidate("fresh", measurement=JUST_BELOW)
     found = next_step(facts(DATA, fresh, verdicts={"fresh": PROMOTE}, promoted="fresh", **TRAINED))

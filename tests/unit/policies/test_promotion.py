@@ -345,7 +345,8 @@ def test_a_training_without_forgotten_images_is_something_to_bring_and_never_tak
     back = ask(halves(2_000, 10, 200), challenger=model("old", latency=1.0), forgotten=(0, 3))
     assert (back.answer, "learnt from 3 images that were forgotten" in back.reason) == ("keep", True)
     assert ask(halves(2_000, 200, 10), forgotten=(3, 0)).answer == "keep"  # worse is worse
-    assert ask(same, feasible=False, forgotten=(0, 3)).answer == "promote"
+    assert ask(same, feasible=False, forgotten=(0, 3)).answer == "keep"  # nor where constraints are broken
+    assert ask(same, feasible=False).answer == "promote"
 
 
 # ------------------------------------------------------------------------------------------------ simulations
