@@ -16,6 +16,7 @@ from daemon.decisions import Decided
 from daemon.journal import change, claim, now
 from daemon.serving import Serving
 from daemon.stock import artifact_folder
+from policies.decision import Decision
 from policies.facts import to_dict
 
 World = Any  # tests/unit/daemon/conftest.py
@@ -268,7 +269,7 @@ def test_a_decision_is_stored_with_all_that_it_rests_on(decide: Decide, world: W
     assert view["evidence"]["counts"] == {"cat": 20, "dog": 20}
     assert view["evidence"]["now"] == view["at"] == clock[0]
     assert view["settings"] == to_dict(world.config.settings.policies)
-    assert view["policy"] == 1
+    assert view["policy"] == Decision("wait", "").version
     assert [finding["policy"] for finding in view["findings"]] == [
         "volume",
         "new_class",
