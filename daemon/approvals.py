@@ -55,7 +55,20 @@ def refuse(connection: Connection, target: str, by: str, because: str | None) ->
     row = _get_waiting(connection, target)
     answer(connection, row.id, "refused", by, because)
     why = f": {because}" if because else ""
-    return f"{row.artifact_id} is not promoted to {target}, and its model not asked about again{why}"
+    said = f"{row.artifact_id} is not promoted to {target}, and its model not asked about again{why}"
+    again = _ask_again(connection, target)
+    return f"{said}; {again.artifact_id} (v{again.id}), which waited before, waits again" if again else said
+
+
+def _ask_again(connection: Connection, target: str) -> AnyRow | None:
+    """The newest verdict that another one took the place of, if it still holds: it waits again."""
+    gone = select(verdicts).where(verdicts.c.target == target, verdicts.c.approval == "superseded")
+    for row in connection.execute(gone.order_by(verdicts.c.id.desc())).all():
+        newest = last_on(connection, target, row.artifact_id)
+        if newest is not None and newest.id == row.id and find_change(connection, row) is None:
+            change(connection, verdicts, row.id, approval="waiting", answered=None)
+            return row
+    return None
 
 
 def find_approved(connection: Connection, state: Path, target: str) -> AnyRow:

@@ -17,6 +17,7 @@ from daemon.serving import Serving
 from policies.facts import Requirement
 
 promotions = schema.promotions
+NAMED, LONGEST = 5, 60  # classes that an answer names, and characters of each
 SHORTEST = 4  # digits that may be the beginning of an artifact's id as well as a version
 
 
@@ -66,15 +67,32 @@ def _check_verdict(verdict: AnyRow, by: str) -> None:
         raise UsageError(f"{verdict.artifact_id} is not promoted: {said}; {forced}")
 
 
-def rollback(
-    connection: Connection, serving: Serving, requirement: Requirement, named: str | None, by: str
-) -> tuple[str, int]:
-    """Serves an earlier artifact again: its id, and the version that it gets now. Raises UsageError, NotFound."""
-    target = requirement.target
-    artifact = find_earlier(connection, target, named) if named else previous(connection, target)
-    _check_servable(connection, serving, requirement, artifact)
+def rollback(connection: Connection, serving: Serving, requirement: Requirement, named: str | None, by: str) -> str:
+    """Serves an earlier artifact again; says which, and as which version. Raises UsageError, NotFound.
+
+    What is under way is taken back, unless Triton may be loading it already: then it is gone back behind.
+    """
+    target, champion = requirement.target, targets.champion(connection, requirement.target)
+    coming = _under_way(connection, target)
+    alone = coming is not None and champion is None and not named  # nothing was served before what is coming
+    artifact = None if alone else find_earlier(connection, target, named) if named else previous(connection, target)
+    if artifact is not None:
+        _check_servable(connection, serving, requirement, artifact)
+    back = coming is not None and serving.take_back(connection, coming, by)
+    if artifact is None or (champion and champion.artifact == artifact and (back or not coming)):
+        return _taken_back(target, champion, coming if back else None)
     promotion = serving.request(connection, target, artifact, kind="rollback", by=by, cycle=None)
-    return artifact, promotion.version
+    return f"{target} goes back to {artifact}: it becomes version {promotion.version}"
+
+
+def _taken_back(target: str, champion: targets.Champion | None, coming: AnyRow | None) -> str:
+    """What is said where nothing has to be switched. Raises UsageError where nothing was under way either."""
+    if coming is None and champion:
+        raise UsageError(f"{target} serves {champion.artifact} already, as version {champion.version}")
+    if coming is None:
+        raise UsageError(f"{target} serves nothing, and what is coming is being loaded: ask again once it serves")
+    serves = f"serves {champion.artifact}, as version {champion.version}" if champion else "serves nothing"
+    return f"{coming.artifact_id} is not switched to any more: {target} {serves}"
 
 
 def _serve(connection: Connection, serving: Serving, verdict: AnyRow, by: str) -> str:
@@ -117,8 +135,14 @@ def _changes(connection: Connection, target: str, artifact: str) -> str:
     classes = get(connection, schema.models, get(connection, schema.artifacts, artifact).model_id).classes
     lost = [name for name in champion.classes if name not in classes]
     new = [name for name in classes if name not in champion.classes]
-    said = [f"{what} {', '.join(names)}" for what, names in (("it does not know", lost), ("new:", new)) if names]
+    said = [f"{what} {_listed(names)}" for what, names in (("it does not know", lost), ("new:", new)) if names]
     return f"; {'; '.join(said)}" if said else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    """A few of them: a model may know a hundred thousand classes."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(name if len(name) <= LONGEST else f"{name[:LONGEST]}…" for name in names[:NAMED]) + more
 
 
 def _check_servable(connection: Connection, serving: Serving, requirement: Requirement, artifact: str) -> None:
@@ -152,6 +176,8 @@ def _under_way(connection: Connection, target: str) -> AnyRow | None:
 
 def find_artifact(connection: Connection, name: str) -> str:
     """The artifact whose id begins like this. Raises NotFound, UsageError where several do."""
+    if not name:
+        raise UsageError("which artifact? `relearn models` lists them")
     found = _beginning(connection, name)
     if name in found or len(found) == 1:
         return name if name in found else found[0]

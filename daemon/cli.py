@@ -279,7 +279,7 @@ def sync(workspace: Workspace = HERE, as_json: AsJson = False) -> None:
 
 @app.command()
 def triton(
-    name: Annotated[str, typer.Option("--server", help="Which of several in [[triton]].")] = "",
+    name: Annotated[str, typer.Option("--server", help="Which of several entries of triton in config.toml.")] = "",
     workspace: Workspace = HERE,
     overrides: Overrides = None,
 ) -> None:

@@ -15,7 +15,7 @@ from policies.suggest import nearest
 
 
 def notify(
-    name: Annotated[str | None, typer.Argument(help="One entry of [[notify]]; else all.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One entry of notify in config.toml; else all.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Send a message now, and say whether it went.")] = False,
     workspace: Workspace = HERE,
     as_json: AsJson = False,

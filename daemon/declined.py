@@ -16,6 +16,7 @@ from sqlalchemy import Connection, select
 from daemon import schema
 from daemon.dates import day
 from daemon.journal import AnyRow
+from daemon.serving import TAKEN_BACK
 
 _WENT_BACK = "{by} went back from {gone} on {day}"
 _FORCED = "{by} replaced {gone} by force on {day}"
@@ -60,9 +61,10 @@ def _alike(connection: Connection, artifact: str) -> list[str]:
 def _replaced(connection: Connection, target: str) -> Iterator[_Act]:
     """What people put in front of the clients, and what went for it: all artifacts of the same model with it."""
     table, artifacts = schema.promotions, schema.artifacts
-    counts = table.c.served.is_not(None) | (table.c.state == "switching")
+    taken_back = table.c.error.startswith(TAKEN_BACK)
+    counts = table.c.served.is_not(None) | (table.c.state == "switching") | taken_back
     rows = connection.execute(select(table).where(table.c.target == target, counts).order_by(table.c.version)).all()
-    if all(row.by == "policy" for row in rows):
+    if all(row.by == "policy" and not (row.error or "").startswith(TAKEN_BACK) for row in rows):
         return
     models = {row.id: row.model_id for row in connection.execute(select(artifacts.c.id, artifacts.c.model_id))}
     for index, row in enumerate(rows):
@@ -73,7 +75,10 @@ def _replaced(connection: Connection, target: str) -> Iterator[_Act]:
                 alike = [gone] if model == models[row.artifact_id] else [a for a, of in models.items() if of == model]
                 why = said.format(by=row.by, gone=gone, day=day(row.started))
                 yield from (_Act(row.started, artifact, why) for artifact in alike)
-        if row.by != "policy":
+        if (row.error or "").startswith(TAKEN_BACK):
+            said = f"{row.artifact_id} was {row.error} on {day(row.started)}"
+            yield from (_Act(row.started, artifact, said) for artifact in _alike(connection, row.artifact_id))
+        elif row.by != "policy":
             yield _Act(row.started, row.artifact_id, None)
 
 

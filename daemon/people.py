@@ -144,12 +144,12 @@ def _retrain(connection: Connection, serving: Serving, asked: Requirement, reque
 
 
 def _roll_back(connection: Connection, serving: Serving, asked: Requirement, request: AnyRow) -> tuple[str, str]:
-    artifact, version = choices.rollback(connection, serving, asked, request.arguments.get("artifact"), request.by)
+    said = choices.rollback(connection, serving, asked, request.arguments.get("artifact"), request.by)
     settle(connection, asked.target, request.at)  # a training that was asked for earlier would undo it
-    first = f"{asked.target} went back to {artifact} first"
+    first = f"{request.by} went back first"
     settle_asked(connection, asked.target, first)
     adoption.drop(connection, asked.target, first)
-    return "done", f"{asked.target} goes back to {artifact}: Triton loads it as version {version} now"
+    return "done", said
 
 
 def _promote(connection: Connection, serving: Serving, asked: Requirement, request: AnyRow) -> tuple[str, str]:

@@ -12,13 +12,14 @@ from sqlalchemy import Connection, Engine, func, select, update
 from daemon import schema, servers, targets
 from daemon.config import Config
 from daemon.events import Event, SettingsEdited, SwitchEnded
-from daemon.journal import AnyRow, add, change, get, now
+from daemon.journal import AnyRow, add, change, claim, get, now
 from daemon.keeper import WITHDRAWABLE, Keeper
 from daemon.variants import devices, gpu_of
 from deploy import repository
 
 log = logging.getLogger("relearn")
 promotions = schema.promotions
+TAKEN_BACK = "taken back by"  # how the error of a promotion begins that a person wanted no more
 
 
 class Serving:
@@ -172,11 +173,23 @@ class Serving:
             )
         self.tend()
 
+    def take_back(self, connection: Connection, row: AnyRow, by: str) -> bool:
+        """A person takes back a promotion under way. False: Triton may be loading it, so that it goes on."""
+        if row.step not in (None, *WITHDRAWABLE[:-1]):
+            return False
+        begun = row.step is not None  # else there is nothing to undo, and nobody need be waited for
+        new = "undoing" if begun else "failed"
+        error = f"{TAKEN_BACK} {by}"
+        taken = claim(connection, promotions, row.id, "switching", new, error=error, ended=None if begun else now())
+        if taken and not begun:
+            self.put(SwitchEnded(row.id, error))
+        return taken
+
     def _next_version(self, connection: Connection, target: str) -> int:
         highest = select(func.max(promotions.c.version)).where(promotions.c.target == target)
         journalled = connection.execute(highest).scalar() or 0
-        on_disk = [version for keeper in self.keepers for version in repository.versions(keeper.repository, target)]
-        return max([journalled, *on_disk]) + 1
+        taken = [number for keeper in self.keepers for number in repository.numbers(keeper.repository, target)]
+        return max([journalled, *taken]) + 1
 
     def _server_for(self, connection: Connection, target: str) -> str:
         """Where a target is to be served: as its constraint file says, else where it is, else the first."""

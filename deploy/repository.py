@@ -266,6 +266,11 @@ def versions(repository: Path, target: str) -> dict[int, dict[str, Any]]:
     return dict(sorted(found.items()))
 
 
+def numbers(repository: Path, target: str) -> list[int]:
+    """All version numbers that are taken in the target's model, whoever put a folder there."""
+    return [int(folder.name) for folder in (repository / target).glob("[0-9]*") if folder.name.isdecimal()]
+
+
 def check_target(repository: Path, target: str) -> None:
     """Raises RepositoryError where the name cannot be a model's, or the model there is somebody else's."""
     if not NAME.fullmatch(target) or target.endswith(CANDIDATE):
@@ -360,5 +365,5 @@ def translated(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or path
+        where = error.filename2 or error.filename or path  # of a copy it is where to that is full
         raise RepositoryError(f"{where}: {error.strerror or error}; the version that serves is untouched") from error

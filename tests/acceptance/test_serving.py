@@ -56,7 +56,7 @@ def test_a_rollback_serves_the_earlier_model_under_a_new_version(served: House) 
     refused = served("rollback", TARGET, "--to", "nonesuch")
     assert (refused.returncode, "nonesuch" in refused.stdout) == (1, True)
     done = served.view("rollback", TARGET)
-    assert done["answer"] == f"{TARGET} goes back to {earlier}: Triton loads it as version {version + 2} now"
+    assert done["answer"] == f"{TARGET} goes back to {earlier}: it becomes version {version + 2}"
     served.until(lambda: served.version() == version + 2 and served.at_rest(), "the earlier model is served")
     with Triton(served.url) as triton:
         digit = served.waves.held_back[0]

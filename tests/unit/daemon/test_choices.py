@@ -232,6 +232,18 @@ def test_a_refusal_on_fewer_judge_samples_or_by_other_settings_is_judged_anew(of
     assert "[promotion] was edited since" in office.promote()[1]
 
 
+def test_no_id_is_the_beginning_of_none(office: Office) -> None:
+    assert office.promote("") == ("refused", "which artifact? `relearn models` lists them")
+
+
+def test_of_many_classes_that_come_a_few_are_named(office: Office) -> None:
+    names = ["cat", "dog", "x" * 5_000, *(f"c{number}" for number in range(20))]
+    with office.world.journal.begin() as connection:
+        change(connection, schema.models, "new", classes=names)
+    said = office.promote(force=True)[1]
+    assert said.endswith(f"; new: {'x' * 60}…, c0, c1, c2, c3 and 16 more")
+
+
 def test_what_was_never_judged_is_judged_first(office: Office) -> None:
     state, answer = office.promote("ne")
     assert (state, answer) == ("owed", "the policy was never asked whether new may serve edge: a cycle asks it next")
@@ -321,7 +333,7 @@ def versions(office: Office) -> Office:
 @pytest.mark.parametrize(
     ("to", "expected"),
     [
-        ("1", "goes back to old: Triton loads it as version 6 now"),
+        ("1", "goes back to old: it becomes version 6"),
         ("3", "goes back to 2002aa"),
         ("b", "goes back to b2"),
         ("2002a", "goes back to 2002aa"),
@@ -329,6 +341,9 @@ def versions(office: Office) -> Office:
         ("5", "version 5 of edge was never served: probe: other answers"),
         ("9", "edge has had no version 9; it has served 1, 2, 3, 4"),
         ("nonesuch", "the journal has no artifact 'nonesuch'"),
+        ("", "goes back to 2002aa"),
+        ("4", "edge serves 2002bb already, as version 4"),
+        ("2002b", "edge serves 2002bb already, as version 4"),
     ],
 )
 def test_a_rollback_goes_to_any_version_or_artifact(versions: Office, to: str, expected: str) -> None:
@@ -347,13 +362,35 @@ def test_a_number_that_could_be_both_is_said_to_be(versions: Office) -> None:
 def test_while_another_takes_its_place_going_back_is_going_to_the_champion(versions: Office, step: str | None) -> None:
     versions.world.promote("new", 6, state="switching", step=step, served=None)
     state, said = versions.ask("rollback", artifact=None)
-    assert (state, "goes back to 2002bb" in said) == ("done", True)
+    row = versions.world.row(schema.promotions, version=6)
+    if step is None:
+        assert (state, said) == ("done", "new is not switched to any more: edge serves 2002bb, as version 4")
+        assert (row.state, row.error) == ("failed", f"taken back by {ME}")
+    else:
+        assert (state, said) == ("done", "edge goes back to 2002bb: it becomes version 7")
+        assert (row.state, row.error) == ("switching", None)  # clients may have it already, and go back then
     with versions.world.journal.begin() as connection:
-        behind = connection.execute(
-            update(schema.promotions).where(schema.promotions.c.version == 6).values(served=1.0)
-        )
-        assert behind.rowcount == 1  # Triton took it all the same, before it went back
+        if step is not None:
+            connection.execute(update(schema.promotions).where(schema.promotions.c.version == 6).values(served=1.0))
         assert set(declined.declined(connection, "edge")) == {"new"}
+
+
+def test_a_first_promotion_that_waits_can_be_taken_back(office: Office) -> None:
+    with office.world.journal.begin() as connection:
+        connection.execute(update(schema.promotions).values(state="retired"))
+    office.world.promote("new", 2, state="switching", step=None, served=None)
+    assert office.ask("rollback", artifact=None) == ("done", "new is not switched to any more: edge serves nothing")
+
+
+def test_what_waited_before_waits_again_after_a_refusal(office: Office) -> None:
+    office.world.artifact("third", office.cycle)
+    old = office.verdict(approval="waiting")
+    with office.world.journal.begin() as connection:
+        approvals.supersede(connection, "edge", "third", "waiting")
+    office.verdict("promote", "third", approval="waiting")
+    state, said = office.ask("refuse", because=None)
+    assert (state, said.endswith(f"; new (v{old}), which waited before, waits again")) == ("done", True)
+    assert office.waiting().id == old
 
 
 def test_a_rollback_settles_what_was_asked_about_before(versions: Office) -> None:
@@ -362,7 +399,7 @@ def test_a_rollback_settles_what_was_asked_about_before(versions: Office) -> Non
     with versions.world.journal.connect() as connection:
         assert people.asked_about(connection, "edge") == (None, "")
         asked = select(schema.requests.c.answer).where(schema.requests.c.kind == "promote")
-        assert connection.execute(asked).scalar_one() == "edge went back to old first"
+        assert connection.execute(asked).scalar_one() == f"{ME} went back first"
 
 
 # --- paused ---------------------------------------------------------------------------------------------------------

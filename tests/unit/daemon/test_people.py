@@ -193,7 +193,7 @@ def test_a_rollback_is_a_promotion_under_a_new_version(
     version = len(artifacts) + 1
     assert answer(journal, request) == (
         "done",
-        f"edge goes back to {expected}: Triton loads it as version {version} now",
+        f"edge goes back to {expected}: it becomes version {version}",
     )
     with journal.connect() as connection:
         row = connection.execute(select(schema.promotions).where(schema.promotions.c.state == "switching")).one()
