@@ -195,7 +195,7 @@ class Cycle:
             # Their end could not be written down: the disk was full.
             _lose_attempts(connection, self.id, alive=self.ground.folder)
             _skip_waiting(connection, self.id, unless=step.key)
-            plans = jobs.plan(step, self.ground, connection)
+            plans = jobs.plan(step, self.ground, connection, self.devices)
             rows = [self._stage(connection, step, plan) for plan in plans]
             if plans[0].name == "pixels":
                 rows[0] = self._look_for_pixels(connection, rows[0])
