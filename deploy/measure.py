@@ -16,7 +16,7 @@ The method, version 2. Figures are to mean the same tomorrow, and beside other w
   and of the means of twenty runs p95 is a fifth below that of single ones, so that one slow network would make every
   fast one look better than it is. p95 by p95 at equal lengths was tried beside other work (load 16, two networks,
   eleven times each): 2.8% median deviation against 3.7% by the median, but ten per cent too much for one of the two
-  with a core burning. That is no more than it costs to know nothing where no call of that length met a quiet moment.
+  with a core burning, and it would need a reading of that very length from a quiet moment; the median needs none.
 - Percentiles are, of both, over the runs in which the kernel did not take the processor away (no involuntary context
   switch by getrusage): beside other work these are as fast as ever, where the others wait a scheduler's turn of
   milliseconds. Where there are fewer than ten, and where the load itself is more than the cores (then it is the load
