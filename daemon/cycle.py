@@ -364,7 +364,7 @@ class Cycle:
         add(connection, schema.attempts, stage_id=stage, number=number, token=token, started=now())
 
     def _retry(self, connection: Connection, stage: int, *, waited: bool) -> None:
-        """Begins the stage anew after a while, unless it has failed too often. It may have waited as often as it must."""
+        """Begins the stage anew after a while, unless it has failed too often. It may wait as often as it must."""
         attempts = schema.attempts
         failed = len(
             connection.execute(
