@@ -246,7 +246,7 @@ def _listen(queue: SimpleQueue[Event], check: Callable[[], None]) -> Iterator[Ev
 
 def _check(child: Child, order: Order, began: float) -> None:
     """Raises _Failed where the child takes more than it may."""
-    if time.monotonic() - began > order.seconds:
+    if time.monotonic() - began - child.waited > order.seconds:
         raise _Failed(f"took longer than {order.seconds:g} s")
     try:
         family = psutil.Process(child.pid)

@@ -72,6 +72,7 @@ class Child:
             env={**os.environ, "PYTHONPATH": str(CHECKOUT), **(environment or {})},
         )
         self._words: deque[str] = deque(maxlen=LAST_WORDS)
+        self._waited: tuple[float, float | None] = (0.0, None)  # seconds, and since when it waits again
         threading.Thread(target=self._listen, name=f"child {token}", daemon=True).start()
 
     @property
@@ -82,6 +83,17 @@ class Child:
     def age(self) -> float:
         """Seconds since it was started."""
         return time.monotonic() - self.started
+
+    @property
+    def waited(self) -> float:
+        """Seconds for which it said that it waits for others (progress with "waiting": the lease of the machine)."""
+        before, since = self._waited
+        return before if since is None else before + time.monotonic() - since
+
+    @property
+    def worked(self) -> float:
+        """Seconds since it was started, less those that it waited: what a limit of its time is about."""
+        return self.age - self.waited
 
     def tell(self, line: str) -> None:
         """Says a line to a child that listens. One that is gone hears nothing, and its end is told anyway."""
@@ -125,6 +137,7 @@ class Child:
                 self._words.append(line.rstrip())
                 continue
             if isinstance(spoken, dict) and spoken.get("token") == self.token:
+                self._waited = (self.waited, time.monotonic() if "waiting" in spoken else None)
                 self._put(ChildSpoke(self.token, spoken))
         status = self._process.wait()
         errors.join(1)

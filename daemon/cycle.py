@@ -195,7 +195,7 @@ class Cycle:
             # Their end could not be written down: the disk was full.
             _lose_attempts(connection, self.id, alive=self.ground.folder)
             _skip_waiting(connection, self.id, unless=step.key)
-            plans = jobs.plan(step, self.ground, connection)
+            plans = jobs.plan(step, self.ground, connection, self.devices)
             rows = [self._stage(connection, step, plan) for plan in plans]
             if plans[0].name == "pixels":
                 rows[0] = self._look_for_pixels(connection, rows[0])
@@ -324,7 +324,6 @@ class Cycle:
         """
         self.child = None
         self.measures = False
-        how = "timed out" if self.timed_out else "failed"
         with self.journal.begin() as connection:
             row = connection.execute(
                 select(schema.stages).where(schema.stages.c.cycle_id == self.id, schema.stages.c.state == "running")
@@ -339,11 +338,13 @@ class Cycle:
             words = words_of(connection, row.id) or last_words or f"ended with status {status}"
             if self.timed_out:
                 words = f"took longer than {self.limit_minutes:g} minutes; {words}"
+            how = "timed out" if self.timed_out else "waited" if _waits(connection, row.id) else "failed"
             connection.execute(_open_attempt(row.id).values(ended=now(), outcome=how, last_words=words))
-            if row.step.startswith("sketch "):
+            waited = how == "waited"  # in vain, which says nothing of what was to be measured
+            if row.step.startswith("sketch ") and not waited:
                 self._give_up_sketch(connection, row, words)
             else:
-                self._retry(connection, row.id)
+                self._retry(connection, row.id, waited=waited)
         return words
 
     def _give_up_sketch(self, connection: Connection, row: AnyRow, words: str) -> None:
@@ -362,7 +363,8 @@ class Cycle:
             return
         add(connection, schema.attempts, stage_id=stage, number=number, token=token, started=now())
 
-    def _retry(self, connection: Connection, stage: int) -> None:
+    def _retry(self, connection: Connection, stage: int, *, waited: bool) -> None:
+        """Begins the stage anew after a while, unless it has failed too often. It may wait as often as it must."""
         attempts = schema.attempts
         failed = len(
             connection.execute(
@@ -371,7 +373,8 @@ class Cycle:
                 )
             ).all()
         )
-        wait = wait_before(failed + 1, RetrySettings(**self.ground.settings["policies"]["retry"]))
+        settings = RetrySettings(**self.ground.settings["policies"]["retry"])
+        wait = settings.first_seconds if waited else wait_before(failed + 1, settings)
         if wait is None:
             change(connection, schema.stages, stage, state="failed", ended=now())
         else:
@@ -423,6 +426,13 @@ def complete(frozen: Mapping[str, Any], today: Mapping[str, Any]) -> dict[str, A
 
 def _open_attempt(stage: int) -> Any:
     return update(schema.attempts).where(schema.attempts.c.stage_id == stage, schema.attempts.c.outcome.is_(None))
+
+
+def _waits(connection: Connection, stage: int) -> bool:
+    """Whether the last that the stage's open attempt said is that it waits for others."""
+    table = schema.attempts
+    said = select(table.c.progress).where(table.c.stage_id == stage, table.c.outcome.is_(None))
+    return any("waiting" in (progress or {}) for progress in connection.execute(said).scalars())
 
 
 def _skip_waiting(connection: Connection, cycle: int, unless: str = "") -> None:

@@ -12,16 +12,17 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection
 
-from daemon import proofs, schema, tunings
+from daemon import measurements, proofs, schema, tunings
 from daemon.ground import Ground
 from daemon.journal import get
 from daemon.stock import artifact_folder, model_folder
-from daemon.variants import split
+from daemon.variants import Devices, split
 from deploy.artifact import MANIFEST
+from policies.constraints import open_limits
 from policies.steps import Build, Measure, Prove, Race, Shortlist, Sketch, Train, Tune, Work
 
 Package = Literal["pipeline", "deploy"]
-LONGER = 4.0  # times a measurement takes where the first one left a constraint in doubt: half the uncertainty
+LONGER = 4.0  # times as long a measurement may take where the first one left a constraint in doubt
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +34,12 @@ class StagePlan:
     inputs: Mapping[str, Any]
 
 
-def plan(step: Work, ground: Ground, connection: Connection) -> list[StagePlan]:
-    """The stages of a step, in order."""
+def plan(step: Work, ground: Ground, connection: Connection, devices: Devices) -> list[StagePlan]:
+    """The stages of a step, in order; `devices` as this machine's engines run on them now."""
     if isinstance(step, Shortlist):
         return [StagePlan("names", "pipeline", {"patterns": ground.settings["search"]["architectures"]})]
     if isinstance(step, Measure):
-        return [_measuring(artifact_folder(ground.state, step.artifact), ground, longer=LONGER)]
+        return [_measuring_longer(step.artifact, ground, connection, devices)]
     return [StagePlan("pixels", "pipeline", ground.pixels), *_on_pixels(step, ground, connection)]
 
 
@@ -169,7 +170,7 @@ def _proving(artifact: Path | None, model: Path, ground: Ground, name: str) -> S
     )
 
 
-def _measuring(artifact: Path | None, ground: Ground, *, longer: float = 1.0) -> StagePlan:
+def _measuring(artifact: Path | None, ground: Ground) -> StagePlan:
     return StagePlan(
         "measure",
         "deploy",
@@ -178,9 +179,23 @@ def _measuring(artifact: Path | None, ground: Ground, *, longer: float = 1.0) ->
             "batch_size": ground.requirement.batch_size,
             "concurrency": ground.requirement.concurrency,
             "threads": ground.settings["compute"]["serve_threads"],
-            "seconds_max": ground.settings["measure"]["seconds_max"] * longer,
+            "seconds_max": ground.settings["measure"]["seconds_max"],
         },
     )
+
+
+def _measuring_longer(id_: str, ground: Ground, connection: Connection, devices: Devices) -> StagePlan:
+    """The measurement goes on until it tells what the one before left in doubt, in `LONGER` times the time at most."""
+    measuring = _measuring(artifact_folder(ground.state, id_), ground)
+    engine = get(connection, schema.artifacts, id_).engine
+    best = measurements.quiet(connection, devices.get("onnxruntime", ""), ground.requirement.concurrency)
+    before = measurements.newest(connection, id_, ground.requirement, devices.get(engine, ""), best)
+    longer = {
+        "seconds_max": measuring.inputs["seconds_max"] * LONGER,
+        "doubts": open_limits(ground.requirement, before) if before else {},
+        "quiet": best,
+    }
+    return replace(measuring, inputs={**measuring.inputs, **longer})
 
 
 def command(package: str, file: str, nice: int, cluster: str) -> tuple[str, list[str]]:

@@ -277,7 +277,7 @@ attempts = Table(  # of one stage: each start of a child that runs it
     Column("token", String, nullable=False),
     Column("started", Float, nullable=False),
     Column("ended", Float),
-    Column("outcome", String),  # done, failed, interrupted, paused, timed out, lost (with the daemon)
+    Column("outcome", String),  # done, failed, interrupted, paused, timed out, waited (in vain), lost (with the daemon)
     Column("progress", JSON),  # the last that it said
     Column("last_words", String),
 )

@@ -145,7 +145,7 @@ class Worker:
             self.sources.fire_at(self.cycle.retry_at, "retry")
         elif self.cycle.child is not None:
             minutes = self.cycle.limit_minutes
-            self.sources.fire_at(now() - self.cycle.child.age + minutes * 60, "timeout")
+            self.sources.fire_at(now() - self.cycle.child.worked + minutes * 60, "timeout")
 
     def hear(self, line: dict[str, Any]) -> None:
         assert self.cycle is not None
@@ -203,8 +203,8 @@ class Worker:
         return Cycle(self.config, self.journal, found[0], self.put, self.serving.devices) if found else None
 
     def stop_overdue(self) -> None:
-        """Stops the child whose time is up; its attempt counts as failed."""
-        if self.cycle and (child := self.cycle.child) and child.age >= self.cycle.limit_minutes * 60 - 1:
+        """Stops the child whose time is up; its attempt counts as failed. What waits for others uses up no time."""
+        if self.cycle and (child := self.cycle.child) and child.worked >= self.cycle.limit_minutes * 60 - 1:
             self.cycle.timed_out = True
             child.stop(grace_seconds=5.0)
 

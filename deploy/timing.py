@@ -43,11 +43,10 @@ class Series:
         self.clear.append(np.array([seconds for seconds, clear in block.runs if clear]))
         self.walls.append(block.wall)
 
-    def divide(self, length: int) -> None:
-        """Each run was so many."""
-        self.times = [block / length for block in self.times]
-        self.clear = [block / length for block in self.clear]
-        self.walls = [wall / length for wall in self.walls]
+    def divided(self, length: int) -> Series:
+        """The same, where each run was so many."""
+        times, clear = ([block / length for block in blocks] for blocks in (self.times, self.clear))
+        return Series(self.crowded, times, clear, [wall / length for wall in self.walls])
 
     @property
     def repetitions(self) -> int:

@@ -50,17 +50,31 @@ def _correction(measurement: Measurement, field: str) -> str:
     return f" (timed as {_number(timed)} beside other work, by which a reference network ran {slower:.2f} times slower)"
 
 
+def open_limits(requirement: Requirement, measurement: Measurement) -> dict[str, float]:
+    """The figures whose limit lies within the measurement's own uncertainty, with that limit: field -> limit."""
+    found: dict[str, float] = {}
+    for field, constraint, _, _ in _SPEED:
+        value, limit = getattr(measurement, field), getattr(requirement, constraint)
+        if value is None or limit is None:
+            continue
+        low, high = measurement.interval(field)
+        if low < limit < high:
+            found[field] = limit
+    return found
+
+
 def in_doubt(requirement: Requirement, candidate: Candidate) -> dict[str, str]:
     """The constraints that are met or missed by less than the measurement's own uncertainty, with a sentence each."""
-    found: dict[str, str] = {}
-    for field, constraint, words, unit in _SPEED if candidate.measurement else ():
-        value, limit = getattr(candidate.measurement, field), getattr(requirement, constraint)
-        if value is None or limit is None or candidate.measurement is None:
-            continue
-        low, high = candidate.measurement.interval(field)
-        if low < limit < high:
-            told = f"{words} {_number(value)} {unit}{_correction(candidate.measurement, field)}"
-            found[constraint] = f"{told} is between {_number(low)} and {_number(high)}, {constraint} {_number(limit)}"
+    measurement = candidate.measurement
+    if measurement is None:
+        return {}
+    doubted, found = open_limits(requirement, measurement), {}
+    for field, constraint, words, unit in _SPEED:
+        if field in doubted:
+            low, high = measurement.interval(field)
+            told = f"{words} {_number(getattr(measurement, field))} {unit}{_correction(measurement, field)}"
+            between = f"is between {_number(low)} and {_number(high)}"
+            found[constraint] = f"{told} {between}, {constraint} {_number(doubted[field])}"
     return found
 
 

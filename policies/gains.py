@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from policies.constraints import preferred
 from policies.facts import MAXIMIZED, Candidate, ClassTally, Requirement
 
 FEW = 3  # judge samples of a new class; by guessing among ten classes, two of three are right in 3 of 100 cases
-NOISE = {  # shares by which two measurements of one artifact may differ, so that no noise is called a gain
+NOISE = {  # shares by which two measurements of one artifact may differ however sure each is of itself
     "latency_p95_ms": 0.05,
     "throughput": 0.05,
     "memory_mb": 0.05,
@@ -95,7 +96,7 @@ def weigh(
     """What the challenger brings. Accuracy: by the estimate on judge, a tie there broken by tune.
 
     An estimate is enough, for it is never enough alone: the challenger must also be shown to be no worse.
-    Speed, memory and size must differ by more than `NOISE`.
+    Speed, memory and size must differ by more than `NOISE`, and by more than both measurements are unsure of.
     """
     learned = tuple(n for n in newcomers if n.passed)
     if requirement.prefer == "accuracy":
@@ -105,9 +106,9 @@ def weigh(
         return Gains(learned)
     name, unit = requirement.prefer, _UNITS[requirement.prefer]
     said = f"{name} {figure(mine)} {unit} instead of {figure(theirs)}"
-    if _beats(name, mine, theirs):
+    if _beats(requirement, challenger, champion):
         return Gains(learned, said)
-    return Gains(learned, given_up=said if _beats(name, theirs, mine) else "")
+    return Gains(learned, given_up=said if _beats(requirement, champion, challenger) else "")
 
 
 def figure(value: float) -> str:
@@ -125,7 +126,26 @@ def _more_accurate(challenger: Candidate, champion: Candidate, tally: ClassTally
     return ""
 
 
-def _beats(name: str, one: float, other: float) -> bool:
-    if name in MAXIMIZED:
-        return other < one * (1.0 - NOISE[name])
-    return one < other * (1.0 - NOISE[name])
+def _beats(requirement: Requirement, one: Candidate, other: Candidate) -> bool:
+    """Whether one has more of what is preferred, beyond noise.
+
+    A difference of two figures is as unsure as both together: the root of the sum of the squares, for neither
+    measurement knows of the other.
+    """
+    name = requirement.prefer
+    first, second = preferred(one, requirement), preferred(other, requirement)
+    if first is None or second is None:
+        return False
+    ahead = first - second if name in MAXIMIZED else second - first
+    unsure = math.hypot(_reach(one, name, worse=True), _reach(other, name, worse=False))
+    return ahead > max(NOISE[name] * max(first, second), unsure)
+
+
+def _reach(candidate: Candidate, name: str, *, worse: bool) -> float:
+    """How far the figure may lie from its estimate to the worse, or the better, side, in its own unit."""
+    found = candidate.measurement
+    if found is None:  # of its size nothing is unsure
+        return 0.0
+    low, high = found.interval(name)
+    value: float = getattr(found, name)
+    return value - low if worse == (name in MAXIMIZED) else high - value

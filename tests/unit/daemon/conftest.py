@@ -342,7 +342,13 @@ def due(stage):
     return acts[min(number, len(acts) - 1)] if acts else "ok"
 
 
-def act(stage, what):
+def act(stage, what, report=None):
+    if what.startswith("wait"):
+        report(0, 1, stage, waiting="waits for the measurement of process 1")  # deploy/lease.py
+        what = what.removeprefix("wait and ")
+    if what.startswith("take its turn"):
+        report(0, 1, stage)
+        what = what.removeprefix("take its turn and ")
     if what == "fail":
         raise StageError(f"{stage} is not possible today")
     if what == "die":
@@ -462,7 +468,7 @@ def find(stage):
         with (HERE / "runs").open("a") as file:
             file.write(json.dumps(ran) + "\\n")
         report(1, 2, "part", loss=0.5)
-        act(stage, what)
+        act(stage, what, report)
         file = HERE / "outputs.json"
         more = json.loads(file.read_text()).get(stage, {}) if file.exists() else {}
         return {**answer(stage, inputs, earlier), **more}

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -131,6 +132,27 @@ def test_wait_says_whether_it_is_gone(start: Start, queue: SimpleQueue[Event]) -
     child.kill()
     assert child.wait(SECONDS)
     child.stop(0.1)  # of one that is gone: nothing happens
+
+
+def test_what_it_waits_for_others_is_told_apart(
+    start: Start, queue: SimpleQueue[Event], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=1_000.0)
+    monkeypatch.setattr("daemon.children.time", SimpleNamespace(monotonic=lambda: clock.now))
+    turns = f"""
+import pathlib, time
+for name in ("it waits", "it works", "it waits again", "the end"):
+    while not pathlib.Path({str(tmp_path)!r}, name).exists(): time.sleep(0.01)
+    say(token='t1', event='progress', **({{'waiting': 'for another'}} if 'waits' in name else {{}}))
+"""
+    child = start(SAY + turns)
+    found = []
+    for name, seconds in (("it waits", 100.0), ("it works", 7.0), ("it waits again", 1000.0), ("the end", 0.5)):
+        (tmp_path / name).touch()
+        wait_ready(queue)
+        clock.now += seconds
+        found.append((child.worked, child.waited))
+    assert found == [(0.0, 100.0), (7.0, 100.0), (7.0, 1100.0), (7.5, 1100.0)]
 
 
 @pytest.mark.parametrize("ending", ["raise SystemExit(0)", "import os; os.kill(os.getpid(), 9)"])

@@ -518,6 +518,23 @@ def test_a_drawing_may_take_less_time_than_a_training(lane: Lane) -> None:
     assert lane.cycle.limit_minutes == 2
 
 
+def test_no_architecture_is_given_up_for_waiting(lane: Lane, clock: Clock) -> None:
+    """Another process measures, or hangs: as long as it takes, oftener than a stage may fail."""
+    with_settings(lane, *SEARCHED, "policies.retry.attempts=2")
+    lane.stand_in.behave(measure=[*["wait and fail"] * 4, "ok"])
+    assert isinstance(work_through_retries(lane, clock), Promote)
+    assert lane.attempts("measure") == [*((number, "waited") for number in range(1, 5)), (5, "done")]
+    assert [row.error for row in lane.world.rows(schema.benchmarks)] == [None] * 4
+
+
+def test_what_fails_once_it_has_its_turn_has_failed(lane: Lane, clock: Clock) -> None:
+    with_settings(lane, *SEARCHED)
+    lane.stand_in.behave(measure=["wait and take its turn and fail", "ok"])
+    assert isinstance(work_through_retries(lane, clock), Promote)
+    rows = {row.architecture: row.error for row in lane.world.rows(schema.benchmarks)}
+    assert rows["short"] == "measure is not possible today"
+
+
 @pytest.mark.parametrize("stage", ["prove", "measure"])
 def test_an_artifact_that_cannot_be_asked_harms_no_other(lane: Lane, clock: Clock, stage: str) -> None:
     in_both_precisions(lane)

@@ -19,7 +19,7 @@ from daemon.jobs import StagePlan
 from daemon.journal import add, change, get
 from daemon.stock import artifact_folder, model_folder
 from policies.facts import Measurement, from_dict
-from policies.steps import Build, Prove, Sketch, Train
+from policies.steps import Build, Measure, Prove, Sketch, Train
 
 World = Any  # tests/unit/daemon/conftest.py
 
@@ -35,6 +35,7 @@ def ground(config: Config, world: World) -> Ground:
 
 
 FP32 = "onnxruntime:fp32"
+DEVICES = {"onnxruntime": "this machine"}
 VARIANT = {
     "engine": "tensorrt_rtx",
     "engine_version": "1.7",
@@ -44,9 +45,9 @@ VARIANT = {
 }
 
 
-def plan(journal: Engine, ground: Ground, step: Train | Build | Prove | Sketch) -> dict[str, StagePlan]:
+def plan(journal: Engine, ground: Ground, step: Train | Build | Prove | Sketch | Measure) -> dict[str, StagePlan]:
     with journal.connect() as connection:
-        return {stage.name: stage for stage in jobs.plan(step, ground, connection)}
+        return {stage.name: stage for stage in jobs.plan(step, ground, connection, DEVICES)}
 
 
 def packages(stages: dict[str, StagePlan]) -> dict[str, str]:
@@ -126,6 +127,30 @@ def test_measuring_is_under_the_load_that_is_required(journal: Engine, ground: G
     loaded = dataclasses.replace(ground, requirement=world.requirement(batch_size=4, concurrency=2))
     inputs = plan(journal, loaded, Prove("a", measure=True))["measure"].inputs
     assert (inputs["batch_size"], inputs["concurrency"]) == (4, 2)
+
+
+DOUBTFUL: dict[str, Any] = {
+    "latency_p95_ms": 5.1,  # 5 are asked for
+    "raw": {"latency_p50_ms": 2.0, "latency_p95_ms": 6.375, "latency_p99_ms": 8.0, "throughput": 500.0},
+    "clear": {"latency_p50_ms": 2.0, "latency_p95_ms": 6.375, "latency_p99_ms": 8.0, "throughput": 500.0},
+    "uncertainty": {"latency_p95_ms": 0.05, "throughput": 0.05, "memory_mb": 0.02},
+    "reference": {"latency_p50_ms": 0.125, "latency_p95_ms": 0.2, "latency_p99_ms": 0.2, "throughput": 8000.0},
+    "reference_device": "this machine",
+}
+
+
+def test_what_is_in_doubt_is_measured_until_it_is_told(journal: Engine, ground: Ground, world: World) -> None:
+    """As corrected: the stage is told how fast the reference is known to be, and what was left open so."""
+    for name in ("a", "quiet"):
+        world.artifact(name, ground.cycle)
+    world.measure("quiet", **{**DOUBTFUL, "reference": {**DOUBTFUL["reference"], "latency_p50_ms": 0.1}})
+    world.measure("a", **DOUBTFUL)
+    loaded = dataclasses.replace(ground, requirement=world.requirement(latency_p95_ms=5.0, throughput_min=100.0))
+    inputs = plan(journal, loaded, Measure("a"))["measure"].inputs
+    assert inputs["artifact"] == str(artifact_folder(ground.state, "a"))
+    assert inputs["doubts"] == {"latency_p95_ms": 5.0}
+    assert inputs["quiet"]["latency_p50_ms"] == 0.1
+    assert inputs["seconds_max"] == 4 * ground.settings["measure"]["seconds_max"]
 
 
 def test_an_architecture_is_drawn_once_for_all_engines(journal: Engine, ground: Ground) -> None:

@@ -40,7 +40,8 @@ class Judging:
     def known(self, ground: Ground) -> Any:
         """What the stage is told, as the file with what it is to ask for: the samples' ids."""
         with self.journal.connect() as connection:
-            (prove,) = (s for s in jobs.plan(Prove("a", measure=False), ground, connection) if s.name == "prove")
+            stages = jobs.plan(Prove("a", measure=False), ground, connection, self.world.devices)
+        (prove,) = (stage for stage in stages if stage.name == "prove")
         found = prove.inputs["known"]
         if found is None:
             return None

@@ -5,8 +5,10 @@ The children stand in for pipeline and deploy, so that the daemon's side alone i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -251,6 +253,35 @@ def test_a_child_that_is_not_overdue_goes_on(lane: Lane, stand_in: StandIn) -> N
     assert not child.wait(0.05)
     assert lane.worker.cycle is not None
     assert lane.worker.cycle.timed_out is False
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "overdue"), [("wait and hang", False), ("wait and take its turn and hang", True)]
+)
+def test_waiting_for_another_measurement_uses_up_no_time(
+    lane: Lane, stand_in: StandIn, clock: list[float], monkeypatch: pytest.MonkeyPatch, behaviour: str, overdue: bool
+) -> None:
+    later = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr("daemon.children.time", SimpleNamespace(monotonic=lambda: time.monotonic() + later.seconds))
+    stand_in.behave(measure=[behaviour])
+    lane.worker.begin(lane.world.cycle())
+    said: dict[str, Any] = {}
+    while said.get("unit") != "measure" or ("waiting" in said) is overdue:
+        if lane.worker.child is None:
+            lane.worker.step()
+        event = lane.hear()
+        said = event.line if isinstance(event, ChildSpoke) else {}
+    child = lane.worker.child
+    assert child is not None
+    later.seconds = 721 * 60.0
+    lane.worker.step()
+    due = lane.timer("timeout")
+    assert due is not None
+    assert (due > clock[0] + 700 * 60) is not overdue
+    lane.worker.stop_overdue()
+    assert lane.worker.cycle is not None
+    assert lane.worker.cycle.timed_out is overdue
+    assert child.wait(SECONDS if overdue else 0.05) is overdue
 
 
 def test_without_a_child_nobody_is_overdue(lane: Lane) -> None:

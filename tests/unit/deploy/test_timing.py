@@ -119,8 +119,6 @@ def test_figures_of_all_runs_and_of_those_that_nothing_interrupted() -> None:
 
 
 def test_a_run_of_several_is_divided() -> None:
-    found = series(*MIXED)
-    found.divide(10)
-    figures, _ = found.figures(clear=True)
+    figures, _ = series(*MIXED).divided(10).figures(clear=True)
     assert figures["latency_p50_ms"] == pytest.approx(100.0)
     assert figures["throughput"] == pytest.approx(60 / 30)

@@ -79,6 +79,44 @@ def test_what_one_brings_the_other_gives_up() -> None:
         assert not (there.preferred and back.preferred)
 
 
+@pytest.mark.parametrize(
+    ("prefer", "better", "mine", "theirs", "beaten"),
+    [
+        ("latency_p95_ms", 9.0, 0.05, 0.05, True),  # 1 ahead, 0.67 unsure
+        ("latency_p95_ms", 9.0, 0.13, 0.13, False),  # 1.75 unsure
+        ("latency_p95_ms", 9.0, 0.0, 0.13, False),  # one that is sure of itself does not make up for the other
+        ("latency_p95_ms", 9.0, 0.13, 0.0, False),
+        ("latency_p95_ms", 8.0, 0.13, 0.13, True),  # 2 ahead, 1.67 unsure, though the intervals overlap
+        ("latency_p95_ms", 9.6, 0.001, 0.001, False),  # sure, and within what two measurements were seen to differ by
+        ("throughput", 115.0, 0.13, 0.13, False),
+        ("throughput", 125.0, 0.13, 0.13, True),
+    ],
+)
+def test_a_difference_within_what_both_are_unsure_of_is_no_gain(
+    prefer: Any, better: float, mine: float, theirs: float, beaten: bool
+) -> None:
+    """Two equal models do not replace each other on noise at each training."""
+    one, other = (
+        dataclasses.replace(each, measurement=dataclasses.replace(each.measurement, uncertainty={prefer: share}))
+        for each, share in ((candidate(**{prefer: better}), mine), (OLD, theirs))
+    )
+    asked = dataclasses.replace(ASKED, prefer=prefer)
+    assert bool(weigh(asked, one, other, EVEN, ()).preferred) is beaten
+    assert bool(weigh(asked, other, one, EVEN, ()).given_up) is beaten
+
+
+def test_a_correction_that_is_not_believed_makes_no_gain() -> None:
+    """Corrected it is 9 ms, and may as well be the 18 that were timed."""
+    timed = {"latency_p50_ms": 18.0, "latency_p95_ms": 18.0, "latency_p99_ms": 18.0, "throughput": 50.0}
+    ran = {"latency_p50_ms": 0.2, "throughput": 5000.0}
+    slow = dataclasses.replace(MEASURED, raw=timed, clear=timed, reference=ran)
+    busy = dataclasses.replace(candidate(), measurement=slow.corrected({"latency_p50_ms": 0.1, "throughput": 10_000.0}))
+    assert busy.measurement is not None
+    assert busy.measurement.latency_p95_ms == 9.0
+    asked = dataclasses.replace(ASKED, prefer="latency_p95_ms")
+    assert not weigh(asked, busy, OLD, EVEN, ())
+
+
 @pytest.mark.parametrize("prefer", sorted(NOISE.keys() - {"artifact_mb"}))
 def test_what_was_not_measured_is_no_gain(prefer: Any) -> None:
     blank = dataclasses.replace(OLD, measurement=None)
