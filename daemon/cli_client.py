@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon import config as configuration
-from daemon.command import HERE, AsJson, Workspace, read, show
+from daemon.command import HERE, AsJson, Workspace, find_config, read, show
 from daemon.config import Config
 from daemon.errors import NotFound, RelearnError, UsageError
 
@@ -28,7 +27,7 @@ def check_client(
     as_json: AsJson = False,
 ) -> None:
     """Says whether images are prepared as training did: by Triton's own answers, or by those of your client."""
-    view = check(configuration.load(workspace), target, answers)
+    view = check(find_config(workspace), target, answers)
     show(view, describe, as_json)
     if not view["agrees"]:
         raise typer.Exit(1)
