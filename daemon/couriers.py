@@ -163,7 +163,8 @@ class Courier:
         try:
             return post.send(child, self.entry.url.get_secret_value(), message)
         finally:
-            self._child = None
+            with self._lock:  # `stop` may be about to kill it
+                self._child = None
 
     def _say_sent(self) -> None:
         if self._failures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -285,3 +286,23 @@ def test_the_number_of_classes_must_fit(tmp_path: Path) -> None:
         file = network(tmp_path / "theirs.onnx", **made)
         with pytest.raises(StageError, match="answers with 3 classes, and 2 are named"):
             take(file, tmp_path, ["cat", "dog"], scale=1.0, logits=True)
+
+
+def test_two_at_once_do_not_fill_one_folder(tmp_path: Path) -> None:
+    left: list[str] = []
+
+    def fill() -> None:
+        with adopt.filling(tmp_path / "adopt-1") as folder:
+            left.append("the second begins")
+            assert not list(folder.iterdir())
+
+    second = threading.Thread(target=fill)
+    with adopt.filling(tmp_path / "adopt-1") as folder:
+        second.start()
+        second.join(0.3)
+        (folder / "model.onnx").write_bytes(b"the first's")
+        adopt.settle(folder, tmp_path / "1")
+        left.append("the first is settled")
+    second.join()
+    assert left == ["the first is settled", "the second begins"]
+    assert [file.name for file in (tmp_path / "1").iterdir()] == ["model.onnx"]
