@@ -9,7 +9,7 @@ import typer
 
 from daemon.command import HERE, AsJson, Workspace, find_config, read, show
 from daemon.config import Config
-from daemon.errors import NotFound, RelearnError, UsageError
+from daemon.errors import ConfigError, NotFound, RelearnError, UsageError
 
 if TYPE_CHECKING:
     from daemon.targets import Champion
@@ -88,6 +88,8 @@ def _ask_triton(config: Config, target: str, champion: Champion, folder: Path, r
             return triton.infer_all(target, np.stack(images), champion.version)[0]
     except TritonError as error:
         raise RelearnError(f"{target} at {server.url}: {error}") from error
+    except (ConfigError, OSError) as error:  # of headers and certificates
+        raise RelearnError(f"{target} at {server.url} cannot be asked from here: {error}") from error
 
 
 def describe(view: View) -> str:

@@ -80,9 +80,22 @@ def compare(old: Config, new: Config) -> list[str]:
     """As "train.epochs 20 -> 3", what is set otherwise."""
     before, after = dict(leaves(dump(old))), dict(leaves(dump(new)))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    changed = [f"{key} {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}" for key in keys]
-    told = old.settings.notify == new.settings.notify
-    return changed if told else [*changed, "notify"]  # of which more would tell secrets
+    changed = [f"{key} {_show(before.get(key))} -> {_show(after.get(key))}" for key in keys]
+    before, after = _secrets(old), _secrets(new)
+    return changed + [key for key in {**before, **after} if before.get(key) != after.get(key) and key not in keys]
+
+
+def _show(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _secrets(config: Config) -> dict[str, Any]:
+    """By its key, what is compared and not shown."""
+    found: dict[str, Any] = {"notify": config.settings.notify}
+    for server in config.settings.triton:
+        for header, value in server.headers.items():
+            found[named_servers.key_of(config.server_names, server.name, f"headers.{header}")] = value
+    return found
 
 
 def hash_file(file: Path) -> str:
