@@ -146,6 +146,26 @@ def test_what_an_export_may_fix_or_leave_open(tmp_path: Path, made: dict[str, An
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
 
 
+def test_a_fixed_batch_is_let_go_where_it_is_one_and_not_in_the_shape_of_a_weight(tmp_path: Path) -> None:
+    """A vector becomes planes of one, by the very shape that the images are given."""
+    model = onnx.load(network(tmp_path / "theirs.onnx", shape=(1, 3, 8, 12), rows=1))
+    nodes = [
+        helper.make_node("Reshape", ["vector", "planes"], ["offset"]),
+        helper.make_node("Reshape", ["images", "planes"], ["same"]),
+        helper.make_node("Add", ["same", "offset"], ["moved"]),
+    ]
+    model.graph.node[0].input[0] = "moved"
+    kept = [*nodes, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    vector = np.arange(3 * 8 * 12, dtype=np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(vector, "vector"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, -1, 8, 12], np.int64), "planes"))
+    onnx.save(model, tmp_path / "theirs.onnx")
+    done = take(tmp_path / "theirs.onnx", tmp_path, logits=True, scale=255.0)
+    assert answers(Path(done["path"]) / "model.onnx", IMAGES).shape == (7, 3)
+
+
 def test_a_branch_within_the_graph_is_taken_with_it(tmp_path: Path) -> None:
     """A subgraph names tensors from outside itself, which are renamed."""
     file = network(tmp_path / "theirs.onnx")
