@@ -29,8 +29,11 @@ configurations = schema.configurations
 STAND = "the settings before stand"
 
 
-def take(connection: Connection, config: Config, because: str) -> Config | None:
-    """What is in force from now on, written down and told to the log and those who asked; None: what was, and why."""
+def take(connection: Connection, config: Config, because: str) -> tuple[Config, str] | None:
+    """What is to be in force from now on, written down, and what to say of it once it is.
+
+    None: what was in force stands; the log and those who asked are told why.
+    """
     digest = hash_file(config.file)
     try:
         new = read_again(config)
@@ -41,10 +44,8 @@ def take(connection: Connection, config: Config, because: str) -> Config | None:
         answer(connection, "refused", said)
         return None
     said = f"{new.file} is in force: {', '.join(compare(config, new)) or 'it sets what was set before'}"
-    log.info("%s", said)
     note(connection, because, new.digest, new)
-    answer(connection, "done", said)
-    return new
+    return new, said
 
 
 def read_again(config: Config) -> Config:
