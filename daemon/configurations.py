@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import Connection, select, update
 
 from daemon import named_servers, schema
@@ -134,10 +135,10 @@ def find(workspace: Path) -> tuple[Config, str | None]:
     try:
         return load(workspace), None
     except ConfigError as error:
-        settings = _last_taken(_find_state(workspace))
-        if settings is None:
-            raise
-        return Config(Settings(**settings), workspace.resolve(), workspace / "config.toml", {}), str(error)
+        with suppress(ValidationError):  # of another release's settings
+            if plain := _last_taken(_find_state(workspace)):
+                return Config(Settings(**plain), workspace.resolve(), workspace / "config.toml", {}), str(error)
+        raise
 
 
 def _last_taken(state: Path) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from daemon import configurations, people, render, schema, views
 from daemon.config import Config, dump, load
 from daemon.errors import ConfigError
-from daemon.journal import get, open_journal
+from daemon.journal import add, get, open_journal
 from daemon.settings import Settings
 
 World = Any  # tests/unit/daemon/conftest.py
@@ -198,6 +198,15 @@ def test_a_state_folder_elsewhere_is_found_by_a_broken_file(config: Config, jour
     assert found.state == elsewhere.state
     assert refused is not None
     assert "'train.epoch'" in refused
+
+
+def test_settings_of_another_release_are_not_fallen_back_to(config: Config, journal: Engine, file: Path) -> None:
+    with journal.begin() as connection:
+        said = {"settings": {"version": 1, "nonesuch": {}}, "digest": "1", "because": "the daemon started"}
+        add(connection, schema.configurations, at=1.0, error=None, **said)
+    file.write_text(BROKEN)
+    with pytest.raises(ConfigError, match=r"train\.epoch"):
+        configurations.find(config.workspace)
 
 
 @pytest.mark.parametrize("text", [BROKEN, "paths = 3", "[paths", "\0"])
