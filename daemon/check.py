@@ -11,17 +11,21 @@ from policies.facts import to_dict
 
 
 def check(config: Config) -> dict[str, Any]:
-    """Settings in force with their origin, requirements of all targets, and every error found."""
+    """Settings in force with their origin, requirements of all targets, and every error found.
+
+    Remarks are on what may be otherwise where the daemon runs: its environment need not be this one.
+    """
     problems = [
         f"{folder}: is watched and does not exist"
         for folder in (*config.folders, config.constraints)
         if not folder.is_dir()
     ]
+    remarks = []
     for server in config.settings.triton:
         try:
             named_servers.resolve(server.headers)
         except ConfigError as error:
-            problems.append(f"{config.file}: {error}")
+            remarks.append(f"{config.file}: {error} for the daemon, which does not start without it")
     requirements: dict[str, Any] = {}
     files = sorted(file for file in config.constraints.glob("*.toml") if constraint_file.target_of(file))
     for file in files:
@@ -38,5 +42,6 @@ def check(config: Config) -> dict[str, Any]:
         "workspace": str(config.workspace),
         "settings": settings,
         "requirements": requirements,
+        "remarks": remarks,
         "errors": problems,
     }

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from sqlalchemy.exc import OperationalError
 
@@ -24,7 +23,7 @@ from daemon import config as configuration
 from daemon.children import CHECKOUT
 from daemon.cli_adopt import adopt
 from daemon.cli_client import check_client
-from daemon.command import HERE, AsJson, Overrides, Workspace, ask, console, read, show
+from daemon.command import HERE, AsJson, Overrides, Workspace, ask, console, errors, find_config, read, show
 from daemon.errors import RelearnError, UsageError
 
 app = typer.Typer(
@@ -41,7 +40,6 @@ for command in (*ours, storage.gc, storage.pin, storage.unpin, storage.forget):
     app.command()(command)
 for act in (serving.approve, serving.refuse, serving.promote, serving.rollback, serving.pause, serving.resume):
     app.command()(act)
-errors = Console(stderr=True)
 
 
 def main() -> None:
@@ -164,7 +162,7 @@ def cycles(
     """The cycles, with their stages, verdicts and promotions."""
     from daemon import render, views
 
-    config = configuration.load(workspace)
+    config = find_config(workspace)
     show(read(config, lambda c: views.cycles(c, limit)), render.cycles, as_json)
 
 
@@ -173,7 +171,7 @@ def models(workspace: Workspace = HERE, as_json: AsJson = False) -> None:
     """The stored models, with what was measured and proven of each."""
     from daemon import render, views
 
-    show(read(configuration.load(workspace), views.models), render.models, as_json)
+    show(read(find_config(workspace), views.models), render.models, as_json)
 
 
 @app.command()
@@ -185,7 +183,7 @@ def decisions(
     """What was decided, and why."""
     from daemon import render, views
 
-    show(read(configuration.load(workspace), lambda c: views.decisions(c, limit)), render.decisions, as_json)
+    show(read(find_config(workspace), lambda c: views.decisions(c, limit)), render.decisions, as_json)
 
 
 @app.command()
@@ -197,7 +195,7 @@ def explain(
     """Everything that a decision, a cycle or a verdict rests on."""
     from daemon import render, views
 
-    show(read(configuration.load(workspace), lambda c: views.explain(c, name)), render.explained, as_json)
+    show(read(find_config(workspace), lambda c: views.explain(c, name)), render.explained, as_json)
 
 
 @app.command()
@@ -205,7 +203,7 @@ def rejected(workspace: Workspace = HERE, as_json: AsJson = False) -> None:
     """The files that could not be used, each with its reason."""
     from daemon import data_views, render
 
-    show(read(configuration.load(workspace), data_views.rejected), render.rejected, as_json)
+    show(read(find_config(workspace), data_views.rejected), render.rejected, as_json)
 
 
 @app.command()
@@ -215,7 +213,7 @@ def retrain(
     as_json: AsJson = False,
 ) -> None:
     """Asks for a training now, whatever the data policies say."""
-    ask(configuration.load(workspace), "retrain", as_json, target=target)
+    ask(find_config(workspace), "retrain", as_json, target=target)
 
 
 @app.command()

@@ -11,13 +11,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated, Any, Literal
 
 import typer
 
-from daemon import config as configuration
 from daemon import constraint_file, jobs, text_file
-from daemon.command import HERE, AsJson, Workspace, ask
+from daemon.command import HERE, AsJson, Workspace, ask, find_config
 from daemon.config import Config
 from daemon.errors import DaemonNotRunning, RelearnError, UsageError
 from daemon.lock import is_running
@@ -37,7 +37,7 @@ def adopt(
     as_json: AsJson = False,
 ) -> None:
     """Takes a model that was trained elsewhere: it is built, proven, measured and judged as any other."""
-    config = configuration.load(workspace)
+    config = find_config(workspace)
     if layout not in (None, "nchw", "nhwc"):
         raise UsageError(f"--layout {layout}: write nchw or nhwc")
     expected = {
@@ -94,19 +94,17 @@ def make_folder(
         "resize": config.settings.input.resize,
         "expected": expected,
     }
-    return run_stage("pipeline", "adopt", inputs, config.state / "models" / ".adopt.json")
+    return run_stage("pipeline", "adopt", inputs)
 
 
-def run_stage(package: Literal["pipeline", "deploy"], name: str, inputs: dict[str, Any], file: Path) -> dict[str, Any]:
+def run_stage(package: Literal["pipeline", "deploy"], name: str, inputs: dict[str, Any]) -> dict[str, Any]:
     """Runs a child with one stage to its end. Raises UsageError with what the stage says is wrong."""
     job = Job(f"{name}.by-hand", package, (StageOrder(name, inputs),), threads=jobs.training_threads(0))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(to_dict(job)), encoding="utf-8")
-    try:
-        command = [sys.executable, "-P", "-m", package, str(file)]
+    with NamedTemporaryFile("w", encoding="utf-8", prefix=f"relearn-{name}-", suffix=".json") as file:
+        file.write(json.dumps(to_dict(job)))
+        file.flush()
+        command = [sys.executable, "-P", "-m", package, file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    finally:
-        file.unlink(missing_ok=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     for line in lines:
         if line["event"] == "failed":

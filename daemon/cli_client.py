@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon import config as configuration
-from daemon.command import HERE, AsJson, Workspace, read, show
+from daemon.command import HERE, AsJson, Workspace, find_config, read, show
 from daemon.config import Config
-from daemon.errors import NotFound, RelearnError, UsageError
+from daemon.errors import ConfigError, NotFound, RelearnError, UsageError
 
 if TYPE_CHECKING:
     from daemon.targets import Champion
@@ -28,7 +27,7 @@ def check_client(
     as_json: AsJson = False,
 ) -> None:
     """Says whether images are prepared as training did: by Triton's own answers, or by those of your client."""
-    view = check(configuration.load(workspace), target, answers)
+    view = check(find_config(workspace), target, answers)
     show(view, describe, as_json)
     if not view["agrees"]:
         raise typer.Exit(1)
@@ -89,6 +88,8 @@ def _ask_triton(config: Config, target: str, champion: Champion, folder: Path, r
             return triton.infer_all(target, np.stack(images), champion.version)[0]
     except TritonError as error:
         raise RelearnError(f"{target} at {server.url}: {error}") from error
+    except (ConfigError, OSError) as error:  # of headers and certificates
+        raise RelearnError(f"{target} at {server.url} cannot be asked from here: {error}") from error
 
 
 def describe(view: View) -> str:

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from daemon import config as configuration
-from daemon.command import HERE, AsJson, NewClass, To, Workspace, ask, read, show
+from daemon.command import HERE, AsJson, NewClass, To, Workspace, ask, find_config, read, show
 from daemon.errors import UsageError
 
 app = typer.Typer(help="Images that stand in two classes at once, and are used nowhere until it is settled.")
@@ -23,7 +22,7 @@ def conflicts(context: typer.Context, workspace: Workspace = HERE, as_json: AsJs
     from daemon import render
 
     if context.invoked_subcommand is None:
-        show(read(configuration.load(workspace), in_conflict.find), render.conflicts, as_json)
+        show(read(find_config(workspace), in_conflict.find), render.conflicts, as_json)
 
 
 @app.command()
@@ -39,4 +38,4 @@ def settle(
     if pair is not None and pair.count(":") != 1:
         raise UsageError(f"--pair {pair}: write CLASS:CLASS")
     named = {"named": images or [], "pair": pair.split(":") if pair else None, "to": to, "new_class": new_class}
-    ask(configuration.load(workspace), "conflicts", as_json, **named)
+    ask(find_config(workspace), "conflicts", as_json, **named)

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from daemon import config as configuration
-from daemon.command import HERE, AsJson, Workspace, read, show
+from daemon.command import HERE, AsJson, Workspace, find_config, read, show
 from daemon.errors import UsageError
 
 
@@ -20,7 +19,7 @@ def data(
     """What there is by class, role, folder and drop: new, relabelled, gone, in conflict, rejected."""
     from daemon import data_report, render_data, snapshot_diff
 
-    config = configuration.load(workspace)
+    config = find_config(workspace)
     if diff is not None and snapshot is None:
         raise UsageError("--diff OTHER says what changed from --snapshot ID to OTHER: name both")
     if snapshot is None:

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from daemon import config as configuration
-from daemon.command import HERE, AsJson, NewClass, To, Workspace, ask, read, show
+from daemon.command import HERE, AsJson, NewClass, To, Workspace, ask, find_config, read, show
 from daemon.errors import UsageError
 
 app = typer.Typer(help="Labels that are probably wrong: what the audit flagged, and what a person answers.")
@@ -23,7 +22,7 @@ def flags(context: typer.Context, drop: Drop = None, workspace: Workspace = HERE
     from daemon import data_views, render
 
     if context.invoked_subcommand is None:
-        show(read(configuration.load(workspace), lambda c: data_views.flags(c, drop)), render.flags, as_json)
+        show(read(find_config(workspace), lambda c: data_views.flags(c, drop)), render.flags, as_json)
 
 
 @app.command()
@@ -63,7 +62,7 @@ def release(
     as_json: AsJson = False,
 ) -> None:
     """Lets a held drop into the training; what is still flagged of it stays out until it is answered."""
-    ask(configuration.load(workspace), "release", as_json, drop=drop)
+    ask(find_config(workspace), "release", as_json, drop=drop)
 
 
 def answer(
@@ -80,4 +79,4 @@ def answer(
     if pair is not None and pair.count(":") != 1:
         raise UsageError(f"--pair {pair}: write GIVEN:SUGGESTED")
     chosen = {"ids": ids or [], "pair": pair.split(":") if pair else None, "drop": drop, "new_class": new_class}
-    ask(configuration.load(workspace), "flags", as_json, how=how, chosen=chosen, to=to)
+    ask(find_config(workspace), "flags", as_json, how=how, chosen=chosen, to=to)

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy import Connection
 
-from daemon import config as configuration
-from daemon.command import HERE, AsJson, Workspace, ask, show
+from daemon.command import HERE, AsJson, Workspace, ask, find_config, show
 from daemon.config import Config
 from daemon.lock import is_running
 
@@ -21,12 +20,12 @@ Because = Annotated[str | None, typer.Option(help="Why, in your words; it is kep
 
 def approve(target: Target, workspace: Workspace = HERE, as_json: AsJson = False) -> None:
     """Promotes what waits for you."""
-    ask(configuration.load(workspace), "approve", as_json, target=target)
+    ask(find_config(workspace), "approve", as_json, target=target)
 
 
 def refuse(target: Target, because: Because = None, workspace: Workspace = HERE, as_json: AsJson = False) -> None:
     """Keeps the champion; what waits for you is not brought again."""
-    ask(configuration.load(workspace), "refuse", as_json, target=target, because=because)
+    ask(find_config(workspace), "refuse", as_json, target=target, because=because)
 
 
 def promote(
@@ -37,7 +36,7 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Promotes a candidate that the policy would promote, or says why it would not; asks it where it never was."""
-    ask(configuration.load(workspace), "promote", as_json, target=target, artifact=candidate, force=force)
+    ask(find_config(workspace), "promote", as_json, target=target, artifact=candidate, force=force)
 
 
 def rollback(
@@ -50,7 +49,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Puts an earlier artifact in front of the clients again, as a new version; what came since stays away."""
-    ask(configuration.load(workspace), "rollback", as_json, target=target, artifact=to)
+    ask(find_config(workspace), "rollback", as_json, target=target, artifact=to)
 
 
 def pause(
@@ -59,7 +58,7 @@ def pause(
     """Stops the daemon from beginning or promoting anything; it goes on watching, reading and mending."""
     from daemon import pauses
 
-    config, by = configuration.load(workspace), getpass.getuser()
+    config, by = find_config(workspace), getpass.getuser()
     if is_running(config.state):
         ask(config, "pause", as_json, target=target, because=because)
     else:
@@ -70,7 +69,7 @@ def resume(target: OneOrAll = None, workspace: Workspace = HERE, as_json: AsJson
     """Ends a pause: what rests goes on where it was."""
     from daemon import pauses
 
-    config, by = configuration.load(workspace), getpass.getuser()
+    config, by = find_config(workspace), getpass.getuser()
     if is_running(config.state):
         ask(config, "resume", as_json, target=target)
     else:

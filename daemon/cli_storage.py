@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy import Connection
 
-from daemon import config as configuration
-from daemon.command import HERE, AsJson, Workspace, ask, console, read, show
+from daemon.command import HERE, AsJson, Workspace, ask, console, find_config, read, show
 from daemon.config import Config
 from daemon.errors import DaemonNotRunning, UsageError
 from daemon.lock import is_running
@@ -37,7 +36,7 @@ def gc(
     from daemon import gc as collection
     from daemon import people, render_storage
 
-    config = configuration.load(workspace)
+    config = find_config(workspace)
     if dry_run:
         view = read(config, lambda c: collection.view(collection.plan(c, config), config))
         show(view, render_storage.would_remove, as_json)
@@ -52,14 +51,14 @@ def pin(named: Named, workspace: Workspace = HERE, as_json: AsJson = False) -> N
     """Keeps a model, artifact, snapshot or cycle, with all that it stands on."""
     from daemon import pins, render_storage
 
-    show(write(configuration.load(workspace), pins.pin, named), render_storage.answer, as_json)
+    show(write(find_config(workspace), pins.pin, named), render_storage.answer, as_json)
 
 
 def unpin(named: Named, workspace: Workspace = HERE, as_json: AsJson = False) -> None:
     """Ends a pin."""
     from daemon import pins, render_storage
 
-    show(write(configuration.load(workspace), pins.unpin, named), render_storage.answer, as_json)
+    show(write(find_config(workspace), pins.unpin, named), render_storage.answer, as_json)
 
 
 def forget(
@@ -72,7 +71,7 @@ def forget(
     """Removes the bytes of images for good; your own files stay where they are, and are not read again."""
     from daemon import consequences, named_images, render_storage
 
-    config = configuration.load(workspace)
+    config = find_config(workspace)
     if undo:
         ask(config, "undo", as_json, image=what)
         return

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from daemon.config import Config
 
 console = Console()
+errors = Console(stderr=True)
 
 Workspace = Annotated[
     Path,
@@ -24,6 +25,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 To = Annotated[str, typer.Option(help="The class that is right.")]
 NewClass = Annotated[bool, typer.Option("--new-class", help="The class may be one that no sample has yet.")]
 HERE = Path()
+
+
+def find_config(workspace: Path) -> Config:
+    """The configuration; where config.toml is refused, what a daemon took last, and stderr says so.
+
+    For all that asks the daemon or reads the journal: an edit that the daemon disregards keeps nobody from it. Raises
+    ConfigError where no daemon took any.
+    """
+    from daemon import configurations
+
+    config, refused = configurations.find(workspace)
+    if refused:
+        said = f"relearn: {refused}\n{configurations.STAND}"
+        errors.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return config
 
 
 def read(config: Config, view: Callable[[Connection], Any]) -> Any:

@@ -284,7 +284,8 @@ def _is_json_list(value: str) -> bool:
 
 def _given(problem: Any) -> str:
     value = problem.get("input")
-    if problem["loc"][0] == "notify" and not {"name", "kinds", "targets"} & {*problem["loc"]}:
+    of_notify = problem["loc"][0] == "notify" and not {"name", "kinds", "targets"} & {*problem["loc"]}
+    if of_notify or "headers" in problem["loc"]:
         return ""  # it may hold a password
     return "" if isinstance(value, Mapping | BaseModel) else f" (is {value!r})"
 

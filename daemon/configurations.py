@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import Connection, select, update
 
 from daemon import named_servers, schema
@@ -29,8 +30,11 @@ configurations = schema.configurations
 STAND = "the settings before stand"
 
 
-def take(connection: Connection, config: Config, because: str) -> Config | None:
-    """What is in force from now on, written down and told to the log and those who asked; None: what was, and why."""
+def take(connection: Connection, config: Config, because: str) -> tuple[Config, str] | None:
+    """What is to be in force from now on, written down, and what to say of it once it is.
+
+    None: what was in force stands; the log and those who asked are told why.
+    """
     digest = hash_file(config.file)
     try:
         new = read_again(config)
@@ -41,10 +45,8 @@ def take(connection: Connection, config: Config, because: str) -> Config | None:
         answer(connection, "refused", said)
         return None
     said = f"{new.file} is in force: {', '.join(compare(config, new)) or 'it sets what was set before'}"
-    log.info("%s", said)
     note(connection, because, new.digest, new)
-    answer(connection, "done", said)
-    return new
+    return new, said
 
 
 def read_again(config: Config) -> Config:
@@ -80,9 +82,22 @@ def compare(old: Config, new: Config) -> list[str]:
     """As "train.epochs 20 -> 3", what is set otherwise."""
     before, after = dict(leaves(dump(old))), dict(leaves(dump(new)))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    changed = [f"{key} {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}" for key in keys]
-    told = old.settings.notify == new.settings.notify
-    return changed if told else [*changed, "notify"]  # of which more would tell secrets
+    changed = [f"{key} {_show(before.get(key))} -> {_show(after.get(key))}" for key in keys]
+    before, after = _secrets(old), _secrets(new)
+    return changed + [key for key in {**before, **after} if before.get(key) != after.get(key) and key not in keys]
+
+
+def _show(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _secrets(config: Config) -> dict[str, Any]:
+    """By its key, what is compared and not shown."""
+    found: dict[str, Any] = {"notify": config.settings.notify}
+    for server in config.settings.triton:
+        for header, value in server.headers.items():
+            found[named_servers.key_of(config.server_names, server.name, f"headers.{header}")] = value
+    return found
 
 
 def hash_file(file: Path) -> str:
@@ -120,10 +135,10 @@ def find(workspace: Path) -> tuple[Config, str | None]:
     try:
         return load(workspace), None
     except ConfigError as error:
-        settings = _last_taken(_find_state(workspace))
-        if settings is None:
-            raise
-        return Config(Settings(**settings), workspace.resolve(), workspace / "config.toml", {}), str(error)
+        with suppress(ValidationError):  # of another release's settings
+            if plain := _last_taken(_find_state(workspace)):
+                return Config(Settings(**plain), workspace.resolve(), workspace / "config.toml", {}), str(error)
+        raise
 
 
 def _last_taken(state: Path) -> dict[str, Any] | None:

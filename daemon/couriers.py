@@ -46,9 +46,15 @@ class Couriers:
 
     def start(self) -> None:
         """From now on each entry is told what it asks for. One that is new hears of nothing that was before."""
-        entries = self.config.settings.notify
+        self._register(self.config)
+        self._begin()
+
+    def _register(self, config: Config) -> None:
         with self.journal.begin() as connection:
-            outbox.register(connection, [entry.called for entry in entries])
+            outbox.register(connection, [entry.called for entry in config.settings.notify])
+
+    def _begin(self) -> None:
+        entries = self.config.settings.notify
         for entry in entries:
             if post.resolve(url := entry.url.get_secret_value()) is None:
                 log.warning("notify %s: %s is not set: nothing can be sent to it", entry.called, url)
@@ -65,10 +71,14 @@ class Couriers:
         self._couriers = []
 
     def reconfigure(self, config: Config) -> None:
-        """Goes on with the entries of this configuration; what waited for one of them goes on to wait."""
+        """Goes on with the entries of this configuration; what waited for one of them goes on to wait.
+
+        Where the journal cannot be written those of before go on.
+        """
+        self._register(config)
         self.stop()
         self.config = config
-        self.start()
+        self._begin()
 
     def wake(self) -> None:
         """Something may have happened."""
@@ -163,7 +173,8 @@ class Courier:
         try:
             return post.send(child, self.entry.url.get_secret_value(), message)
         finally:
-            self._child = None
+            with self._lock:  # `stop` may be about to kill it
+                self._child = None
 
     def _say_sent(self) -> None:
         if self._failures:

@@ -12,6 +12,7 @@ import contextlib
 import gc
 import logging
 import signal
+import sys
 from queue import Empty, SimpleQueue
 
 from sqlalchemy.exc import OperationalError
@@ -73,6 +74,8 @@ class Daemon:
         self.worked = True  # since memory was last given back
         self.suspects: set[bytes] = set()  # samples whose copies a stage could not use
         self.trouble: str | None = None  # what the daemon met last, and is not over yet
+        self.owed: str | None = None  # who asked for a reload that could not be done to its end
+        self.halfway = False  # some parts go by other settings than `config`
         self.stopping = False
         put, tell = self.queue.put, self.because.append
         self.sources = Sources(config, self.queue)
@@ -177,13 +180,15 @@ class Daemon:
         """Finds what changed while no daemon ran, and goes on with what was unfinished."""
         with self.journal.begin() as connection:
             configurations.note(connection, "the daemon started", self.config.digest, self.config)
-            configurations.answer(connection, "done", "the daemon was started anew with it")
+            if self.owed is None:
+                configurations.answer(connection, "done", "the daemon was started anew with it")
         self.reader.recover()
         self.worker.recover()
         self.drop_spoiled()
         self.sweeper.recover()
         self.look_through("the daemon started")
         self.answer_people()
+        self.do_owed()
         self.recovered = True
         self.get_over()
 
@@ -201,21 +206,36 @@ class Daemon:
         self.serving.tend()
 
     def reload(self, because: str) -> None:
-        """Takes config.toml as it is now. Where that is refused nothing changes, and the log says what is to mend."""
+        """Takes config.toml as it is now. Where that is refused nothing changes, and the log says what is to mend.
+
+        Where a trouble is in the way it is owed, and done over once that is over; until then nobody is told that it is
+        done.
+        """
+        self.owed = because
         with self.supervisor.reloading():
             with self.journal.begin() as connection:
-                config = configurations.take(connection, self.config, because)
-            if config:
+                taken = configurations.take(connection, self.config, because)
+            if taken or self.halfway:
+                config, said = taken or (self.config, f"{self.config.file}: {configurations.STAND}")
                 self.reconfigure(config)
+                log.info("%s", said)
+                with self.journal.begin() as connection:
+                    configurations.answer(connection, "done", said)
+                self.look_through("the configuration was read again")
+        self.owed = None
+
+    def do_owed(self) -> None:
+        if self.owed:
+            self.reload(self.owed)
 
     def reconfigure(self, config: Config) -> None:
         """Goes on with these settings, as if it had been started with them."""
-        self.config = config
-        log.setLevel(config.settings.log.level.upper())
+        self.halfway = True
         # What serves goes before the lanes: it knows the devices.
         for part in (self.sources, self.serving, self.couriers, *self.lanes, self.sweeper):
             part.reconfigure(config)
-        self.look_through("the configuration was read again")
+        self.config, self.halfway = config, False
+        log.setLevel(config.settings.log.level.upper())
 
     def handle(self, event: Event) -> None:
         match event:
@@ -263,6 +283,7 @@ class Daemon:
             case "reading":
                 self.reader.stop_overdue()
             case "after trouble":
+                self.do_owed()
                 self.reader.scan()
                 self.read_constraints()
                 self.answer_people()
@@ -415,7 +436,8 @@ def children_of(lane: Lane) -> list[Child]:
 def run(config: Config) -> None:
     """Runs the daemon on a workspace in this process, until it is told to stop.
 
-    Raises WorkspaceBusy where another daemon has the workspace, ConfigError where a watched folder is missing.
+    On a terminal it goes down with it; elsewhere SIGHUP has it read its configuration again. Raises WorkspaceBusy where
+    another daemon has the workspace, ConfigError where a watched folder is missing.
     """
     configurations.check_surroundings(config)
     config.state.mkdir(parents=True, exist_ok=True)
@@ -423,9 +445,11 @@ def run(config: Config) -> None:
     with locked(config.state):
         migrate_apart(config.state)
         daemon = Daemon(config)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        on_terminal = any(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+        for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if on_terminal else [])):
             signal.signal(number, lambda *_: daemon.stop())
-        signal.signal(signal.SIGHUP, lambda *_: daemon.queue.put(ConfigTouched()))
+        if not on_terminal:
+            signal.signal(signal.SIGHUP, lambda *_: daemon.queue.put(ConfigTouched()))
         gc.freeze()  # what was imported stays: no collection need look at it again
         log.info("watching %s", ", ".join(str(folder) for folder in config.folders))
         daemon.run()

@@ -18,6 +18,7 @@ SECTION = "triton"
 FIRST = "main"  # the name of an entry that gives none
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 FROM_ENVIRONMENT = "env:"  # before the variable that holds a header's value
+HIDDEN = "…"  # in its place where settings are written down; no header can have it
 
 
 def by_name(given: Any, where: str) -> Any:
@@ -88,15 +89,20 @@ def tables(value: Any) -> dict[str, Any] | None:
     return None
 
 
+def hide(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers as they may be written down: which there are, and which variables hold them."""
+    return {key: value if value.startswith(FROM_ENVIRONMENT) else HIDDEN for key, value in headers.items()}
+
+
 def resolve(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers as they are sent: "env:NAME" is what that variable holds. Raises ConfigError where it is not set."""
     found = {}
     for key, value in headers.items():
         variable = value.removeprefix(FROM_ENVIRONMENT)
         if variable != value and variable not in os.environ:
-            raise ConfigError(
-                f"triton.headers.{key}: the environment has no variable {variable}: set it, then start anew"
-            )
+            raise ConfigError(f"triton.headers.{key}: the environment has no variable {variable}: set it")
+        if value == HIDDEN:
+            raise ConfigError(f"triton.headers.{key}: its value was not written down: mend config.toml, which has it")
         found[key] = os.environ[variable] if variable != value else value
     return found
 

@@ -64,6 +64,8 @@ def status(view: View) -> RenderableType:
 
 def _server(view: View, *, alone: bool) -> Text | None:
     """A line on a Triton; on one that is alone and as it should be there is nothing to say."""
+    if view["not_asked"]:
+        return _not_asked(view)
     ready = view["answers"] and view["state"] in ("ready", None)
     if alone and (ready or view["state"] in ("away", None)):  # of one that is away its targets tell
         return None
@@ -78,16 +80,32 @@ def _server(view: View, *, alone: bool) -> Text | None:
     return Text(f"{said}{how}: {trouble or 'it does not answer'}{since}", "red")
 
 
+def _away(view: View, triton: View) -> str | None:
+    """Why nobody is answered by a target's champion, as far as its Triton could be asked."""
+    if triton["answers"] is False:
+        return f"no Triton answers at {triton['url']}; it is served once one does"
+    if triton["answers"] and not triton["ready"].get(view["target"]):
+        return f"Triton has not loaded version {view['champion']['version']}"
+    return None
+
+
+def _not_asked(view: View) -> Text:
+    """Of a Triton that cannot be asked from here the daemon knows more."""
+    since = f" since {clock(view['since'])}" if view["since"] else ""
+    trouble = f": {view['trouble']}" if view["trouble"] else ""
+    noted = f"the daemon found it {view['state']}{since}{trouble}" if view["state"] else "no daemon has found it yet"
+    style = "yellow" if view["state"] in ("ready", None) else "red"
+    return Text(f"Triton {view['name']} at {view['url']}: not asked from here: {view['not_asked']}; {noted}", style)
+
+
 def _target(view: View, servers: Sequence[View]) -> RenderableType:
     lines = [Text(view["target"], "bold")]
     if champion := view["champion"]:
         triton = next((each for each in servers if each["name"] == champion["server"]), servers[0])
         by = f" at {triton['name']}" if len(servers) > 1 else ""
         lines.append(Text(f"  serves version {champion['version']}{by}: {_candidate(champion)}"))
-        if not triton["answers"]:
-            lines.append(Text(f"  AWAY: no Triton answers at {triton['url']}; it is served once one does", "red"))
-        elif not triton["ready"].get(view["target"]):
-            lines.append(Text(f"  AWAY: Triton has not loaded version {champion['version']}", "red"))
+        if away := _away(view, triton):
+            lines.append(Text(f"  AWAY: {away}", "red"))
         if champion["gone"] is not None:
             lines.append(Text("  LOST: its artifact is gone from the disk, and is made again", "red"))
         if champion["trouble"]:
@@ -348,7 +366,8 @@ def checked(view: View) -> RenderableType:
         for name, requirement in view["requirements"].items()
     ]
     problems = [Text(problem, "red") for problem in view["errors"]] or [Text("no errors", "green")]
-    return Group(table, *targets, *problems)
+    remarks = [Text(remark, "yellow") for remark in view["remarks"]]
+    return Group(table, *targets, *remarks, *problems)
 
 
 def answer(view: View) -> RenderableType:

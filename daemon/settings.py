@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     SecretStr,
     SerializerFunctionWrapHandler,
+    field_serializer,
     field_validator,
     model_serializer,
     model_validator,
@@ -317,6 +318,10 @@ class Triton(Section):
         if not named_servers.NAME.fullmatch(name) or name in cls.model_fields:
             raise ValueError("must be small letters, digits, - and _, and no setting's name")
         return name
+
+    @field_serializer("headers")
+    def _hide_headers(self, headers: dict[str, str]) -> dict[str, str]:
+        return named_servers.hide(headers)  # what is written down holds no secret
 
     @field_validator("file_mode")
     @classmethod

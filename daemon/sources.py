@@ -86,6 +86,7 @@ class Sources:
         self._settlings: dict[Path, Settling] = {}
         self._observers: set[BaseObserver] = set()  # those at work
         self._watched: list[_Watched] = []
+        self._halfway = False  # not all is watched that should be: a folder went away meanwhile
         self._overflow = _Overflow(self._look_everywhere)
         self._stopped = threading.Event()
         self._looking = threading.Lock()  # whoever holds it may say what is watched
@@ -103,10 +104,12 @@ class Sources:
     def reconfigure(self, config: Config) -> None:
         """Watches as these settings say. What came in between nobody has heard of: all is to be looked through."""
         before, self.config = self.config, config
-        if (config.settings.watch, config.constraints) != (before.settings.watch, before.constraints):
+        if self._halfway or (config.settings.watch, config.constraints) != (before.settings.watch, before.constraints):
+            self._halfway = True
             with self._looking:
                 self._unwatch_all()
                 self._watch_all()
+            self._halfway = False
         self._set_timers()
 
     def _watch_all(self) -> None:

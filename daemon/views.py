@@ -72,17 +72,24 @@ def _ask_servers(connection: Connection, config: Config, found: Sequence[View]) 
 
 
 def _ask_server(config: Config, server: Triton, found: Sequence[View]) -> View:
-    """Whether it answers, and of which targets it has the champion's version ready."""
+    """Whether it answers, and of which targets it has the champion's version ready.
+
+    Where it cannot be asked from here (a header's variable that the daemon alone has, a key that it alone may read)
+    "answers" is None, and "not_asked" says why.
+    """
     ready: dict[str, bool] = {}
+    silent = {"answers": False, "ready": {}, "not_asked": None}
     try:
         with servers.connect(config, server, TRITON_SECONDS) as triton:
             if not triton.is_live(timeout=TRITON_SECONDS):
-                return {"answers": False, "ready": {}}
+                return silent
             for view in found:
                 ready[view["target"]] = triton.is_ready(view["target"], view["champion"]["version"])
-    except (TritonError, ConfigError, OSError):
-        return {"answers": False, "ready": {}}
-    return {"answers": True, "ready": ready}
+    except TritonError:
+        return silent
+    except (ConfigError, OSError) as error:
+        return {"answers": None, "ready": {}, "not_asked": str(error)}
+    return {"answers": True, "ready": ready, "not_asked": None}
 
 
 def _target_names(connection: Connection) -> list[str]:

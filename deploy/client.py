@@ -19,9 +19,10 @@ import argparse
 import asyncio
 import io
 import random
+import ssl
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0  # seconds before it is asked again
 # What says that nothing was answered, not that something is wrong: gRPC's words, and HTTP's numbers.
 AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "502", "503", "504")
 NOT_YET = ("is not at ready state", "no available versions")  # of a model that is being loaded
+TOO_MANY = "batch-size must be"  # of a request with more images than the model takes at once
 
 
 def classify(client: Any, model: str, images: Images) -> list[tuple[str, float, str]]:
@@ -70,7 +72,9 @@ class AsyncClassifier:
     """A Triton model of relearnd under asyncio: `async with AsyncClassifier("127.0.0.1:8001", "edge") as model:`.
 
     seconds: for one call of a method, all its requests and all their tries. in_flight: requests at once. labels: the
-    classes, where names are to be taken from a list of yours and not from the server.
+    classes, where names are to be taken from a list of yours and not from the server. tls: with the system's
+    authorities, or those of a PEM file; certificate and key are yours, as PEM files, where the server asks for them.
+    headers: sent with each request, as {"authorization": "Bearer …"}.
     """
 
     def __init__(
@@ -82,11 +86,18 @@ class AsyncClassifier:
         seconds: float = 30.0,
         in_flight: int = 4,
         labels: Sequence[str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        tls: bool = False,
+        authorities: Path | str | None = None,
+        certificate: Path | str | None = None,
+        key: Path | str | None = None,
     ) -> None:
         if protocol not in ("grpc", "http"):
             raise ValueError(f"protocol {protocol!r}: there are 'grpc' and 'http'")
         self.url, self.model, self.labels = url, model, labels
         self.seconds = seconds
+        self._headers = {name.lower(): value for name, value in (headers or {}).items()}  # as gRPC wants them
+        self._tls, self._authorities, self._certificate, self._key = tls, authorities, certificate, key
         self._grpc = protocol == "grpc"
         self._in_flight = asyncio.Semaphore(in_flight)
         self._client: Any = None
@@ -98,24 +109,42 @@ class AsyncClassifier:
             from tritonclient.grpc import aio as grpc
 
             self._protocol: Any = grpc
-            self._client = grpc.InferenceServerClient(self.url, channel_args=[("grpc.max_reconnect_backoff_ms", 1000)])
+            files = (self._authorities, self._key, self._certificate)
+            authorities, key, certificate = (str(file) if file else None for file in files)
+            self._client = grpc.InferenceServerClient(
+                self.url,
+                ssl=self._tls,
+                root_certificates=authorities,
+                private_key=key,
+                certificate_chain=certificate,
+                channel_args=[("grpc.max_reconnect_backoff_ms", 1000)],
+            )
         else:
             import aiohttp
             from tritonclient.http import aio as http
 
             self._protocol = http
             self._lost = (*self._lost, aiohttp.ClientError)
-            self._client = http.InferenceServerClient(self.url)
+            self._client = http.InferenceServerClient(self.url, ssl=self._tls, ssl_context=self._open_tls())
         return self
+
+    def _open_tls(self) -> ssl.SSLContext | None:
+        if not self._tls:
+            return None
+        context = ssl.create_default_context(cafile=self._authorities)
+        if self._certificate:
+            context.load_cert_chain(self._certificate, self._key)
+        return context
 
     async def __aexit__(self, kind: type[BaseException] | None, error: Any, at: TracebackType | None) -> None:
         await self._client.close()
 
     async def limits(self) -> tuple[int, int, int]:
-        """(height, width, images in one request) that the model takes, as the server says; asked for once."""
-        if self._limits is None:
-            self._limits = await self._read_limits(time.monotonic() + self.seconds)
-        return self._limits
+        """(height, width, images in one request) that the model takes, as the server says.
+
+        It is asked once, and again where it refuses as many.
+        """
+        return await self._find_limits(time.monotonic() + self.seconds)
 
     async def classify(self, images: Images) -> list[Answer]:
         """The likeliest class of each image, of any number of them."""
@@ -138,8 +167,19 @@ class AsyncClassifier:
 
     async def _ask_all(self, images: Images, class_count: int) -> list[tuple[Any, int]]:
         """What the model answers to each batch, and which version: several at a time, in their order."""
+        from tritonclient.utils import InferenceServerException
+
         deadline = time.monotonic() + self.seconds
-        *_, most = await self.limits()
+        try:
+            return await self._ask_each(images, class_count, deadline)
+        except InferenceServerException as error:
+            if TOO_MANY not in (error.message() or ""):
+                raise
+        self._limits = None  # they were lowered since
+        return await self._ask_each(images, class_count, deadline)
+
+    async def _ask_each(self, images: Images, class_count: int, deadline: float) -> list[tuple[Any, int]]:
+        *_, most = await self._find_limits(deadline)
         batches = [images[start : start + most] for start in range(0, len(images), most)]
         tasks = [asyncio.ensure_future(self._ask(batch, class_count, deadline)) for batch in batches]
         try:
@@ -158,6 +198,11 @@ class AsyncClassifier:
         version = response.model_version if self._grpc else response["model_version"]
         return answer.as_numpy("probabilities"), int(version)
 
+    async def _find_limits(self, deadline: float) -> tuple[int, int, int]:
+        if self._limits is None:
+            self._limits = await self._read_limits(deadline)
+        return self._limits
+
     async def _read_limits(self, deadline: float) -> tuple[int, int, int]:
         form = {"as_json": True} if self._grpc else {}
         about = await self._patiently("get_model_metadata", deadline, self.model, **form)
@@ -169,7 +214,7 @@ class AsyncClassifier:
         """The answer of a method of Triton's client; tried again until the deadline where nobody answered."""
         from tritonclient.utils import InferenceServerException
 
-        wait = FIRST_WAIT
+        wait, named = FIRST_WAIT, {**named, "headers": self._headers}
         while True:
             left = deadline - time.monotonic()
             try:

@@ -28,6 +28,7 @@ from deploy.engines import Runner
 RIGHT = "as training"
 TURNED = (1, 6, 1, 8)  # EXIF's orientation of each file
 TALL, WIDE = 1.5, 2.4  # times the input: below 2 libjpeg decodes at full size, whoever asks
+ROWS = 64  # of a picture that are drawn at once: one of a large input has a hundred megapixels
 SEEN = 5.0  # times the tolerance that an answer must move by for a way to be told from the right one
 
 Probabilities = NDArray[np.float32]
@@ -99,19 +100,24 @@ def draw(size: Size) -> dict[str, bytes]:
 def picture(size: Size, seed: int) -> Pixels:
     """A picture (height, width, 3): a course of colours from side to side, large blots, fine stripes."""
     random = np.random.default_rng(seed)
-    y, x = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float64)
-    across = x / size[1] if seed % 2 == 0 else y / size[0]
     ends = random.uniform(0, 255, (2, 3))
     ends[0, 0], ends[0, 2], ends[1, 0], ends[1, 2] = 240, 20, 30, 230  # from red to blue
-    image = ends[0] + across[..., None] * (ends[1] - ends[0])
-    for _ in range(6):
-        at, radius = random.uniform(0, 1, 2) * size, random.uniform(0.08, 0.25) * min(size)
-        image[(y - at[0]) ** 2 + (x - at[1]) ** 2 < radius**2] = random.uniform(0, 255, 3)
-    for period in (2.0, 3.3):
-        turn = random.uniform(0, np.pi)
-        wave = np.sin(2 * np.pi * (x * np.cos(turn) + y * np.sin(turn)) / period)
-        image += 60 * wave[..., None] * random.uniform(-1, 1, 3)
-    pixels: Pixels = np.clip(image, 0, 255).astype(np.uint8)
+    blots = [
+        (random.uniform(0, 1, 2) * size, random.uniform(0.08, 0.25) * min(size), random.uniform(0, 255, 3))
+        for _ in range(6)
+    ]
+    stripes = [(period, random.uniform(0, np.pi), random.uniform(-1, 1, 3)) for period in (2.0, 3.3)]
+    pixels: Pixels = np.empty((*size, 3), np.uint8)
+    for top in range(0, size[0], ROWS):
+        y, x = np.mgrid[top : min(top + ROWS, size[0]), 0 : size[1]].astype(np.float64)
+        across = x / size[1] if seed % 2 == 0 else y / size[0]
+        image = ends[0] + across[..., None] * (ends[1] - ends[0])
+        for at, radius, colour in blots:
+            image[(y - at[0]) ** 2 + (x - at[1]) ** 2 < radius**2] = colour
+        for period, turn, strength in stripes:
+            wave = np.sin(2 * np.pi * (x * np.cos(turn) + y * np.sin(turn)) / period)
+            image += 60 * wave[..., None] * strength
+        pixels[top : top + ROWS] = np.clip(image, 0, 255)
     return pixels
 
 

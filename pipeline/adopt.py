@@ -7,8 +7,10 @@ it learnt from nobody can know: its manifest names no snapshot.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,12 +74,20 @@ def run(inputs: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]], rep
 
 @contextmanager
 def filling(path: Path) -> Iterator[Path]:
-    """A folder beside this path to fill and settle; of one that was not settled nothing is left."""
-    folder = fresh_folder(path)
+    """A folder beside this path to fill and settle; of one that was not settled nothing is left.
+
+    Who fills another there waits until it is: it may be the same file, under another word on what it expects.
+    """
+    beside = os.open(path.parent, os.O_RDONLY)
     try:
-        yield folder
+        fcntl.flock(beside, fcntl.LOCK_EX)  # until it is closed, or the process ends
+        folder = fresh_folder(path)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.close(beside)
 
 
 def read_expected(plain: Mapping[str, Any]) -> Expected:

@@ -189,7 +189,7 @@ def graft(model: onnx.ModelProto, ends: Ends, expected: Expected, size: Size) ->
     graph = grafted.graph
     del graph.value_info[:]  # they name the batch and the size of before
     if ends.batch is not None:
-        _free_batch(graph, ends.batch)
+        _free_batch(graph, PREFIX + ends.input, ends.batch)
     front, begun = _front(ends, expected)
     back = _back(PREFIX + ends.output, expected)
     nodes = [*front, *graph.node, *back]
@@ -244,11 +244,14 @@ def _back(output: str, expected: Expected) -> list[onnx.NodeProto]:
     return [helper.make_node("Identity", [output], [OUTPUT], name="answer")]
 
 
-def _free_batch(graph: onnx.GraphProto, batch: int) -> None:
+def _free_batch(graph: onnx.GraphProto, start: str, batch: int) -> None:
     """Where an export wrote the batch into a new shape, what is left over counts (-1), or what it was before (0).
 
-    Whether that was all of it is seen when the graph is asked with other batches.
+    Of what comes from the input alone: a weight's new shape may begin with the same number. Each gets a shape of its
+    own, since exports let several share one. Whether that was all of it is seen when the graph is asked with other
+    batches.
     """
+    moving = _following(graph, start)
     held = {tensor.name: tensor for tensor in graph.initializer}
     held |= {
         node.output[0]: attribute.t
@@ -256,8 +259,8 @@ def _free_batch(graph: onnx.GraphProto, batch: int) -> None:
         for attribute in node.attribute
         if node.op_type == "Constant" and attribute.name == "value"
     }
-    for node in graph.node:
-        target = held.get(node.input[1]) if node.op_type == "Reshape" else None
+    for number, node in enumerate(graph.node):
+        target = held.get(node.input[1]) if node.op_type == "Reshape" and node.input[0] in moving else None
         shape = [] if target is None else numpy_helper.to_array(target).tolist()
         if target is None or len(shape) < 2 or shape[0] != batch:
             continue
@@ -265,4 +268,14 @@ def _free_batch(graph: onnx.GraphProto, batch: int) -> None:
             shape[0] = -1
         elif not any(attribute.name == "allowzero" and attribute.i for attribute in node.attribute):
             shape[0] = 0
-        target.CopyFrom(numpy_helper.from_array(np.array(shape, np.int64), target.name))
+        node.input[1] = f"{PREFIX}any_batch_{number}"
+        graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), node.input[1]))
+
+
+def _following(graph: onnx.GraphProto, start: str) -> set[str]:
+    """The tensors that depend on this one. Of branches and loops, which may take it from outside, all that come out."""
+    found = {start}
+    for node in graph.node:  # ONNX has them in an order in which they can be computed
+        if found.intersection(node.input) or any(attribute.HasField("g") for attribute in node.attribute):
+            found.update(node.output)
+    return found

@@ -57,7 +57,10 @@ class Workspace:
         settings = ["--set", "watch.settle_seconds=0.2", "--set", "triton.url=127.0.0.1:9"]
         with self.log.open("ab") as log:
             self.daemon = subprocess.Popen(
-                [RELEARN, "run", "--workspace", str(self.folder), *settings], stdout=log, stderr=log
+                [RELEARN, "run", "--workspace", str(self.folder), *settings],
+                stdin=subprocess.DEVNULL,  # on a terminal SIGHUP ends it
+                stdout=log,
+                stderr=log,
             )
         self.wait(lambda: self.decided() > before)
 

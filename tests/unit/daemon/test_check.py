@@ -48,6 +48,17 @@ def test_every_error_is_found(workspace: Path) -> None:
     assert all(error in drawn(render.checked(view)) for error in view["errors"])
 
 
+def test_a_variable_that_the_daemon_may_have_is_remarked_on(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TOKEN", raising=False)
+    view = check(load(workspace, ['triton.headers={authorization="env:TOKEN"}']))
+    assert view["errors"] == []
+    (remark,) = view["remarks"]
+    assert "triton.headers.authorization: the environment has no variable TOKEN" in remark
+    assert "for the daemon, which does not start" in drawn(render.checked(view))
+    monkeypatch.setenv("TOKEN", "x")
+    assert check(load(workspace, ['triton.headers={authorization="env:TOKEN"}']))["remarks"] == []
+
+
 def test_no_constraint_file_is_an_error(workspace: Path) -> None:
     (workspace / "constraints" / "edge.toml").unlink()
     assert "holds no constraint file" in check(load(workspace))["errors"][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from sqlalchemy import Engine
 from daemon import configurations, people, render, schema, views
 from daemon.config import Config, dump, load
 from daemon.errors import ConfigError
-from daemon.journal import get, open_journal
+from daemon.journal import add, get, open_journal
 from daemon.settings import Settings
 
 World = Any  # tests/unit/daemon/conftest.py
@@ -80,6 +81,43 @@ def test_what_was_taken_is_a_row_and_written_once(config: Config, journal: Engin
     taken = ("the daemon started", "1", None)
     assert rows == [taken, ("SIGHUP", "2", "it is wrong"), ("SIGHUP", "1", None)]
     assert world.rows(schema.configurations)[0].settings == dump(config)
+
+
+def server(file: Path, headers: str) -> None:
+    file.write_text(f"version = 1\n[[triton]]\nheaders = {headers}\n")
+
+
+def test_a_header_s_value_is_nowhere_written_down(
+    config: Config, journal: Engine, world: World, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="relearn")
+    server(file, '{ authorization = "Bearer OLD", tenant = "a", key = "env:KEY" }')
+    old = load(config.workspace)
+    server(file, '{ authorization = "Bearer NEW", tenant = "a", key = "env:OTHER" }')
+    with journal.begin() as connection:
+        configurations.take(connection, old, "SIGHUP")
+    written = f"{caplog.text} {world.rows(schema.configurations)} {dump(old)}"
+    assert "OLD" not in written
+    assert "Bearer" not in written
+    assert configurations.compare(old, load(config.workspace)) == [
+        'triton.headers.key "env:KEY" -> "env:OTHER"',
+        "triton.headers.authorization",
+    ]
+    server(file, '{ authorization = "Bearer NEW", tenant = "a", key = ["NEW"] }')
+    with pytest.raises(ConfigError) as refused:
+        load(config.workspace)
+    assert "headers.key: Input should be a valid string" in str(refused.value)
+    assert "NEW" not in str(refused.value)
+
+
+def test_a_server_is_asked_by_no_header_that_was_not_written_down(config: Config, journal: Engine, file: Path) -> None:
+    server(file, '{ authorization = "Bearer SECRET" }')
+    with journal.begin() as connection:
+        configurations.note(connection, "the daemon started", "1", load(config.workspace))
+    file.write_text(BROKEN)
+    said = shown(config.workspace)
+    assert "not asked from here: triton.headers.authorization: its value was not written down" in said
+    assert "AWAY" not in said
 
 
 def test_the_settings_that_were_written_down_are_read_back(config: Config) -> None:
@@ -160,6 +198,15 @@ def test_a_state_folder_elsewhere_is_found_by_a_broken_file(config: Config, jour
     assert found.state == elsewhere.state
     assert refused is not None
     assert "'train.epoch'" in refused
+
+
+def test_settings_of_another_release_are_not_fallen_back_to(config: Config, journal: Engine, file: Path) -> None:
+    with journal.begin() as connection:
+        said = {"settings": {"version": 1, "nonesuch": {}}, "digest": "1", "because": "the daemon started"}
+        add(connection, schema.configurations, at=1.0, error=None, **said)
+    file.write_text(BROKEN)
+    with pytest.raises(ConfigError, match=r"train\.epoch"):
+        configurations.find(config.workspace)
 
 
 @pytest.mark.parametrize("text", [BROKEN, "paths = 3", "[paths", "\0"])

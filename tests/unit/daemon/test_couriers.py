@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from daemon import couriers, outbox, post, schema
 from daemon.config import load
-from daemon.couriers import Couriers
+from daemon.couriers import Courier, Couriers
 from daemon.journal import add, now
 from policies.settings import RetrySettings
 from tests.endpoints import MailServer, Webhook
@@ -214,3 +214,21 @@ def test_a_variable_that_is_not_set_is_said_at_the_start(
     monkeypatch.delenv("HOOK", raising=False)
     tell('{url = "env:HOOK"}')
     assert "notify HOOK: env:HOOK is not set" in caplog.text
+
+
+def test_a_child_is_let_go_only_while_nobody_ends_it(
+    tell: Callable[..., Told], hook: Webhook, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+
+    class Watched(Courier):
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "_child":
+                held.append(self._lock.locked())
+            super().__setattr__(name, value)
+
+    monkeypatch.setattr(couriers, "Courier", Watched)
+    told = tell(f'{{url = "{hook.url}"}}')
+    told.happen("v1")
+    eventually(lambda: told.states() == [("json", "sent")], seconds=60)
+    assert held == [False, True, True]  # made, begun, over

@@ -21,7 +21,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
-from daemon import loop, people, schema, store
+from daemon import configurations, loop, outbox, people, schema, store
 from daemon.config import Config, load
 from daemon.errors import ConfigError, WorkspaceBusy
 from daemon.events import (
@@ -31,6 +31,7 @@ from daemon.events import (
     ConfigTouched,
     ConstraintsTouched,
     DropSettled,
+    Event,
     ImagesComing,
     PersonAsked,
     SourceFailed,
@@ -41,7 +42,9 @@ from daemon.events import (
 from daemon.journal import claim
 from daemon.lock import is_running, locked
 from daemon.loop import Daemon, children_of
+from daemon.serving import Serving
 from daemon.stock import artifact_folder
+from daemon.sweeper import Sweeper
 
 World = Any  # tests/unit/daemon/conftest.py
 StandIn = Any
@@ -827,6 +830,83 @@ def test_a_daemon_killed_before_it_answered_has_read_it_at_its_next_start(daemon
     assert world.row(schema.configurations).because == "the daemon started"
 
 
+def fail_once(broken: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    """The journal cannot be written the first time that this is called."""
+    real, asked = getattr(owner, name), []
+
+    def call(*arguments: Any) -> Any:
+        asked.append(name)
+        if len(asked) == 1:
+            raise OperationalError("", None, Exception("database or disk is full"))
+        return real(*arguments)
+
+    broken.setattr(owner, name, call)
+
+
+def meet(daemon: Daemon, event: Event) -> None:
+    """The event is handled as `run` handles it, and meets a full disk."""
+    with pytest.raises(OperationalError) as caught:
+        daemon.handle(event)
+    daemon.bear(caught.value)
+
+
+PLACES = [
+    ("the first write", configurations, "take"),
+    ("servers", Serving, "_settle_names"),
+    ("who is told", outbox, "register"),
+    ("the last part", Sweeper, "reconfigure"),
+    ("the answer", configurations, "answer"),
+]
+
+
+@pytest.mark.usefixtures("_log_level")
+@pytest.mark.parametrize(("owner", "name"), [place[1:] for place in PLACES], ids=[place[0] for place in PLACES])
+def test_a_reload_that_meets_a_full_disk_is_done_once_there_is_room(
+    daemon: Daemon, config: Config, world: World, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    daemon.handle(TimerFired("start"))
+    configure(config, "nice = 5", "nice = 7")
+    people.ask(daemon.journal, config.state, "reload")
+    fail_once(monkeypatch, owner, name)
+    meet(daemon, PersonAsked())
+    assert world.row(schema.requests).state == "working"  # nobody is told that it is done
+    daemon.handle(TimerFired("after trouble"))
+    parts = (daemon, daemon.sources, daemon.serving, daemon.couriers, daemon.sweeper, *daemon.lanes)
+    assert {part.config.settings.compute.nice for part in parts} == {7}
+    request = world.row(schema.requests)
+    assert request.state == "done"
+    assert "is in force: " in request.answer
+    assert ("compute.nice 5 -> 7" in request.answer) == (name != "answer")
+    daemon.couriers.stop()
+
+
+@pytest.mark.usefixtures("_log_level")
+def test_a_file_that_is_spoilt_halfway_brings_all_back(
+    daemon: Daemon, config: Config, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.handle(TimerFired("start"))
+    configure(config, "nice = 5", "nice = 7")
+    fail_once(monkeypatch, Sweeper, "reconfigure")
+    meet(daemon, ConfigTouched())
+    configure(config, "nice = 7", "nice = 70")
+    daemon.handle(TimerFired("after trouble"))
+    parts = (daemon, daemon.sources, daemon.serving, daemon.couriers, daemon.sweeper, *daemon.lanes)
+    assert {part.config.settings.compute.nice for part in parts} == {5}
+
+
+@pytest.mark.usefixtures("_log_level")
+def test_one_that_was_asked_before_the_daemon_could_begin_is_not_said_to_be_a_start(
+    daemon: Daemon, config: Config, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people.ask(daemon.journal, config.state, "reload")
+    configure(config, "nice = 5", "nice = 7")
+    fail_once(monkeypatch, configurations, "take")
+    meet(daemon, PersonAsked())
+    daemon.handle(TimerFired("start"))
+    assert "compute.nice 5 -> 7" in world.row(schema.requests).answer
+    assert daemon.config.settings.compute.nice == 7
+
+
 @pytest.mark.usefixtures("_log_level")
 def test_a_folder_that_is_watched_no_more_is_left_as_at_a_restart(
     daemon: Daemon, config: Config, world: World, png: Png
@@ -890,6 +970,27 @@ def test_a_signal_stops_it(
         sender.join()  # before the handlers are put back
     assert "stopped; the next start goes on from here" in caplog.text
     assert not is_running(world.config.state)
+
+
+@pytest.mark.usefixtures("_handlers", "stand_in")
+def test_it_goes_down_with_its_terminal(
+    world: World, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    ours, terminal = os.openpty()
+    with os.fdopen(terminal) as opened:
+        monkeypatch.setattr("sys.stdin", opened)
+
+        def hang_up() -> None:
+            eventually(lambda: world.rows(schema.decisions))
+            os.kill(os.getpid(), signal.SIGHUP)
+            eventually(lambda: not is_running(world.config.state))
+
+        sender = threading.Thread(target=hang_up)
+        sender.start()
+        loop.run(world.config)
+        sender.join()
+    os.close(ours)
+    assert [row.because for row in world.rows(schema.configurations)] == ["the daemon started"]
 
 
 @pytest.mark.parametrize("missing", ["images", "constraints"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from io import StringIO
 from typing import Any
@@ -11,8 +12,8 @@ import pytest
 from rich.console import Console
 from sqlalchemy import Engine, update
 
-from daemon import data_views, pauses, render, schema, views
-from daemon.config import Config
+from daemon import data_views, pauses, render, schema, servers, views
+from daemon.config import Config, load
 from daemon.constraint_file import take_in
 from daemon.errors import NotFound
 from daemon.journal import add, change
@@ -62,7 +63,14 @@ def verdict(world: World, cycle: int, artifact: str = "old", **columns: Any) -> 
 def silent(config: Config) -> dict[str, Any]:
     """What is shown of the only server, where it was never reached and does not answer."""
     unknown = dict.fromkeys(("state", "trouble", "version", "since"))
-    return {"name": "main", "url": config.settings.triton[0].url, **unknown, "answers": False, "ready": {}}
+    return {
+        "name": "main",
+        "url": config.settings.triton[0].url,
+        **unknown,
+        "answers": False,
+        "ready": {},
+        "not_asked": None,
+    }
 
 
 # --- status ---------------------------------------------------------------------------------------------------------
@@ -142,6 +150,43 @@ def test_what_triton_says_itself_is_drawn(
     text = drawn.file.getvalue()  # type: ignore[attr-defined]
     assert said in text if said else "AWAY" not in text
     assert "serves version 1: net" in text
+
+
+@pytest.mark.parametrize(
+    ("noted", "said"),
+    [
+        (None, "no daemon has found it yet"),
+        ("ready", "the daemon found it ready since "),
+        ("away", "found it away since "),
+    ],
+)
+def test_a_triton_that_cannot_be_asked_from_here_is_not_said_to_be_away(
+    config: Config, journal: Engine, served: World, noted: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a header takes from the environment stands in the daemon's alone."""
+    monkeypatch.delenv("TOKEN", raising=False)
+    asked = load(config.workspace, ['triton.headers={authorization="env:TOKEN"}'])
+    if noted:
+        servers.note(journal, "main", noted, trouble="it is asleep" if noted == "away" else None)
+    view = show(journal, views.status, asked)
+    (server,) = view["servers"]
+    assert (server["answers"], server["ready"]) == (None, {})
+    text = drawn(view)
+    assert f"not asked from here: {server['not_asked']}; " in text
+    assert "the environment has no variable TOKEN" in server["not_asked"]
+    assert said in text
+    assert "AWAY" not in text
+    assert ("it is asleep" in text) == (noted == "away")
+
+
+def test_a_certificate_that_one_may_not_read_is_no_silence(config: Config, journal: Engine, served: World) -> None:
+    asked = load(config.workspace, ["triton.tls=true"])
+    hidden = {"tls_authorities": str(config.workspace / "gone.pem")}
+    server = asked.settings.triton[0].model_copy(update=hidden)
+    asked = dataclasses.replace(asked, settings=asked.settings.model_copy(update={"triton": (server,)}))
+    (said,) = show(journal, views.status, asked)["servers"]
+    assert said["answers"] is None
+    assert "gone.pem" in said["not_asked"]
 
 
 def test_what_is_under_way_and_what_is_wrong_is_drawn(config: Config, journal: Engine, served: World) -> None:

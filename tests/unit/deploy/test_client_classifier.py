@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,8 +25,10 @@ from deploy.config_pbtxt import Serving
 from deploy.server import Server
 from deploy.triton import Triton
 from tests.unit.deploy.models import ROUNDING, answer, make_artifact, noise
+from tests.unit.deploy.test_wire import Terminator, make_certificate
 
 CLASSES = ["naïve café", "a:b", "cat", "dog"]
+CHECKOUT = Path(__file__).resolve().parents[3]
 PROTOCOLS = ("grpc", "http")
 IMAGES = noise(11, seed=5)  # of which the model takes four at once
 LONG = 3600.0  # seconds: what is tried again without end never ends
@@ -83,6 +88,12 @@ def test_files_are_resized_as_training_did(url: Callable[[str], str], graph: Pat
     assert list(module.main(words)) == [f"{files[0]}: {found[0].name} ({found[0].probability:.2f}), says version 3"]
 
 
+def test_the_line_of_the_readme_runs(url: Callable[[str], str], graph: Path, tmp_path: Path) -> None:
+    Image.fromarray(noise(1)[0]).save(tmp_path / "one.png")
+    (line,) = re.findall(r"`(with Classifier\(.*?)`", (CHECKOUT / "README.md").read_text(encoding="utf-8"))
+    exec(line.replace("127.0.0.1:8001", url("grpc")), {"Classifier": Classifier, "files": [tmp_path / "one.png"]})
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_refusal_is_raised_at_once(url: Callable[[str], str], protocol: str) -> None:
     refused = pytest.raises(InferenceServerException, match="'nothing' is not found")
@@ -94,6 +105,63 @@ def test_a_refusal_is_raised_at_once(url: Callable[[str], str], protocol: str) -
         assert len(model.classify(IMAGES)) == 11  # and it can be asked on
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_fewer_images_at_once_are_sent_once_the_server_takes_fewer(
+    url: Callable[[str], str], graph: Path, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a client read before `max_batch_size` was lowered: the packaged server takes four."""
+    with Classifier(url(protocol), "edge", protocol=protocol) as model:
+        monkeypatch.setattr(model._model, "_limits", (8, 8, 11))
+        assert len(model.classify(IMAGES)) == 11
+        assert model.limits() == (8, 8, 4)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_server_that_asks_for_tls_is_asked_by_it(server: Server, graph: Path, tmp_path: Path, protocol: str) -> None:
+    ours, theirs = make_certificate(tmp_path, "client"), make_certificate(tmp_path, "server")
+    behind = Terminator(server.grpc_port if protocol == "grpc" else server.http_port, theirs, ours[0])
+    named: dict[str, Any] = {"tls": True, "authorities": theirs[0], "certificate": ours[0], "key": ours[1]}
+    with Classifier(behind.address, "edge", protocol=protocol, **named) as model:
+        assert len(model.classify(IMAGES)) == 11
+    lost = pytest.raises((InferenceServerException, OSError, TimeoutError))
+    with Classifier(behind.address, "edge", protocol=protocol, seconds=1.0) as model, lost:
+        model.classify(IMAGES)
+    behind.listening.close()
+
+
+def test_headers_go_with_each_question_by_grpc() -> None:
+    heard: list[dict[str, str]] = []
+
+    def refuse(_request: bytes, context: Any) -> None:
+        heard.append(dict(context.invocation_metadata()))
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "it is only listened to")
+
+    class Listener(grpc.GenericRpcHandler):
+        def service(self, _details: Any) -> Any:
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    listening = grpc.server(ThreadPoolExecutor(1), handlers=[Listener()])
+    port = listening.add_insecure_port("127.0.0.1:0")
+    listening.start()
+    refused = pytest.raises(InferenceServerException, match="listened to")
+    with Classifier(f"127.0.0.1:{port}", "edge", headers={"Authorization": "Bearer x"}) as model, refused:
+        model.limits()
+    listening.stop(None)
+    assert [each["authorization"] for each in heard] == ["Bearer x"]
+
+
+def test_and_by_http(server: Server, graph: Path) -> None:
+    """Through a port that keeps what it passes on."""
+    relay = Relay(server.http_port)
+    relay.open()
+    with Classifier(f"127.0.0.1:{relay.port}", "edge", protocol="http", headers={"Authorization": "Bearer x"}) as model:
+        model.classify(IMAGES[:1])
+    relay.listening.close()
+    requests = re.findall(rb"(?:GET|POST) /v2/\S+ HTTP.*?\r\n\r\n", bytes(relay.heard), re.DOTALL)
+    assert len(requests) == 3
+    assert all(b"authorization: Bearer x" in request for request in requests)
+
+
 class Relay:
     """A port that leads to the server once it is open; before, nobody answers there."""
 
@@ -102,7 +170,7 @@ class Relay:
         self.listening = socket.socket()
         self.listening.bind(("127.0.0.1", 0))
         self.port = self.listening.getsockname()[1]
-        self.refused = threading.Event()
+        self.heard = bytearray()  # of those who come
 
     def open(self) -> None:
         self.listening.listen()
@@ -113,12 +181,13 @@ class Relay:
             while True:
                 come, _ = self.listening.accept()
                 go = socket.create_connection(("127.0.0.1", self.to))
-                for one, other in ((come, go), (go, come)):
-                    threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+                for one, other, heard in ((come, go, self.heard), (go, come, bytearray())):
+                    threading.Thread(target=self._pump, args=(one, other, heard), daemon=True).start()
 
-    def _pump(self, one: socket.socket, other: socket.socket) -> None:
+    def _pump(self, one: socket.socket, other: socket.socket, heard: bytearray) -> None:
         with suppress(OSError):
             while data := one.recv(65_536):
+                heard += data
                 other.sendall(data)
         for end in (one, other):
             with suppress(OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,19 @@ def test_the_same_files_are_drawn_each_time_and_lie_as_exif_says() -> None:
     images = [Image.open(io.BytesIO(data)) for data in files()]
     assert [image.getexif().get(0x0112) for image in images] == list(specimens.TURNED)
     assert len({image.size for image in images}) == 2
+
+
+def test_a_picture_of_a_large_input_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (1200, 2400)
+    tracemalloc.start()
+    try:
+        drawn = specimens.picture(size, seed=1)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4 * drawn.nbytes
+    monkeypatch.setattr(specimens, "ROWS", size[0])
+    np.testing.assert_array_equal(drawn, specimens.picture(size, seed=1))
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,9 @@ class Terminator:
                 if keep:
                     self.heard += data
                 sink.sendall(data)
-            sink.close()
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture(scope="module")

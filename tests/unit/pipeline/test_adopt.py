@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,26 @@ def test_what_an_export_may_fix_or_leave_open(tmp_path: Path, made: dict[str, An
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
 
 
+def test_a_fixed_batch_is_let_go_where_it_is_one_and_not_in_the_shape_of_a_weight(tmp_path: Path) -> None:
+    """A vector becomes planes of one, by the very shape that the images are given."""
+    model = onnx.load(network(tmp_path / "theirs.onnx", shape=(1, 3, 8, 12), rows=1))
+    nodes = [
+        helper.make_node("Reshape", ["vector", "planes"], ["offset"]),
+        helper.make_node("Reshape", ["images", "planes"], ["same"]),
+        helper.make_node("Add", ["same", "offset"], ["moved"]),
+    ]
+    model.graph.node[0].input[0] = "moved"
+    kept = [*nodes, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    vector = np.arange(3 * 8 * 12, dtype=np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(vector, "vector"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, -1, 8, 12], np.int64), "planes"))
+    onnx.save(model, tmp_path / "theirs.onnx")
+    done = take(tmp_path / "theirs.onnx", tmp_path, logits=True, scale=255.0)
+    assert answers(Path(done["path"]) / "model.onnx", IMAGES).shape == (7, 3)
+
+
 def test_a_branch_within_the_graph_is_taken_with_it(tmp_path: Path) -> None:
     """A subgraph names tensors from outside itself, which are renamed."""
     file = network(tmp_path / "theirs.onnx")
@@ -285,3 +306,23 @@ def test_the_number_of_classes_must_fit(tmp_path: Path) -> None:
         file = network(tmp_path / "theirs.onnx", **made)
         with pytest.raises(StageError, match="answers with 3 classes, and 2 are named"):
             take(file, tmp_path, ["cat", "dog"], scale=1.0, logits=True)
+
+
+def test_two_at_once_do_not_fill_one_folder(tmp_path: Path) -> None:
+    left: list[str] = []
+
+    def fill() -> None:
+        with adopt.filling(tmp_path / "adopt-1") as folder:
+            left.append("the second begins")
+            assert not list(folder.iterdir())
+
+    second = threading.Thread(target=fill)
+    with adopt.filling(tmp_path / "adopt-1") as folder:
+        second.start()
+        second.join(0.3)
+        (folder / "model.onnx").write_bytes(b"the first's")
+        adopt.settle(folder, tmp_path / "1")
+        left.append("the first is settled")
+    second.join()
+    assert left == ["the first is settled", "the second begins"]
+    assert [file.name for file in (tmp_path / "1").iterdir()] == ["model.onnx"]
