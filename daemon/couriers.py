@@ -44,11 +44,14 @@ class Couriers:
         finally:
             self.stop()
 
-    def start(self) -> None:
-        """From now on each entry is told what it asks for. One that is new hears of nothing that was before."""
-        entries = self.config.settings.notify
+    def register(self, config: Config) -> None:
+        """Writes down its entries. One that is new hears of what happens from now on, and of nothing before."""
         with self.journal.begin() as connection:
-            outbox.register(connection, [entry.called for entry in entries])
+            outbox.register(connection, [entry.called for entry in config.settings.notify])
+
+    def start(self) -> None:
+        """From now on each entry that is registered is told what it asks for."""
+        entries = self.config.settings.notify
         for entry in entries:
             if post.resolve(url := entry.url.get_secret_value()) is None:
                 log.warning("notify %s: %s is not set: nothing can be sent to it", entry.called, url)
@@ -66,6 +69,7 @@ class Couriers:
 
     def reconfigure(self, config: Config) -> None:
         """Goes on with the entries of this configuration; what waited for one of them goes on to wait."""
+        self.register(config)  # before anything else: a journal that cannot be written leaves all as it was
         self.stop()
         self.config = config
         self.start()

@@ -246,7 +246,7 @@ def test_a_trouble_is_logged_once(away: Hall, caplog: pytest.LogCaptureFixture) 
         look_through(away.serving)
     said = [record.message for record in caplog.records if "no Triton answers" in record.message]
     assert len(said) == 1
-    assert said[0].endswith("it is tried again every 4 s")
+    assert said[0].endswith("it is tried again in 2 s")
 
 
 def test_without_anything_to_serve_triton_is_not_asked(away: Hall, caplog: pytest.LogCaptureFixture) -> None:
