@@ -304,8 +304,9 @@ class Keeper:
         """The connection, once the server was found fit. Raises TritonUnavailable, RepositoryError."""
         triton = self._open()
         if self._version is None:
-            self._version = inspect(triton, self.repository, self.server.repository_seen, self.owner)
-            servers.note(self.journal, self.server.name, "ready", version=self._version)
+            version = inspect(triton, self.repository, self.server.repository_seen, self.owner)
+            servers.note(self.journal, self.server.name, "ready", version=version)
+            self._version = version
             self._say(SERVER, None, "Triton answers again")
         return triton
 

@@ -84,6 +84,12 @@ class House:
         world.artifact("first", world.cycle(state="done"))
         shutil.copytree(built, artifact_folder(self.config.state, "first"), dirs_exist_ok=True)
 
+    def start_anew(self) -> None:
+        """As a daemon that finds config.toml as it is now."""
+        self.config = load(self.workspace)
+        self.serving = Serving(self.config, self.world.journal, self.queue.put)
+        self.serving.settle(self.config)
+
     def request(self, target: str) -> AnyRow:
         with self.world.journal.begin() as connection:
             row = self.serving.request(connection, target, "first", kind="rollback", by="ann", cycle=None)
