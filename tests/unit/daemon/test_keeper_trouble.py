@@ -22,7 +22,7 @@ from daemon.keeper import Keeper
 from deploy import fitness
 from deploy.repository import RepositoryError
 from deploy.switch import Switch, SwitchFailed
-from deploy.triton import Triton
+from deploy.triton import Triton, TritonRefused
 from tests.unit.daemon.house import House, Place, answers, ask_for
 from tests.unit.deploy.models import class_names, make_artifact
 
@@ -400,6 +400,32 @@ def test_a_move_that_is_refused_is_no_trouble_of_what_serves(
     assert (first.server, first.state, first.error) == ("here", "serving", None)
     assert (move.server, move.kind, move.state, move.error) == ("there", "move", "failed", "probe: out of memory")
     assert answers(here.url, "stays", built)
+
+
+def test_a_target_that_a_server_will_not_give_up_is_asked_for_again(
+    world: World, workspace: Path, journal: Engine, built: Path, places: tuple[Place, Place], monkeypatch: Any
+) -> None:
+    """Triton unloads whatever it is asked to; a refusal, as of a proxy, is put in its mouth."""
+    house = House(world, workspace, built, *places)
+    ask_for(house, "clings", "here")
+    house.request("clings")
+    rounds(house)
+    ask_for(house, "clings", "there")
+    unload = Triton.unload
+
+    def refuse(triton: Triton, model: str) -> None:
+        if model == "clings":
+            raise TritonRefused("not allowed")
+        unload(triton, model)
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(Triton, "unload", refuse)
+        rounds(house, 3)
+    assert places_of(house, "clings") == [("here", "leaving"), ("there", "serving")]
+    assert answers(places[0].url, "clings", built)  # from memory
+    rounds(house)
+    assert places_of(house, "clings") == [("here", "retired"), ("there", "serving")]
+    assert not answers(places[0].url, "clings", built)
 
 
 def test_settings_that_are_refused_are_tried_ever_more_rarely_and_stay_a_trouble_meanwhile(
