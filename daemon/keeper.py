@@ -148,8 +148,9 @@ class Keeper:
             self._looks.keep({row.id for row in served})
             failed += sum(not self._try(row, self._keep) for row in served)
             failed += sum(not self._try(row, self._leave) for row in self._rows("leaving"))
-            for row, said in self._wanted.find_arrivals(self.server.name, self.config.server_names):
-                failed += not self._try(row, partial(self._wanted.ask_anew, why=said))
+            if not (self._stop.is_set() or self._edited):  # else it knows no server by its new name
+                for row, said in self._wanted.find_arrivals(self.server.name, self.config.server_names):
+                    failed += not self._try(row, partial(self._wanted.ask_anew, why=said))
             self._fit()
             if not failed:
                 self._patience, self._round_due = 0.0, now() + ROUND_SECONDS

@@ -102,6 +102,19 @@ def test_what_a_server_served_that_was_taken_out_moves_to_the_one_that_is_left(
     assert answers(places[0].url, "back", built)
 
 
+def test_a_server_that_is_taken_out_draws_nothing_to_itself_in_its_last_round(
+    world: World, workspace: Path, journal: Engine, built: Path, places: tuple[Place, Place]
+) -> None:
+    """By its own settings what another has, by a name that it does not know, is to be served by it."""
+    house = House(world, workspace, built, places[0])
+    ask_for(house, "renamed", "")
+    house.world.promote("first", 1, target="renamed", server="line1")
+    keeper = only(house)
+    keeper.stop()
+    keeper.round()
+    assert house.queue.empty()
+
+
 def test_a_target_may_be_called_as_a_server_is_in_the_log(
     world: World, workspace: Path, journal: Engine, built: Path, places: tuple[Place, Place], monkeypatch: Any
 ) -> None:
