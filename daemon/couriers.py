@@ -44,16 +44,13 @@ class Couriers:
         finally:
             self.stop()
 
-    def start(self) -> None:
-        """From now on each entry is told what it asks for. One that is new hears of nothing that was before."""
-        self._register(self.config)
-        self._begin()
-
-    def _register(self, config: Config) -> None:
+    def register(self, config: Config) -> None:
+        """Writes down its entries. One that is new hears of what happens from now on, and of nothing before."""
         with self.journal.begin() as connection:
             outbox.register(connection, [entry.called for entry in config.settings.notify])
 
-    def _begin(self) -> None:
+    def start(self) -> None:
+        """From now on each entry that is registered is told what it asks for."""
         entries = self.config.settings.notify
         for entry in entries:
             if post.resolve(url := entry.url.get_secret_value()) is None:
@@ -75,10 +72,10 @@ class Couriers:
 
         Where the journal cannot be written those of before go on.
         """
-        self._register(config)
+        self.register(config)
         self.stop()
         self.config = config
-        self._begin()
+        self.start()
 
     def wake(self) -> None:
         """Something may have happened."""

@@ -14,24 +14,27 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from sqlalchemy import Engine, select, update
+from sqlalchemy.exc import OperationalError
 
 from daemon import pauses, schema, servers, targets
 from daemon.config import Config
+from daemon.errors import ConfigError
 from daemon.events import ArtifactLost, Event, SwitchEnded
 from daemon.journal import AnyRow, claim, get, now
 from daemon.looks import Looks
 from daemon.settings import Triton as Settings
 from daemon.wanted import Wanted
-from deploy.fitness import inspect
+from deploy.fitness import forget, inspect
 from deploy.repository import RepositoryError
 from deploy.switch import STEPS, Switch, SwitchFailed, is_lost, leave, mend, run_step, undo
-from deploy.triton import Triton, TritonUnavailable, TritonUnfit
+from deploy.triton import Triton, TritonError, TritonRefused, TritonUnavailable, TritonUnfit
 
 log = logging.getLogger("relearn")
 promotions = schema.promotions
 AWAY_SECONDS = 2.0  # between two looks for a server that is away
 WITHDRAWABLE = ("stage", "probe", "put")  # steps before which no client can have met what is promoted
 ROUND_SECONDS = 60.0  # between two comparisons of all that was recorded
+SERVER, JOURNAL = ("server", ""), ("journal", "")  # whose trouble it is, beside ("target", its name)
 
 
 class Keeper:
@@ -47,13 +50,15 @@ class Keeper:
         self._stop = threading.Event()
         self._edited: tuple[Config, Settings] | None = None
         self._unserved: set[int] = set()  # promotions that Triton cannot be given again, told once
-        self._said: dict[str, str | None] = {}
+        self._said: dict[tuple[str, str], str | None] = {}
+        self._patience = 0.0  # seconds to the next round, while something of the last one failed
         self._configure(config, server)
 
     def _configure(self, config: Config, server: Settings) -> None:
         self.config = config
         self.server = server
         self.repository = config.repository_of(server.name)
+        self.owner = str(config.workspace)  # of the marker that is laid there
         # Rows of a journal that knew one server name none: they are the first's.
         self.names = (server.name, "") if server is config.settings.triton[0] else (server.name,)
         self._triton: Triton | None = None
@@ -77,13 +82,20 @@ class Keeper:
             woken = self.wake.wait(self.pause())
             self.wake.clear()
             if self._stop.is_set():
+                forget(self.repository, self.owner)
                 return
             if edited := self._edited:
                 self._edited = None
+                forget(self.repository, self.owner)
                 self._configure(*edited)
+            if woken:  # what failed may do better now
+                self._patience = 0.0
             try:
                 if woken or self.look():
                     self.round()
+                self._say(JOURNAL, None, "the journal can be used again")
+            except OperationalError as error:
+                self._say(JOURNAL, f"the journal: {error.orig}")
             except Exception:  # a bug here must not end serving: the next round tries again
                 log.exception("a comparison with Triton failed")
 
@@ -94,7 +106,7 @@ class Keeper:
     def pause(self) -> float:
         """Seconds to the next look."""
         seconds = self.server.check_seconds
-        return min(seconds, AWAY_SECONDS) if self._said.get("server") else seconds
+        return min(seconds, AWAY_SECONDS) if self._said.get(SERVER) else seconds
 
     # --- a look -------------------------------------------------------------------------------------------------
 
@@ -104,44 +116,50 @@ class Keeper:
             return True
         try:
             triton = self._open()
-            if not self._looks.rests:
-                return not triton.is_live()
-            if self._looks.find_missing(triton):
-                self._version = None  # it may have been restarted, in another way even
-                return True
-            return self._looks.find_changes(triton)
-        except TritonUnavailable:
+            if self._looks.rests:
+                if not self._looks.find_missing(triton):
+                    return self._looks.find_changes(triton)
+            elif triton.is_live():
+                return False
+        except RepositoryError:  # that of one target: its own turn in the round says so
             return True
+        except (TritonError, OSError):
+            pass
+        self._version = None  # it may have been restarted, in another way even
+        return True
 
     # --- a round ------------------------------------------------------------------------------------------------
 
     def round(self) -> None:
         """Goes on with what is under way, then compares what should be served with what is."""
-        self._round_due = now() + ROUND_SECONDS
+        self._patience = min(max(2 * self._patience, self.server.check_seconds), ROUND_SECONDS)
+        self._round_due = now() + self._patience  # unless all goes well
         under_way = self._rows("switching", "undoing", anywhere=True)
         try:
             waiting: set[str] = set()
+            failed = 0
             for row in under_way:
                 act = self._undo if row.state == "undoing" else self._switch
-                if row.target in waiting or row.server not in self.names or not self._try(row, act):
+                mine = row.server in self.names and row.target not in waiting
+                if not mine or not self._try(row, act):
                     waiting.add(row.target)  # a later promotion never overtakes an earlier one
+                    failed += mine
             served = self._rows("serving")  # as it is after the switches
             self._looks.keep({row.id for row in served})
-            for row in served:
-                self._try(row, self._keep)
-            for row in self._rows("leaving"):
-                self._try(row, self._leave)
-            for row in self._wanted.find_arrivals(self.server.name):
-                before = row.server or self.config.server_names[0]
-                said = f"it moves from {before} to {self.server.name}, as its constraint file says"
-                self._try(row, partial(self._wanted.ask_anew, why=said))
+            failed += sum(not self._try(row, self._keep) for row in served)
+            failed += sum(not self._try(row, self._leave) for row in self._rows("leaving"))
+            if not (self._stop.is_set() or self._edited):  # else it knows no server by its new name
+                for row, said in self._wanted.find_arrivals(self.server.name, self.config.server_names):
+                    failed += not self._try(row, partial(self._wanted.ask_anew, why=said))
             self._fit()
-        except (TritonUnavailable, RepositoryError) as error:
-            self._version = None
-            state = "unfit" if isinstance(error, TritonUnfit | RepositoryError) else "away"
+            if not failed:
+                self._patience, self._round_due = 0.0, now() + ROUND_SECONDS
+        except (TritonError, RepositoryError, OSError) as error:
+            self._version, self._patience = None, 0.0
+            state = "away" if isinstance(error, TritonUnavailable) and not isinstance(error, TritonUnfit) else "unfit"
             servers.note(self.journal, self.server.name, state, trouble=str(error))
             if state == "unfit" or under_way or self._rows("serving"):  # else nobody misses it yet
-                self._say("server", str(error))
+                self._say(SERVER, str(error))
 
     def _rows(self, *states: str, anywhere: bool = False) -> Sequence[AnyRow]:
         mine = () if anywhere else (promotions.c.server.in_(self.names),)
@@ -152,16 +170,18 @@ class Keeper:
     def _try(self, row: AnyRow, act: Callable[[AnyRow], None]) -> bool:
         """One target's trouble is said (False) and leaves the others alone.
 
-        Raises TritonUnavailable: that is everyone's.
+        It is written down where the target is served here: what is to come serves well elsewhere meanwhile. Raises
+        TritonUnavailable: that is everyone's.
         """
+        trouble = None
         try:
             act(row)
-            self._say(row.target, None, f"{row.target} is served as it should be again")
-            trouble = None
-        except (RepositoryError, SwitchFailed) as error:
-            self._say(row.target, str(error))
+        except (RepositoryError, SwitchFailed, TritonRefused, OSError) as error:
             trouble = str(error)
-        if row.state == "serving" and row.error != trouble:
+        here = row.server in self.names
+        relief = f"{row.target} is served as it should be again" if here else ""
+        self._say(("target" if here else "arrival", row.target), trouble, relief)
+        if here and row.state == "serving" and row.error != trouble:
             self._write(row, error=trouble)
         return trouble is None
 
@@ -178,7 +198,7 @@ class Keeper:
             try:
                 triton = self._open() if step == "stage" else self._fit()
                 log.debug("%s: %s", row.target, run_step(step, switch, triton))
-            except (TritonUnavailable, RepositoryError) as error:
+            except (TritonUnavailable, RepositoryError, OSError) as error:
                 self._write(row, error=f"waits: {error}")
                 raise
             except SwitchFailed as error:
@@ -275,25 +295,30 @@ class Keeper:
 
     def _open(self) -> Triton:
         if self._triton is None:
-            self._triton = servers.connect(self.config, self.server)
+            try:
+                self._triton = servers.connect(self.config, self.server)
+            except (ConfigError, OSError) as error:  # a variable, or a file, that went since the start
+                raise TritonUnfit(str(error)) from error
         return self._triton
 
     def _fit(self) -> Triton:
         """The connection, once the server was found fit. Raises TritonUnavailable, RepositoryError."""
         triton = self._open()
         if self._version is None:
-            self._version = inspect(triton, self.repository, self.server.repository_seen)
-            servers.note(self.journal, self.server.name, "ready", version=self._version)
-            self._say("server", None, "Triton answers again")
+            version = inspect(triton, self.repository, self.server.repository_seen, self.owner)
+            servers.note(self.journal, self.server.name, "ready", version=version)
+            self._version = version
+            self._say(SERVER, None, "Triton answers again")
         return triton
 
-    def _say(self, about: str, trouble: str | None, relief: str = "") -> None:
+    def _say(self, about: tuple[str, str], trouble: str | None, relief: str = "") -> None:
         """Logs a trouble once, not at every round, and once when it is over."""
         before = self._said.get(about)
         self._said[about] = trouble
-        several = len(self.config.server_names) > 1 and about == "server"
+        several = len(self.config.server_names) > 1 and about == SERVER
         whose = f"{self.server.name}: " if several else ""
         if trouble and trouble != before:
-            log.warning("%s%s; it is tried again every %g s", whose, trouble, self.server.check_seconds)
+            seconds = self._patience if about[0] in ("target", "arrival") else self.pause()
+            log.warning("%s%s; it is tried again in %g s", whose, trouble, seconds)
         elif before and not trouble and relief:
             log.info("%s%s", whose, relief)

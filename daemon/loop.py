@@ -178,6 +178,8 @@ class Daemon:
 
     def recover(self) -> None:
         """Finds what changed while no daemon ran, and goes on with what was unfinished."""
+        self.serving.settle(self.config)
+        self.couriers.register(self.config)
         with self.journal.begin() as connection:
             configurations.note(connection, "the daemon started", self.config.digest, self.config)
             if self.owed is None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy import Engine, delete, select
+from sqlalchemy import Connection, Engine, delete, select
 from sqlalchemy.dialects.sqlite import insert
 
-from daemon import named_servers
+from daemon import named_servers, targets
 from daemon.config import Config
 from daemon.journal import AnyRow, now
 from daemon.schema import servers
@@ -32,6 +33,14 @@ def connect(config: Config, server: Settings, timeout: float | None = None) -> T
         tls = Tls(*(config.path(Path(file)) if file else None for file in files))
     endpoint = Endpoint(server.url, server.protocol, tls, named_servers.resolve(server.headers))
     return Triton(endpoint, timeout=server.timeout_seconds if timeout is None else timeout)
+
+
+def find_place(connection: Connection, target: str, names: Sequence[str]) -> str:
+    """Where a target is to be served: as its constraint file says, else where it is, else at the first of them."""
+    asked = targets.requirements(connection).get(target)
+    champion = targets.champion(connection, target)
+    wanted = [asked.server if asked else "", champion.server if champion else ""]
+    return next((name for name in wanted if name in names), names[0])
 
 
 def describe_switch(
@@ -81,7 +90,6 @@ def note(journal: Engine, name: str, state: str, *, trouble: str | None = None, 
         )
 
 
-def forget_others(journal: Engine, names: tuple[str, ...]) -> None:
+def forget_others(connection: Connection, names: Sequence[str]) -> None:
     """Drops what was noted of servers that are configured no more."""
-    with journal.begin() as connection:
-        connection.execute(delete(servers).where(servers.c.name.not_in(names)))
+    connection.execute(delete(servers).where(servers.c.name.not_in(names)))

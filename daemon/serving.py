@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine, func, select, update
 
-from daemon import schema, servers, targets
+from daemon import schema, servers
 from daemon.config import Config
 from daemon.events import Event, SettingsEdited, SwitchEnded
 from daemon.journal import AnyRow, add, change, claim, get, now
@@ -32,12 +32,12 @@ class Serving:
         self.devices = _devices(config)
         self.keepers: list[Keeper] = []
         self._threads: dict[str, threading.Thread] = {}
+        self._ending: list[threading.Thread] = []  # of servers that were taken out, with their last step
         self._hire()
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """The keepers' threads, for as long as the block lasts."""
-        self._settle_names()
         self._start()
         try:
             yield
@@ -62,33 +62,48 @@ class Serving:
     def _start(self) -> None:
         """The threads that do not run yet. They wait for those that end: two must not take one promotion's steps."""
         names = [keeper.server.name for keeper in self.keepers]
-        ending = [self._threads.pop(name) for name in set(self._threads) - set(names)]
+        self._ending += [self._threads.pop(name) for name in set(self._threads) - set(names)]
+        self._ending = [thread for thread in self._ending if thread.is_alive()]
         for keeper in self.keepers:
             if keeper.server.name not in self._threads:
                 name = f"serving {keeper.server.name}"
-                thread = threading.Thread(target=keeper.run, args=(ending,), name=name, daemon=True)
+                thread = threading.Thread(target=keeper.run, args=(list(self._ending),), name=name, daemon=True)
                 self._threads[keeper.server.name] = thread
                 thread.start()
 
-    def _settle_names(self) -> None:
-        """Gives promotions of a journal that knew one server its name; says what lies at one that is not known."""
-        names = self.config.server_names
-        servers.forget_others(self.journal, names)
+    def settle(self, config: Config) -> None:
+        """Writes down which of its servers has what, where the journal names one that is not among them.
+
+        One that knew no names meant the first. One that is called otherwise now is known by what lies in its
+        repository. What lies nowhere is left where it was, and is brought to where it is to be served by a switch.
+        """
+        names = config.server_names
+        ended = []
         with self.journal.begin() as connection:
+            servers.forget_others(connection, names)
             connection.execute(update(promotions).where(promotions.c.server == "").values(server=names[0]))
-            lost = (promotions.c.server.not_in(names), promotions.c.state.in_(("switching", "serving", "undoing")))
+            lost = (
+                promotions.c.server.not_in(names),
+                promotions.c.state.in_(("switching", "serving", "undoing", "leaving")),
+            )
             for row in connection.execute(select(promotions).where(*lost)).all():
+                if name := _find_holder(config, row):
+                    log.info("%s: what the server %s had is what %s has", row.target, row.server, name)
+                    change(connection, promotions, row.id, server=name)
+                    continue
                 said = f"config.toml names no server {row.server!r} any more"
                 log.warning("%s: %s: what it serves there is left as it is", row.target, said)
-                if row.state != "serving":
+                if row.state in ("switching", "undoing"):
                     change(connection, promotions, row.id, state="failed", error=said, ended=now())
-                    self.put(SwitchEnded(row.id, said))
+                    ended.append(SwitchEnded(row.id, said))
+        for event in ended:
+            self.put(event)
 
     def reconfigure(self, config: Config) -> None:
         """What is served, and where, is compared with these settings from now on."""
+        self.settle(config)  # before anything else: a journal that cannot be written leaves all as it was
         self.config, self.devices = config, _devices(config)
         self._hire()
-        self._settle_names()
         self._start()
         self.tend()
 
@@ -192,12 +207,13 @@ class Serving:
         return max([journalled, *taken]) + 1
 
     def _server_for(self, connection: Connection, target: str) -> str:
-        """Where a target is to be served: as its constraint file says, else where it is, else the first."""
-        asked = targets.requirements(connection).get(target)
-        champion = targets.champion(connection, target)
-        names = self.config.server_names
-        wanted = [asked.server if asked else "", champion.server if champion else ""]
-        return next((name for name in wanted if name in names), names[0])
+        return servers.find_place(connection, target, self.config.server_names)
+
+
+def _find_holder(config: Config, row: AnyRow) -> str | None:
+    """The server in whose repository this promotion's version lies: no other has its number."""
+    holds = (n for n in config.server_names if row.version in repository.versions(config.repository_of(n), row.target))
+    return next(holds, None)
 
 
 def _devices(config: Config) -> dict[str, str]:

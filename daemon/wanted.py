@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from sqlalchemy import Engine, select
 
-from daemon import schema, targets
+from daemon import schema, servers, targets
 from daemon.events import ArtifactLost, Event, SettingsEdited
 from daemon.journal import AnyRow, get, now
 from daemon.stock import find_damage
@@ -16,7 +16,8 @@ from deploy import repository
 from deploy.switch import Switch, SwitchFailed
 
 promotions = schema.promotions
-REFUSED_SECONDS = 600.0  # after which settings that Triton did not take are tried again
+REFUSED_SECONDS = 600.0  # after which what Triton did not take is tried again; twice as long after each refusal …
+DAY = 86_400.0  # … up to this
 
 
 class Wanted:
@@ -27,6 +28,7 @@ class Wanted:
         self.state = state
         self.put = put
         self.names = names
+        self.since = now()  # with a start, or other settings, what was refused is tried anew
 
     def compare_settings(self, row: AnyRow, switch: Switch) -> None:
         """Tells the loop where batch size, instances or threads were edited since the switch to what is served.
@@ -41,35 +43,51 @@ class Wanted:
         if edited:
             self.ask_anew(row, f"how it is served was edited: {', '.join(edited)}")
 
-    def find_arrivals(self, name: str) -> list[AnyRow]:
-        """What another server serves and the server of this name is to."""
+    def find_arrivals(self, name: str, names: Sequence[str]) -> list[tuple[AnyRow, str]]:
+        """What another server serves, or one that is not configured any more, and this one is to; and why.
+
+        names: of all servers there are.
+        """
         elsewhere = (promotions.c.state == "serving", promotions.c.server.not_in(self.names))
         with self.journal.connect() as connection:
             rows = connection.execute(select(promotions).where(*elsewhere)).all()
-            asked = targets.requirements(connection) if rows else {}
-        return [row for row in rows if row.target in asked and asked[row.target].server == name]
+            rows = [row for row in rows if servers.find_place(connection, row.target, names) == name]
+        found = []
+        for row in rows:
+            before = row.server or names[0]
+            because = "as its constraint file says" if before in names else f"since there is no {before} any more"
+            found.append((row, f"it moves from {before} to {name}, {because}"))
+        return found
 
     def ask_anew(self, row: AnyRow, why: str) -> None:
-        """Tells the loop to switch the champion to itself. Raises SwitchFailed where Triton has refused that."""
+        """Tells the loop to switch the champion to itself.
+
+        Raises SwitchFailed where Triton has refused just that, also where it is tried again now: only a switch that
+        ends well ends the trouble.
+        """
         with self.journal.connect() as connection:
             gone = get(connection, schema.artifacts, row.artifact_id).gone is not None
             unmanaged = row.target not in targets.requirements(connection)
             refused = connection.execute(
-                select(promotions.c.error)
+                select(promotions.c.error, promotions.c.ended)
                 .where(
+                    promotions.c.id > row.id,
                     promotions.c.target == row.target,
+                    promotions.c.artifact_id == row.artifact_id,
                     promotions.c.kind.in_(("settings", "move")),
+                    promotions.c.reason == why,
                     promotions.c.server.in_(self.names),
                     promotions.c.state == "failed",
-                    promotions.c.ended > now() - REFUSED_SECONDS,
                 )
                 .order_by(promotions.c.id.desc())
-            ).scalar()
+            ).all()
         if gone or unmanaged:
             return
-        if refused is not None:
-            raise SwitchFailed(f"{why}; Triton did not take it: {refused}")
-        self.put(SettingsEdited(row.id, why))
+        wait = min(REFUSED_SECONDS * 2 ** min(len(refused) - 1, 10), DAY) if refused else 0.0
+        if not refused or refused[0].ended < self.since or now() > refused[0].ended + wait:
+            self.put(SettingsEdited(row.id, why))
+        if refused:
+            raise SwitchFailed(f"{why}; Triton did not take it: {refused[0].error}")
 
     def look_for_loss(self, row: AnyRow) -> bool:
         """Tells the loop, once, where an artifact has to be built again before it can be served. False: it has not."""

@@ -151,13 +151,17 @@ def verify_model(repository: Path, target: str, version: int, before: int | None
 
 
 def fingerprint(repository: Path, target: str) -> tuple[tuple[str, int, int], ...]:
-    """Name, bytes and time of change of each file in the target's model: another one where somebody was at it."""
+    """Name, bytes and time of change of each file in the target's model: another one where somebody was at it.
+
+    Raises RepositoryError where it cannot be read.
+    """
     model = repository / target
     found = []
-    for path in sorted(model.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):
-            stat = path.stat()
-            found.append((str(path.relative_to(model)), stat.st_size * path.is_file(), stat.st_mtime_ns))
+    with translated(model):
+        for path in sorted(model.rglob("*")):
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                found.append((str(path.relative_to(model)), stat.st_size * path.is_file(), stat.st_mtime_ns))
     return tuple(found)
 
 

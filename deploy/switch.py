@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -129,13 +129,23 @@ def undo(switch: Switch, triton: Triton) -> str:
         load_model(switch, triton, switch.target)
         repository.clear(switch.repository, switch.target, switch.before)
     except (TritonRefused, artifact.ArtifactError) as error:
+        if switch.before is None:
+            return f"{switch.target} is out of the repository, and could not be unloaded: {error}"
         return f"version {switch.before} cannot be put back as it is and has to be mended: {error}"
     return f"version {switch.before} serves {switch.target}, as before"
 
 
 def leave(switch: Switch, triton: Triton) -> str:
-    """The target goes from this Triton, which another has taken it over from. May be repeated; raises as `undo`."""
-    undo(replace(switch, before=None), triton)
+    """The target goes from this Triton, which another has taken it over from. May be repeated.
+
+    Raises SwitchFailed where Triton keeps it loaded, which serves on from memory then; else as `undo`.
+    """
+    drop_candidate(switch, triton)
+    repository.restore(switch.repository, switch.target, None)
+    try:
+        triton.unload(switch.target)
+    except TritonRefused as error:
+        raise SwitchFailed(f"{switch.target} cannot be unloaded from {triton.address}: {error}") from error
     return f"{switch.target} is served by another Triton now, and is gone from {triton.address}"
 
 

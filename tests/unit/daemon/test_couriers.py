@@ -62,6 +62,7 @@ def tell(world: World) -> Iterator[Callable[..., Told]]:
 
         def start(*entries: str) -> Told:
             told = Told(world, ", ".join(entries))
+            told.couriers.register(told.couriers.config)
             ends.enter_context(told.couriers.running())
             return told
 

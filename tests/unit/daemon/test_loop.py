@@ -21,7 +21,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
-from daemon import configurations, loop, outbox, people, schema, store
+from daemon import configurations, loop, outbox, people, schema, servers, store
 from daemon.config import Config, load
 from daemon.errors import ConfigError, WorkspaceBusy
 from daemon.events import (
@@ -476,6 +476,30 @@ def test_a_start_on_a_full_disk_is_tried_again(
     daemon.handle(TimerFired("start"))
     assert "what was in the way is over" in caplog.text
     assert daemon.because == ["constraints of edge changed", "the daemon started"]
+
+
+@pytest.mark.parametrize("part", ["register", "forget_others"])
+def test_a_journal_that_cannot_be_written_at_the_start_ends_nothing(
+    world: World, workspace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, part: str
+) -> None:
+    """Neither what the entries of [[notify]] nor what the servers write down then."""
+    monkeypatch.setattr(loop, "TROUBLE_SECONDS", 0.2)
+    (workspace / "config.toml").write_text('version = 1\n[[notify]]\nurl = "json://127.0.0.1:9"\n')
+    daemon = Daemon(load(workspace, ["triton.url=127.0.0.1:9"]))
+    module = {"register": outbox, "forget_others": servers}[part]
+    real, refused = getattr(module, part), []
+
+    def write(*given: object) -> None:
+        if len(refused) < 2:
+            refused.append(given)
+            raise OperationalError("", {}, Exception("database or disk is full"))
+        real(*given)
+        daemon.stop()
+
+    monkeypatch.setattr(module, part, write)
+    daemon.run()
+    assert caplog.text.count("the journal: database or disk is full; all is looked through again") == 1
+    assert [row.name for row in world.rows(schema.listeners)] == ["json"]
 
 
 def test_trouble_and_its_end_are_noted_for_whoever_is_told(daemon: Daemon, world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from daemon.config import Config, load
 from daemon.errors import NotFound
 from daemon.events import ArtifactLost, Event, SettingsEdited, SwitchEnded
 from daemon.journal import AnyRow, change
+from daemon.keeper import Keeper
 from daemon.serving import Serving
 from daemon.stock import artifact_folder
 from deploy import artifact as artifacts
@@ -240,13 +242,50 @@ def test_servers_come_go_and_change_while_a_daemon_runs(away: Hall, eventually: 
     eventually(lambda: not threads["other"].is_alive())
 
 
+def test_a_server_that_is_put_back_waits_for_the_last_step_of_the_one_before(
+    away: Hall, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads must never take the steps of one server's promotions, however long a step lasts."""
+    at_work, went_on, most = threading.Event(), threading.Event(), []
+    busy: list[str] = []
+
+    def work(keeper: Keeper) -> None:
+        if keeper.server.name == "other":
+            busy.append("other")
+            most.append(len(busy))
+            at_work.set()
+            went_on.wait(60)
+            busy.pop()
+
+    monkeypatch.setattr(Keeper, "round", work)
+    file = away.config.workspace / "config.toml"
+    one = 'version = 1\n[[triton]]\nname = "one"\nurl = "127.0.0.1:9"\nrepository = "one"\n'
+    two = one + '[[triton]]\nname = "other"\nurl = "127.0.0.2:9"\nrepository = "other"\n'
+
+    def reconfigure(text: str) -> None:
+        file.write_text(text)
+        away.serving.reconfigure(load(away.config.workspace))
+
+    reconfigure(two)
+    with away.serving.running():
+        assert at_work.wait(60)
+        reconfigure(one)
+        reconfigure(two)
+        again = away.serving._threads["other"]
+        again.join(1.0)
+        assert again.is_alive() and most == [1]
+        went_on.set()
+        eventually(lambda: len(most) == 2)
+    assert most == [1, 1]
+
+
 def test_a_trouble_is_logged_once(away: Hall, caplog: pytest.LogCaptureFixture) -> None:
     away.request("first")
     for _ in range(3):
         look_through(away.serving)
     said = [record.message for record in caplog.records if "no Triton answers" in record.message]
     assert len(said) == 1
-    assert said[0].endswith("it is tried again every 4 s")
+    assert said[0].endswith("it is tried again in 2 s")
 
 
 def test_without_anything_to_serve_triton_is_not_asked(away: Hall, caplog: pytest.LogCaptureFixture) -> None:

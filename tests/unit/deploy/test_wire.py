@@ -7,15 +7,19 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import grpc
+import numpy as np
 import pytest
 
 from deploy.server import Server
 from deploy.triton import Triton, TritonUnavailable
-from deploy.wire import Endpoint, Tls
+from deploy.wire import Endpoint, Refusal, Tls, Wire, open_wire
 
 Protocol = Literal["grpc", "http"]
 OPENSSL = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
@@ -94,8 +98,72 @@ def test_a_triton_behind_tls_is_asked_with_the_headers_given(
         triton.index()
         with triton.twin() as other:
             assert other.is_live()
-    assert b"xyzzy" in terminator.heard or protocol == "grpc"  # HTTP/2 packs its headers
+    assert b"xyzzy" in terminator.heard or protocol == "grpc"  # HTTP/2 packs its headers: see the next test
     assert "xyzzy" not in repr(triton.endpoint)
+
+
+ASKED: dict[str, Callable[[Wire], object]] = {
+    "is_live": lambda wire: wire.is_live(5.0),
+    "describe": lambda wire: wire.describe(5.0),
+    "is_ready": lambda wire: wire.is_ready("edge", "1", 5.0),
+    "load": lambda wire: wire.load("edge", 5.0),
+    "unload": lambda wire: wire.unload("edge", 5.0),
+    "index": lambda wire: wire.index(5.0),
+    "statistics": lambda wire: wire.statistics("", "", 5.0),
+    "infer": lambda wire: wire.infer("edge", np.zeros((1, 8, 8, 3), np.uint8), "", 0, 5.0),
+}
+
+
+class Listener(grpc.GenericRpcHandler):
+    """A gRPC service that knows no method, and keeps the headers it was asked with."""
+
+    def __init__(self) -> None:
+        self.heard: list[str | bytes | None] = []
+
+    def service(self, details: grpc.HandlerCallDetails) -> None:
+        self.heard.append(dict(details.invocation_metadata).get("authorization"))
+
+
+@pytest.fixture(params=["grpc", "http"])
+def listening(request: pytest.FixtureRequest) -> Iterator[tuple[str, Protocol, list[Any]]]:
+    """The address of a service of this protocol that refuses all, and the headers of what it was asked."""
+    if request.param == "grpc":
+        listener, server = Listener(), grpc.server(ThreadPoolExecutor(1))
+        server.add_generic_rpc_handlers([listener])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"127.0.0.1:{port}", "grpc", listener.heard
+        server.stop(None).wait()
+        return
+    heard: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.headers["authorization"])
+            self.rfile.read(int(self.headers["content-length"] or 0))
+            self.send_error(404)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{web.server_port}", "http", heard
+        web.shutdown()
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+def test_every_question_is_asked_with_the_headers_given(
+    listening: tuple[str, Protocol, list[Any]], ask: Callable[[Wire], object]
+) -> None:
+    address, protocol, heard = listening
+    wire = open_wire(Endpoint(address, protocol, headers={"Authorization": "Bearer xyzzy"}))
+    with contextlib.suppress(Refusal):
+        ask(wire)
+    wire.close()
+    assert heard == ["Bearer xyzzy"]
 
 
 @pytest.mark.parametrize("whom", ["another authority", "no certificate", "a stranger's", "no TLS"])
