@@ -7,6 +7,7 @@ once and nothing has changed; the daemon is asked to build, prove and judge it.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ def adopt(
     config = find_config(workspace)
     if layout not in (None, "nchw", "nhwc"):
         raise UsageError(f"--layout {layout}: write nchw or nhwc")
+    if scale is not None and not math.isfinite(scale):
+        raise UsageError(f"--scale {scale}: write a number: 255, or 1")
     expected = {
         "scale": scale, "mean": read_numbers("--mean", mean), "std": read_numbers("--std", std), "layout": layout,
         "logits": logits,
@@ -54,9 +57,12 @@ def adopt(
 def read_numbers(option: str, text: str | None) -> list[float] | None:
     """Numbers with commas between. Raises UsageError."""
     try:
-        return None if text is None else [float(part) for part in text.split(",")]
+        numbers = None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"{option} {text}: write one number, or three with commas between") from None
+        numbers = [math.nan]
+    if numbers and not all(map(math.isfinite, numbers)):
+        raise UsageError(f"{option} {text}: write one number, or three with commas between")
+    return numbers
 
 
 def read_classes(file: Path) -> list[str]:
@@ -84,6 +90,8 @@ def make_folder(
     file = config.constraints / f"{target}.toml"
     if not file.is_file():
         raise UsageError(f"{file}: is not there; write what the Triton model {target!r} must fulfil first")
+    if model.exists() and not model.is_file():
+        raise UsageError(f"{model}: is no regular file")
     requirement = constraint_file.read(file)
     inputs = {
         "file": str(model.absolute()),

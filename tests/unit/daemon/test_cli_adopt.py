@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 from pathlib import Path
@@ -54,3 +55,17 @@ def test_what_was_asked_is_not_left_behind(config: Config, monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt):
         make_folder(config, "edge", Path("one.onnx"), ["cat", "dog"], EXPECTED)
     assert not asked[0].exists()
+
+
+def test_a_pipe_is_not_waited_for(config: Config) -> None:
+    pipe = config.workspace / "model.onnx"
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError, match="is no regular file"):
+        make_folder(config, "edge", pipe, ["cat", "dog"], EXPECTED)
+
+
+@pytest.mark.parametrize("text", ["inf", "0.5,nan", "1e999", "half", ""])
+def test_numbers_are_finite(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--mean .*: write one number, or three"):
+        cli_adopt.read_numbers("--mean", text)
+    assert cli_adopt.read_numbers("--mean", "0.5,1,-2") == [0.5, 1.0, -2.0]
