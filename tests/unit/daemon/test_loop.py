@@ -876,7 +876,7 @@ def meet(daemon: Daemon, event: Event) -> None:
 
 PLACES = [
     ("the first write", configurations, "take"),
-    ("servers", Serving, "_settle_names"),
+    ("servers", Serving, "settle"),
     ("who is told", outbox, "register"),
     ("the last part", Sweeper, "reconfigure"),
     ("the answer", configurations, "answer"),
