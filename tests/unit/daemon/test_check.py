@@ -54,7 +54,7 @@ def test_a_variable_that_the_daemon_may_have_is_remarked_on(workspace: Path, mon
     assert view["errors"] == []
     (remark,) = view["remarks"]
     assert "triton.headers.authorization: the environment has no variable TOKEN" in remark
-    assert "for the daemon, which does not start" in drawn(render.checked(view))
+    assert "for the daemon, which does not start" in " ".join(drawn(render.checked(view)).split())
     monkeypatch.setenv("TOKEN", "x")
     assert check(load(workspace, ['triton.headers={authorization="env:TOKEN"}']))["remarks"] == []
 

@@ -32,13 +32,27 @@ def test_what_was_right_is_not_asked_again(tmp_path: Path, cache: Path, monkeypa
         assert timm_names.find_faults(configured(tmp_path)) == []
 
 
-def test_a_damaged_memory_is_no_trouble(tmp_path: Path, cache: Path) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What timm would be asked, which takes seconds; all is right to it."""
+    questions: list[tuple[str, ...]] = []
+    monkeypatch.setattr(timm_names, "ask_timm", lambda *words: questions.append(words) or [])
+    return questions
+
+
+def test_a_damaged_memory_is_no_trouble(tmp_path: Path, cache: Path, asked: list[tuple[str, ...]]) -> None:
     cache.mkdir(parents=True)
     (cache / f"timm-{version('timm')}.json").write_text("{")
-    assert timm_names.find_faults(configured(tmp_path)) == []
+    for _ in range(2):
+        assert timm_names.find_faults(configured(tmp_path)) == []
+    assert len(asked) == 1
 
 
-def test_nor_is_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nor_is_a_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[tuple[str, ...]]
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert timm_names.find_faults(configured(tmp_path)) == []
+    for _ in range(2):
+        assert timm_names.find_faults(configured(tmp_path)) == []
+    assert len(asked) == 2

@@ -86,7 +86,7 @@ def test_holm_by_hand() -> None:
 
 
 def test_holm_is_statsmodels() -> None:
-    for _ in range(200):
+    for _ in range(30):  # theirs takes 40 ms
         p_values = [RANDOM.random() ** RANDOM.choice([1, 4, 20]) for _ in range(RANDOM.randint(1, 100))]
         assert holm(p_values) == pytest.approx(multitest.multipletests(p_values, method="holm")[1].tolist())
 
