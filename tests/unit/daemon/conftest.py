@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +26,16 @@ from policies.facts import METHOD, Requirement, to_dict
 
 ANSWERER = "this machine"
 ReadIn = Callable[..., Drop | None]
+
+
+@pytest.fixture(autouse=True)
+def keepers_end() -> Iterator[None]:
+    """No keeper works on, or says anything, in the next test."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("serving "):
+            thread.join(60)
+            assert not thread.is_alive(), f"{thread.name} is still at work"
 
 
 @pytest.fixture
