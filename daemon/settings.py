@@ -281,7 +281,7 @@ class Search(Section):
 
 
 class Measure(Section):
-    seconds_max: Positive = 3.0
+    seconds_max: Positive = 4.0
 
 
 class Compute(Section):

@@ -17,6 +17,8 @@ from deploy.artifact import Images
 from deploy.engines import Runner
 
 LEAST_BLOCKS = 3
+LOWEST = 1 / 8  # of the blocks' medians: what is looked for is how fast it is where nothing disturbs it
+NEAR = 0.05  # of that, and a block counts
 LEAST_CLEAR = 10  # runs that nothing interrupted, to go by them alone
 SHARES = {"latency_p50_ms": 0.5, "latency_p95_ms": 0.95, "latency_p99_ms": 0.99}
 
@@ -57,6 +59,32 @@ class Series:
         """Whether what nothing interrupted is enough to go by."""
         sizes = [len(block) for block in self.clear if len(block)]
         return not self.crowded and sum(sizes) >= LEAST_CLEAR and len(sizes) >= LEAST_BLOCKS
+
+    def undisturbed(self, *, clear: bool) -> Series:
+        """The blocks that nothing disturbed: those whose median is near the lowest ones, three at least.
+
+        All of them where the load disturbs itself.
+        """
+        if self.crowded:
+            return self
+        medians = self._medians(clear=clear)
+        limit = float(np.quantile(list(medians.values()), LOWEST)) * (1 + NEAR)
+        lowest = sorted(medians, key=medians.__getitem__)
+        chosen = [number for rank, number in enumerate(lowest) if rank < LEAST_BLOCKS or medians[number] <= limit]
+        times, runs = ([of[number] for number in chosen] for of in (self.times, self.clear))
+        return Series(self.crowded, times, runs, [self.walls[number] for number in chosen])
+
+    def reach(self, *, clear: bool) -> float:
+        """Half the 95% interval of the median of what nothing disturbed, as a share of it."""
+        _, among = self.undisturbed(clear=clear).quantile(0.5, clear=clear)
+        if self.crowded:
+            return among
+        return max(among, intervals.of_series(np.array(list(self._medians(clear=clear).values())), LOWEST))
+
+    def _medians(self, *, clear: bool) -> dict[int, float]:
+        """Seconds, by the number of the block; none where it has no clear run, and these are what counts."""
+        blocks = self.clear if clear else self.times
+        return {number: float(np.median(block)) for number, block in enumerate(blocks) if len(block)}
 
     def quantile(self, share: float, *, clear: bool) -> tuple[float, float]:
         """Seconds, and half the 95% interval as a share of them."""

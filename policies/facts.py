@@ -48,7 +48,7 @@ class Requirement:
     server: str = dataclasses.field(default="", compare=False)
 
 
-METHOD = 2  # version of how deploy/measure.py measures; figures of two versions are never compared
+METHOD = 3  # version of how deploy/measure.py measures; figures of two versions are never compared
 MOST_CORRECTION = 1.5  # of a slower moment the figures are not believed
 # The figures that a slow moment changes, each with that of the reference network that shows by how much. The high
 # percentiles go by the median: the reference's own depend on how long a call of it is (deploy/reference.py).

@@ -21,7 +21,7 @@ def small(workspace: Path) -> Path:
     file = workspace / "constraints" / "edge.toml"
     file.write_text(file.read_text().replace("= 224", "= 64"))
     config = workspace / "config.toml"
-    config.write_text(config.read_text().replace("seconds_max = 3.0", "seconds_max = 0.3"))
+    config.write_text(config.read_text().replace("seconds_max = 4.0", "seconds_max = 0.3"))
     return workspace
 
 

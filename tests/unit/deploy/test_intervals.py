@@ -52,6 +52,27 @@ def test_a_rate_is_over_all_blocks() -> None:
     assert half == pytest.approx(stats.t.ppf(0.975, 2) * 10 / np.sqrt(3) / 20)
 
 
+@pytest.mark.parametrize(("alike", "share"), [(0.0, 0.92), (0.7, 0.85)])
+def test_a_low_quantile_of_a_series_lies_in_its_interval_nearly_as_often_as_promised(
+    alike: float, share: float
+) -> None:
+    """Also where each figure is made up in part of the one before: of sixty such, how alike they are is itself a guess."""
+    generator = np.random.default_rng(1)
+    truth, held = float(np.exp(stats.norm.ppf(0.25))), 0
+    for _ in range(TRIALS):
+        noise = generator.normal(0, np.sqrt(1 - alike**2), 60)
+        for number in range(1, 60):
+            noise[number] += alike * noise[number - 1]
+        figures = np.exp(noise)
+        value = float(np.quantile(figures, 0.25))
+        held += abs(value - truth) <= intervals.of_series(figures, 0.25) * value
+    assert held / TRIALS >= share
+
+
+def test_a_series_of_equal_figures_leaves_no_doubt() -> None:
+    assert intervals.of_series(np.full(8, 2.0), 0.125) == 0.0
+
+
 @pytest.mark.parametrize(("freedom", "within"), [(1, 1e-5), (2, 1e-5), (3, 0.03), (5, 0.005), (11, 5e-4), (60, 1e-5)])
 def test_students_t_is_that_of_scipy(freedom: int, within: float) -> None:
     assert intervals.student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=within)

@@ -122,3 +122,37 @@ def test_a_run_of_several_is_divided() -> None:
     figures, _ = series(*MIXED).divided(10).figures(clear=True)
     assert figures["latency_p50_ms"] == pytest.approx(100.0)
     assert figures["throughput"] == pytest.approx(60 / 30)
+
+
+def test_the_blocks_count_that_nothing_disturbed() -> None:
+    neighbours = [1.4] * 12
+    found = series(*(block(seconds, 20) for seconds in [1.0, 1.04, *neighbours, 1.01, 1.02]))
+    left = found.undisturbed(clear=True)
+    assert sorted(float(np.median(times)) for times in left.times) == [1.0, 1.01, 1.02, 1.04]
+    assert sorted(left.walls) == pytest.approx([20.0, 20.2, 20.4, 20.8])
+    assert found.figures(clear=True)[0]["latency_p50_ms"] == 1_400.0
+
+
+def test_of_steady_blocks_all_count_and_of_few_three() -> None:
+    steady = series(*(block(seconds, 20) for seconds in np.linspace(1.0, 1.02, 9)))
+    assert len(steady.undisturbed(clear=True).walls) == 9
+    assert len(series(block(1.0, 20), block(2.0, 20), block(3.0, 20)).undisturbed(clear=True).walls) == 3
+
+
+def test_under_a_load_that_disturbs_itself_all_blocks_count() -> None:
+    found = series(*(block(seconds, 20) for seconds in (1.0, 1.0, 1.0, 1.0, 3.0)), crowded=True)
+    assert len(found.undisturbed(clear=False).walls) == 5
+    assert found.reach(clear=False) > 0
+
+
+def test_a_block_in_which_all_was_interrupted_is_none_of_what_is_clear() -> None:
+    found = series(block(1.0, 0, 9), *(block(1.0, 10, 1) for _ in range(4)))
+    assert len(found.undisturbed(clear=True).walls) == 4
+    assert found.reach(clear=True) == 0.0
+
+
+def test_what_is_disturbed_all_the_time_but_a_moment_is_not_known() -> None:
+    often = series(*(block(1.4 if number % 12 else 1.0, 20) for number in range(24)))
+    seldom = series(*(block(1.0 if number % 4 else 1.4, 20) for number in range(24)))
+    assert often.reach(clear=True) > 0.1
+    assert seldom.reach(clear=True) == 0.0
