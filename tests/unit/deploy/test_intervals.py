@@ -56,7 +56,7 @@ def test_a_rate_is_over_all_blocks() -> None:
 def test_a_low_quantile_of_a_series_lies_in_its_interval_nearly_as_often_as_promised(
     alike: float, share: float
 ) -> None:
-    """Also where each figure is made up in part of the one before: of sixty such, how alike they are is itself a guess."""
+    """Also where each figure is made up in part of the one before; how alike, sixty tell roughly."""
     generator = np.random.default_rng(1)
     truth, held = float(np.exp(stats.norm.ppf(0.25))), 0
     for _ in range(TRIALS):
