@@ -29,8 +29,9 @@ The method, version 3. Figures are to mean the same tomorrow, and beside other w
   that interrupts itself), they are over all runs. As timed they are over all runs always.
 - It ends once the 95% interval of the corrected median is within 3% of it, after a second and 200 repetitions at
   least; or when `seconds_max` is spent (three blocks at least), and then says that it is not steady. How intervals
-  are made of blocks, deploy/intervals.py tells. A run before each block is not timed: it finds the caches full of the
-  other network.
+  are made of blocks, deploy/intervals.py tells. What differs from process to process (where its memory lies, above
+  all) no repetition within one shows: by that much every figure is less certain. A run before each block is not timed:
+  it finds the caches full of the other network.
 - One that is taken because an earlier one left a limit in doubt is told the figure and its limit (`doubts`), and how
   fast the reference is known to be (`quiet`). It goes on until the corrected figure's own interval excludes the limit,
   or until `seconds_max` is spent. It looks after each block, so that of figures right at their limit more than 5 in
@@ -71,6 +72,7 @@ WITHIN = 0.03  # of the median, half its 95% interval
 BLOCK_SECONDS = 0.05
 LEAST_REPETITIONS, LEAST_SECONDS = 200, 1.0
 INPUT_BYTES = 16_000_000  # of fresh random pixels at most
+BETWEEN_PROCESSES = 0.025  # half of 95%: by which the medians of two processes that do the same were seen to differ
 MEMORY_UNCERTAINTY = 0.02  # by which two processes that do the same were seen to differ
 
 
@@ -165,7 +167,10 @@ def with_speeds(about: Measurement, mine: Series, theirs: Series, length: int) -
     found, reaches = mine.undisturbed(clear=clear).figures(about.batch_size, clear=clear)
     meanwhile, reach = theirs.undisturbed(clear=clear).divided(length).figures(clear=clear)
     known = find_reach(mine, theirs)  # of those that were chosen the rest tells little of what they might be
-    shares = {name: max(known, math.hypot(reaches[name], reach[of])) for name, of in SPEEDS.items()}
+    shares = {
+        name: math.hypot(max(known, math.hypot(reaches[name], reach[of])), BETWEEN_PROCESSES)
+        for name, of in SPEEDS.items()
+    }
     return replace(
         about,
         latency_p50_ms=found["latency_p50_ms"],

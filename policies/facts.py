@@ -82,7 +82,7 @@ class Measurement:
     artifact_mb: float  # 10^6 bytes
     repetitions: int
     gpu_memory_mb: float | None = None
-    steady: bool = True  # the median is known to within 3%, and the correction is small enough to be believed
+    steady: bool = True  # the median is known to within 3%, in that process, and the correction is to be believed
     raw: Mapping[str, float] = dataclasses.field(default_factory=dict)  # the SPEEDS as timed
     clear: Mapping[str, float] = dataclasses.field(default_factory=dict)  # over the runs that nothing interrupted
     uncertainty: Mapping[str, float] = dataclasses.field(default_factory=dict)  # half the 95% interval, as a share

@@ -77,6 +77,8 @@ def end(daemon: Daemon) -> None:
     daemon.sources.scheduler.remove_all_jobs()  # one that falls due while it stops would be missed
     daemon.sources.scheduler.shutdown(wait=False)
     daemon.sources._unwatch_all()
+    for keeper in daemon.serving.keepers:
+        keeper.stop()
     for child in (
         *daemon.reader.children,
         *daemon.reader.crew.ready,
