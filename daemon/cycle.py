@@ -10,13 +10,13 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy import Connection, Engine, select
 
 from daemon import (
     adoption,
+    attempts,
     cycle_facts,
     decisions,
     forget,
@@ -37,13 +37,12 @@ from daemon.cycle_facts import words_of
 from daemon.events import Event
 from daemon.ground import Ground
 from daemon.jobs import StagePlan
-from daemon.journal import AnyRow, add, change, claim, get, now
+from daemon.journal import AnyRow, change, claim, get, now
 from daemon.variants import Devices, split
 from policies.cycle_facts import CycleFacts
 from policies.decision import Action, Decision
 from policies.facts import Job, Requirement, StageOrder, from_dict, to_dict
 from policies.next_step import next_step
-from policies.retry import wait_before
 from policies.settings import PromotionSettings, RetrySettings
 from policies.steps import Build, Finish, Judge, Measure, Prove, Race, Shortlist, Sketch, Step, Train, Tune, Work
 
@@ -68,7 +67,7 @@ class Cycle:
         self.measures = False  # its deploy child runs, or waits to: what else computes would be in its figures
         with journal.begin() as connection:
             self.row = get(connection, schema.cycles, id_)
-            _lose_attempts(connection, id_, alive=config.state / "cycles" / str(id_))
+            attempts.lose(connection, id_, alive=config.state / "cycles" / str(id_))
             settings = complete(self.row.settings, dump(config))
             tuned = tunings.best(connection, self.row.target, settings)
         self.target: str = self.row.target
@@ -193,16 +192,16 @@ class Cycle:
         with self.journal.begin() as connection:
             self._explain(connection, step)
             # Their end could not be written down: the disk was full.
-            _lose_attempts(connection, self.id, alive=self.ground.folder)
-            _skip_waiting(connection, self.id, unless=step.key)
+            attempts.lose(connection, self.id, alive=self.ground.folder)
+            attempts.skip_waiting(connection, self.id, unless=step.key)
             plans = jobs.plan(step, self.ground, connection, self.devices)
-            rows = [self._stage(connection, step, plan) for plan in plans]
+            rows = [attempts.find_stage(connection, self.id, step.key, plan.name) for plan in plans]
             if plans[0].name == "pixels":
                 rows[0] = self._look_for_pixels(connection, rows[0])
             earlier = {row.name: row.outputs for row in rows if row.state == "done"}
             waiting = [(plan, row) for plan, row in zip(plans, rows, strict=True) if row.state != "done"]
             if not waiting:
-                self._do_again(connection, rows)
+                attempts.do_again(connection, rows)
                 return
             package = waiting[0][0].package
             self.measures = package == "deploy"
@@ -225,17 +224,6 @@ class Cycle:
             decisions.write(connection, self.config, self.target, event, Decision(action, step.reason), None)
             log.info("%s: %s: %s", self.target, action, step.reason)
 
-    def _do_again(self, connection: Connection, rows: list[AnyRow]) -> None:
-        """All stages of a step are done, and it is asked for: what it made is gone. Once more, and never in a loop."""
-        for row in rows:
-            change(connection, schema.stages, row.id, state="waiting")
-        last = rows[-1]
-        if last.attempts > 1:
-            self._begin_attempt(connection, last.id, f"c{self.id}.s{last.id}")
-            words = "all its stages are done, and still it is asked for: what it made is not in stock"
-            connection.execute(_open_attempt(last.id).values(ended=now(), outcome="failed", last_words=words))
-            change(connection, schema.stages, last.id, state="failed")
-
     def _look_for_pixels(self, connection: Connection, stage: AnyRow) -> AnyRow:
         """The stage that decodes is done where its result lies, whoever made it, and only there."""
         index = self.ground.pixels_index
@@ -246,25 +234,6 @@ class Cycle:
         elif stage.state == "done":
             change(connection, schema.stages, stage.id, state="waiting")
         return get(connection, schema.stages, stage.id)
-
-    def _stage(self, connection: Connection, step: Step, plan: StagePlan) -> AnyRow:
-        assert not isinstance(step, Finish)
-        table = schema.stages
-        mine = (table.c.cycle_id == self.id, table.c.step == step.key, table.c.name == plan.name)
-        row = connection.execute(select(table).where(*mine)).first()
-        if row is not None and row.state == "skipped":
-            change(connection, table, row.id, state="waiting")
-            row = get(connection, table, row.id)
-        if row is None:
-            values = {
-                "cycle_id": self.id,
-                "step": step.key,
-                "name": plan.name,
-                "state": "waiting",
-                "attempts": 0,
-            }
-            row = get(connection, table, add(connection, table, **values))
-        return row
 
     def _job(self, token: str, together: list[tuple[StagePlan, AnyRow]], earlier: dict[str, dict[str, Any]]) -> Job:
         compute = self.ground.settings["compute"]
@@ -296,12 +265,12 @@ class Cycle:
         with self.journal.begin() as connection:
             match line["event"]:
                 case "started":
-                    self._begin_attempt(connection, stage, line["token"])
+                    attempts.begin(connection, stage, line["token"])
                 case "progress":
                     said = {key: value for key, value in line.items() if key not in ("token", "event", "stage")}
-                    connection.execute(_open_attempt(stage).values(progress=said))
+                    attempts.write(connection, stage, progress=said)
                 case "finished":
-                    connection.execute(_open_attempt(stage).values(ended=now(), outcome="done"))
+                    attempts.write(connection, stage, ended=now(), outcome="done")
                     outcomes.record(connection, self.ground, get(connection, schema.stages, stage), line["outputs"])
                     tuned = tunings.best(connection, self.target, self.ground.settings)
                     self.ground = dataclasses.replace(self.ground, tuned=tuned)
@@ -315,7 +284,7 @@ class Cycle:
                         ended=now(),
                     )
                 case "failed":
-                    connection.execute(_open_attempt(stage).values(last_words=line["error"]))
+                    attempts.write(connection, stage, last_words=line["error"])
 
     def ended(self, status: int, last_words: str) -> str:
         """The child is gone: if it left a stage unfinished, that attempt failed; the policy says when to try again.
@@ -333,18 +302,20 @@ class Cycle:
                 if "done" in states:  # what it said is done, however it ended; what is left is begun anew
                     return last_words
                 first = next(iter(self._stage_rows.values()))  # it ended before it began a stage
-                self._begin_attempt(connection, first, f"c{self.id}.s{first}")
+                attempts.begin(connection, first, f"c{self.id}.s{first}")
                 row = get(connection, schema.stages, first)
             words = words_of(connection, row.id) or last_words or f"ended with status {status}"
             if self.timed_out:
                 words = f"took longer than {self.limit_minutes:g} minutes; {words}"
-            how = "timed out" if self.timed_out else "waited" if _waits(connection, row.id) else "failed"
-            connection.execute(_open_attempt(row.id).values(ended=now(), outcome=how, last_words=words))
+            how = "timed out" if self.timed_out else "waited" if attempts.waits(connection, row.id) else "failed"
+            attempts.write(connection, row.id, ended=now(), outcome=how, last_words=words)
             waited = how == "waited"  # in vain, which says nothing of what was to be measured
             if row.step.startswith("sketch ") and not waited:
                 self._give_up_sketch(connection, row, words)
             else:
-                self._retry(connection, row.id, waited=waited)
+                settings = RetrySettings(**self.ground.settings["policies"]["retry"])
+                wait = attempts.retry(connection, row.id, settings, waited=waited)
+                self.retry_at = None if wait is None else now() + wait
         return words
 
     def _give_up_sketch(self, connection: Connection, row: AnyRow, words: str) -> None:
@@ -354,37 +325,10 @@ class Cycle:
         device = self.devices[split(variant)[0]]
         sketches.record_failure(connection, self.ground, name, variant, device, words)
 
-    def _begin_attempt(self, connection: Connection, stage: int, token: str) -> None:
-        row = get(connection, schema.stages, stage)
-        number = row.attempts + 1
-        begun = {"attempts": number, "started": row.started or now()}
-        if not claim(connection, schema.stages, stage, "waiting", "running", **begun):
-            log.error("%s: stage %s is %s: %s does not begin it", row.step, row.name, row.state, token)
-            return
-        add(connection, schema.attempts, stage_id=stage, number=number, token=token, started=now())
-
-    def _retry(self, connection: Connection, stage: int, *, waited: bool) -> None:
-        """Begins the stage anew after a while, unless it has failed too often. It may wait as often as it must."""
-        attempts = schema.attempts
-        failed = len(
-            connection.execute(
-                select(attempts.c.id).where(
-                    attempts.c.stage_id == stage, attempts.c.outcome.in_(("failed", "timed out"))
-                )
-            ).all()
-        )
-        settings = RetrySettings(**self.ground.settings["policies"]["retry"])
-        wait = settings.first_seconds if waited else wait_before(failed + 1, settings)
-        if wait is None:
-            change(connection, schema.stages, stage, state="failed", ended=now())
-        else:
-            change(connection, schema.stages, stage, state="waiting")
-            self.retry_at = now() + wait
-
     def interrupt(self, reason: str) -> None:
         """Ends the cycle before its verdict: a constraint was edited. What was trained so far stays on disk."""
         with self.journal.begin() as connection:
-            _lose_attempts(connection, self.id, "interrupted")
+            attempts.lose(connection, self.id, "interrupted")
             self.close(connection, "interrupted", "interrupted", reason)
         if self.child is not None:
             self.child.stop(GRACE_SECONDS)
@@ -392,7 +336,7 @@ class Cycle:
     def rest(self) -> None:
         """Leaves the cycle as it is, to be gone on with after a pause: no attempt is counted as failed."""
         with self.journal.begin() as connection:
-            _lose_attempts(connection, self.id, "paused")
+            attempts.lose(connection, self.id, "paused")
         if self.child is not None:
             self.child.stop(GRACE_SECONDS)
 
@@ -401,7 +345,7 @@ class Cycle:
             self.close(connection, "failed" if outcome == "failed" else "done", outcome, reason)
 
     def close(self, connection: Connection, state: str, outcome: str, reason: str) -> None:
-        _skip_waiting(connection, self.id)
+        attempts.skip_waiting(connection, self.id)
         shutil.rmtree(self.ground.sketches, ignore_errors=True)
         claim(connection, schema.cycles, self.id, "running", state, outcome=outcome, reason=reason, ended=now())
         if state == "interrupted":
@@ -422,42 +366,3 @@ def complete(frozen: Mapping[str, Any], today: Mapping[str, Any]) -> dict[str, A
         inner = isinstance(value, Mapping) and isinstance(today.get(key), Mapping) and not free
         settings[key] = complete(value, today[key]) if inner else value
     return {**settings, "compute": today["compute"]} if "compute" in today else settings
-
-
-def _open_attempt(stage: int) -> Any:
-    return update(schema.attempts).where(schema.attempts.c.stage_id == stage, schema.attempts.c.outcome.is_(None))
-
-
-def _waits(connection: Connection, stage: int) -> bool:
-    """Whether the last that the stage's open attempt said is that it waits for others."""
-    table = schema.attempts
-    said = select(table.c.progress).where(table.c.stage_id == stage, table.c.outcome.is_(None))
-    return any("waiting" in (progress or {}) for progress in connection.execute(said).scalars())
-
-
-def _skip_waiting(connection: Connection, cycle: int, unless: str = "") -> None:
-    """What a step that was left (for a better one, or at the end) had still planned is not done by it any more."""
-    stages = schema.stages
-    others = (stages.c.cycle_id == cycle, stages.c.step != unless, stages.c.state == "waiting")
-    connection.execute(update(stages).where(*others).values(state="skipped"))
-
-
-def _lose_attempts(connection: Connection, cycle: int, outcome: str = "lost", alive: Path | None = None) -> None:
-    """Attempts still open are over: their child died with the daemon, or was stopped.
-
-    They ended now, or when a file of the folder `alive` was last written: a daemon that was down trained nothing.
-    """
-    stages, attempts = schema.stages, schema.attempts
-    running = list(
-        connection.execute(select(stages.c.id).where(stages.c.cycle_id == cycle, stages.c.state == "running")).scalars()
-    )
-    ended = now() if alive is None else min(_last_written(alive), now())
-    for stage in running:
-        known = func.max(attempts.c.started, ended)
-        connection.execute(_open_attempt(stage).values(ended=known, outcome=outcome))
-        change(connection, stages, stage, state="waiting")
-
-
-def _last_written(folder: Path) -> float:
-    """When a file below it was last written; 0 where there is none."""
-    return max((file.stat().st_mtime for file in folder.rglob("*") if file.is_file()), default=0.0)

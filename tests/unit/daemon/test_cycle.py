@@ -986,7 +986,7 @@ def test_what_is_in_doubt_is_timed_once_more_for_longer_then_the_estimate_decide
     assert "p95 latency 5.1 ms is above latency_p95_ms 5 by 0.1, within the uncertainty" in step.reason
     assert lane.stand_in.order == [TRAINING, BUILDING, ["measure"], TRAINING[1:], BUILDING, ["measure"]]
     seconds = [run["inputs"]["seconds_max"] for run in lane.stand_in.runs if run["stage"] == "measure"]
-    assert seconds == [3.0, 12.0] * 2
+    assert seconds == [4.0, 16.0] * 2
 
 
 def test_a_longer_measurement_that_settles_it_lets_a_candidate_through(lane: Lane) -> None:
