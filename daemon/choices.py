@@ -169,8 +169,8 @@ def _check_quiet(connection: Connection, target: str) -> None:
 
 
 def _under_way(connection: Connection, target: str) -> AnyRow | None:
-    """The promotion that the target's clients do not have yet, or not any more."""
-    mine = (promotions.c.target == target, promotions.c.state.in_(("switching", "undoing")))
+    """The promotion that the target's clients are about to have."""
+    mine = (promotions.c.target == target, promotions.c.state == "switching")
     return connection.execute(select(promotions).where(*mine)).first()
 
 

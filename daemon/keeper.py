@@ -33,6 +33,7 @@ log = logging.getLogger("relearn")
 promotions = schema.promotions
 AWAY_SECONDS = 2.0  # between two looks for a server that is away
 WITHDRAWABLE = ("stage", "probe", "put")  # steps before which no client can have met what is promoted
+EARLY = (None, *WITHDRAWABLE[:-1])  # the last finished step of what Triton cannot have begun to load
 ROUND_SECONDS = 60.0  # between two comparisons of all that was recorded
 SERVER, JOURNAL = ("server", ""), ("journal", "")  # whose trouble it is, beside ("target", its name)
 
@@ -141,6 +142,8 @@ class Keeper:
             for row in under_way:
                 act = self._undo if row.state == "undoing" else self._switch
                 mine = row.server in self.names and row.target not in waiting
+                if not mine and row.state == "undoing":
+                    continue  # that concerns its own server alone
                 if not mine or not self._try(row, act):
                     waiting.add(row.target)  # a later promotion never overtakes an earlier one
                     failed += mine
@@ -238,7 +241,7 @@ class Keeper:
         return True
 
     def _undo(self, row: AnyRow) -> None:
-        undo(self._describe(row), self._open())
+        undo(self._describe(row), self._open(), loaded=row.step not in EARLY)
         with self.journal.begin() as connection:
             claim(connection, promotions, row.id, "undoing", "failed", ended=now())
             error = get(connection, promotions, row.id).error

@@ -12,13 +12,14 @@ from sqlalchemy import Connection, Engine, func, select, update
 from daemon import schema, servers
 from daemon.config import Config
 from daemon.events import Event, SettingsEdited, SwitchEnded
-from daemon.journal import AnyRow, add, change, claim, get, now
+from daemon.journal import AnyRow, add, change, get, now
 from daemon.keeper import WITHDRAWABLE, Keeper
 from daemon.variants import devices, gpu_of
 from deploy import repository
 
 log = logging.getLogger("relearn")
 promotions = schema.promotions
+RENEWALS = ("settings", "move")  # kinds of promotion by which a champion is switched to itself
 TAKEN_BACK = "taken back by"  # how the error of a promotion begins that a person wanted no more
 
 
@@ -158,15 +159,19 @@ class Serving:
         """Has the champion switched to itself, under a new version, with the settings and at the server in force."""
         with self.journal.begin() as connection:
             row = get(connection, promotions, event.promotion)
-            switching = (promotions.c.target == row.target, promotions.c.state.in_(("switching", "undoing")))
-            if row.state != "serving" or connection.execute(select(promotions.c.id).where(*switching)).first():
+            place = self._server_for(connection, row.target)
+            busy = (promotions.c.state == "switching") | (
+                (promotions.c.state == "undoing") & (promotions.c.server == place)
+            )
+            under_way = select(promotions.c.id).where(promotions.c.target == row.target, busy)
+            if row.state != "serving" or connection.execute(under_way).first():
                 return
             here = row.server or self.config.server_names[0]
             self.request(
                 connection,
                 row.target,
                 row.artifact_id,
-                kind="settings" if self._server_for(connection, row.target) == here else "move",
+                kind="settings" if place == here else "move",
                 by="policy",
                 cycle=None,
                 reason=event.reason,
@@ -190,15 +195,12 @@ class Serving:
 
     def take_back(self, connection: Connection, row: AnyRow, by: str) -> bool:
         """A person takes back a promotion under way. False: Triton may be loading it, so that it goes on."""
-        if row.step not in (None, *WITHDRAWABLE[:-1]):
-            return False
-        begun = row.step is not None  # else there is nothing to undo, and nobody need be waited for
-        new = "undoing" if begun else "failed"
-        error = f"{TAKEN_BACK} {by}"
-        taken = claim(connection, promotions, row.id, "switching", new, error=error, ended=None if begun else now())
-        if taken and not begun:
-            self.put(SwitchEnded(row.id, error))
-        return taken
+        early = promotions.c.step.is_(None) | promotions.c.step.in_(
+            WITHDRAWABLE[:-1]
+        )  # as it is now, not as it was read
+        which = (promotions.c.id == row.id, promotions.c.state == "switching", early)
+        values = {"state": "undoing", "error": f"{TAKEN_BACK} {by}"}
+        return connection.execute(update(promotions).where(*which).values(**values)).rowcount == 1
 
     def _next_version(self, connection: Connection, target: str) -> int:
         highest = select(func.max(promotions.c.version)).where(promotions.c.target == target)

@@ -14,7 +14,7 @@ from daemon.variants import Devices, is_bound_elsewhere, join, runs_on
 from deploy.artifact import ArtifactError
 from deploy.repository import verify_model
 from policies import suggest
-from policies.constraints import infeasible_accuracy, shortfalls
+from policies.constraints import infeasible, infeasible_accuracy
 from policies.facts import Candidate, ClassCount, ClassTally, Requirement, from_dict
 
 
@@ -186,7 +186,7 @@ def feasible(
 ) -> bool:
     """Whether the champion meets the constraints, as far as it is measured and proven on the judge."""
     candidate = known(connection, requirement, champion.artifact, devices)
-    if candidate is None or shortfalls(requirement, candidate):
+    if candidate is None or infeasible(requirement, candidate):
         return False
     return not infeasible_accuracy(requirement, judge, confidence)
 

@@ -15,7 +15,7 @@ from daemon.cycle import Cycle
 from daemon.events import Event, SwitchEnded
 from daemon.journal import AnyRow, get, now
 from daemon.keeper import WITHDRAWABLE
-from daemon.serving import Serving
+from daemon.serving import TAKEN_BACK, Serving
 from daemon.sources import Sources
 from policies.facts import Requirement
 from policies.steps import Finish, Promote
@@ -164,7 +164,9 @@ class Worker:
     def switched(self, event: SwitchEnded) -> None:
         with self.journal.connect() as connection:
             row = get(connection, schema.promotions, event.promotion)
-        if event.error:
+        if event.error and event.error.startswith(TAKEN_BACK):
+            log.info("%s: version %d is not served: %s", row.target, row.version, event.error)
+        elif event.error:
             log.error("%s: version %d is not served: %s", row.target, row.version, event.error)
         else:
             log.info("%s: version %d (%s) is served", row.target, row.version, row.artifact_id)

@@ -153,12 +153,21 @@ class AsyncClassifier:
             cells = [(str(cell, "utf-8").split(":", 2), version) for row, version in rows for cell in row.reshape(-1)]
             return [Answer(name, float(probability), version) for (probability, _, name), version in cells]
         each = [(row, version) for rows, version in await self._ask_all(images, class_count=0) for row in rows]
+        for row, version in each:
+            if len(row) != len(self.labels):
+                raise ValueError(f"version {version} knows {len(row)} classes, and `labels` names {len(self.labels)}")
         return [Answer(self.labels[int(row.argmax())], float(row.max()), version) for row, version in each]
 
     async def probabilities(self, images: Images) -> NDArray[np.float32]:
-        """float32 (n, classes), in the order of the model's labels."""
-        found = await self._ask_all(images, class_count=0)
-        return np.concatenate([rows for rows, _ in found])
+        """float32 (n, classes), in the order of the model's labels.
+
+        All are answered by one version: where another is promoted between two requests, which may know other classes,
+        all are asked again.
+        """
+        while True:
+            found = await self._ask_all(images, class_count=0)
+            if len({version for _, version in found}) <= 1:
+                return np.concatenate([rows for rows, _ in found])
 
     async def classify_files(self, files: Iterable[Path | str], resize: str = "stretch") -> list[Answer]:
         """The same of image files, resized as training resized them (`input.resize` of its config.toml)."""

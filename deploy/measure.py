@@ -22,7 +22,8 @@ The method, version 3. Figures are to mean the same tomorrow, and beside other w
   reference: the median of all jumps with the share of time that they were there, and no correction by a ratio mends
   that. What others do only ever adds (Chen and Revels 2016, «Robust benchmarking in noisy environments», who take the
   minimum). Where nobody else is there, these are nearly all. Not where the load itself is more than the cores: there
-  blocks differ by themselves, and all count. As timed, figures are over all blocks.
+  blocks differ by themselves, and all count. Nor need it be others where most blocks of the artifact are slow and
+  hardly any of the reference's: then it is not steady, and may also be as it was timed, over all blocks.
 - Percentiles are, of both, over the runs in which the kernel did not take the processor away (no involuntary context
   switch by getrusage): beside other work these are as fast as ever, where the others wait a scheduler's turn of
   milliseconds. Where there are fewer than ten, and where the load itself is more than the cores (then it is the load
@@ -178,7 +179,7 @@ def with_speeds(about: Measurement, mine: Series, theirs: Series, length: int) -
         latency_p99_ms=found["latency_p99_ms"],
         throughput=found["throughput"],
         repetitions=mine.repetitions,
-        steady=known <= WITHIN,
+        steady=known <= WITHIN and not is_slow_by_itself(mine, theirs),
         raw=raw,
         clear=found,
         uncertainty={**shares, **about.uncertainty},
@@ -186,15 +187,24 @@ def with_speeds(about: Measurement, mine: Series, theirs: Series, length: int) -
     )
 
 
+def is_slow_by_itself(mine: Series, theirs: Series) -> bool:
+    """Whether most blocks of the artifact are slower than its fastest while hardly any of the reference's is.
+
+    Then what slows it may be its own (its memory, the processor's heat), and no neighbour's.
+    """
+    clear = mine.tells_clear and theirs.tells_clear
+    return mine.undisturbed_share(clear=clear) < 1 / 2 and theirs.undisturbed_share(clear=clear) >= 3 / 4
+
+
 def is_settled(found: Measurement, doubts: Mapping[str, float], quiet: Mapping[str, float]) -> bool:
     """Whether no limit of `doubts` (figure -> limit) is within what the corrected figure may be.
 
     `quiet`: how fast the reference is known to be where nothing disturbs it. A correction that is not believed settles
-    nothing. Of memory more timing tells no more.
+    nothing, whichever figure it is of. Of memory more timing tells no more.
     """
     corrected = found.corrected(quiet)
     intervals = {name: corrected.interval(name) for name in doubts if name in SPEEDS}
-    return corrected.is_believed("latency_p50_ms") and all(
+    return all(map(corrected.is_believed, SPEEDS)) and all(
         not low < doubts[name] < high for name, (low, high) in intervals.items()
     )
 

@@ -114,15 +114,20 @@ def retire(switch: Switch, triton: Triton) -> str:
     return f"version {switch.version} alone serves {switch.target}"
 
 
-def undo(switch: Switch, triton: Triton) -> str:
+def undo(switch: Switch, triton: Triton, *, loaded: bool = True) -> str:
     """After a failed step: the version before, as it was, on disk and in Triton. May be repeated.
 
-    Where that version was damaged meanwhile, it is left to `mend`, which makes it again. Raises TritonUnavailable
-    where Triton is away: the disk is restored by then; call it again later.
+    `loaded`: whether Triton may have begun to load the new one; else the disk is all, and no Triton is needed. Where
+    the version before was damaged meanwhile, it is left to `mend`, which makes it again. Raises TritonUnavailable where
+    Triton is away: the disk is restored by then; call it again later.
     """
     drop_candidate(switch, triton)
     try:
         repository.restore(switch.repository, switch.target, switch.before)
+        if not loaded:
+            if switch.before is not None:
+                repository.clear(switch.repository, switch.target, switch.before)
+            return f"{switch.target} is served as before: nothing was loaded"
         if switch.before is None:
             triton.unload(switch.target)
             return f"{switch.target} serves nothing, as before"

@@ -74,6 +74,9 @@ class Series:
         times, runs = ([of[number] for number in chosen] for of in (self.times, self.clear))
         return Series(self.crowded, times, runs, [self.walls[number] for number in chosen])
 
+    def undisturbed_share(self, *, clear: bool) -> float:
+        return len(self.undisturbed(clear=clear).walls) / len(self._medians(clear=clear))
+
     def reach(self, *, clear: bool) -> float:
         """Half the 95% interval of the median of what nothing disturbed, as a share of it."""
         _, among = self.undisturbed(clear=clear).quantile(0.5, clear=clear)

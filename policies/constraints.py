@@ -30,6 +30,15 @@ def shortfalls(requirement: Requirement, candidate: Candidate) -> tuple[Shortfal
     return tuple(shortfall for shortfall in found if shortfall)
 
 
+def infeasible(requirement: Requirement, champion: Candidate) -> tuple[Shortfall, ...]:
+    """The hard constraints that a champion misses by more than its measurement's own uncertainty.
+
+    Noise at a limit does not turn champions out.
+    """
+    doubted = in_doubt(requirement, champion)
+    return tuple(missed for missed in shortfalls(requirement, champion) if missed.constraint not in doubted)
+
+
 def _tell(shortfall: Shortfall | None, measurement: Measurement | None, field: str) -> Shortfall | None:
     """The same, saying also what was timed where that was corrected, and whether the measurement can tell at all."""
     if shortfall is None or measurement is None:
@@ -47,7 +56,8 @@ def _correction(measurement: Measurement, field: str) -> str:
     timed, found = measurement.raw.get(field), getattr(measurement, field)
     if timed is None or abs(timed - found) <= 0.01 * found:
         return ""
-    return f" (timed as {_number(timed)} beside other work, by which a reference network ran {slower:.2f} times slower)"
+    by = f", by which a reference network ran {slower:.2f} times slower" if slower >= 1.01 else ""
+    return f" (timed as {_number(timed)}, moments included in which it was disturbed{by})"
 
 
 def open_limits(requirement: Requirement, measurement: Measurement) -> dict[str, float]:

@@ -123,10 +123,11 @@ class Measurement:
     def interval(self, name: str) -> tuple[float, float]:
         """The lowest and the highest that the figure may be, by the measurement's own uncertainty.
 
-        Where the correction is not believed the figure may also be as it was timed.
+        Where it is not steady, or the correction not believed, the figure may also be as it was timed.
         """
         found, share = getattr(self, name), self.uncertainty.get(name, 0.0)
-        values = (found,) if self.is_believed(name) else (found, self.raw[name])
+        told = self.steady and self.is_believed(name)
+        values = (found,) if told or name not in self.raw else (found, self.raw[name])
         return min(values) * max(0.0, 1 - share), max(values) * (1 + share)
 
 

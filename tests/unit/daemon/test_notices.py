@@ -68,7 +68,11 @@ def test_a_rollback(world: World) -> None:
 
 def test_a_promotion_that_failed_but_none_that_was_withdrawn(world: World) -> None:
     cycle = world.champion()
-    for version, error in ((2, "Triton refused it"), (3, "withdrawn: the constraints changed")):
+    for version, error in (
+        (2, "Triton refused it"),
+        (3, "withdrawn: the constraints changed"),
+        (4, "taken back by ann"),
+    ):
         promotion = switch(world, "old", version, cycle_id=cycle)
         update(world, schema.promotions, promotion, state="undoing", error=error)
         update(world, schema.promotions, promotion, state="failed")

@@ -244,3 +244,27 @@ def test_the_deadline_is_of_all_tries_together(protocol: str) -> None:
 )
 def test_what_is_tried_again(status: str | None, words: str, away: bool) -> None:
     assert is_away(InferenceServerException(words, status)) is away
+
+
+def test_labels_that_are_too_few_name_nothing(url: Callable[[str], str]) -> None:
+    with (
+        Classifier(url("grpc"), "edge", labels=CLASSES[:3]) as model,
+        pytest.raises(ValueError, match="version 3 knows 4 classes, and `labels` names 3"),
+    ):
+        model.classify(IMAGES)
+
+
+def test_probabilities_are_of_one_version_where_another_is_promoted_between_two_requests(
+    url: Callable[[str], str], graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = AsyncClassifier._ask, []
+
+    async def ask(self: AsyncClassifier, *arguments: Any) -> tuple[Any, int]:
+        rows, version = await real(self, *arguments)
+        asked.append(version)
+        return (rows[:, :3], 2) if len(asked) == 1 else (rows, version)  # the first is of the version before
+
+    monkeypatch.setattr(AsyncClassifier, "_ask", ask)
+    with Classifier(url("grpc"), "edge") as model:
+        np.testing.assert_allclose(model.probabilities(IMAGES), answer(graph, IMAGES), atol=ROUNDING)
+    assert len(asked) == 6  # of three batches each time

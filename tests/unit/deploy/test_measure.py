@@ -223,6 +223,16 @@ def test_however_long_a_call_of_the_reference_is_a_quiet_moment_leaves_figures_a
         assert {name: getattr(corrected, name) for name in SPEEDS} == pytest.approx(found.clear, rel=0.02)
 
 
+def test_what_is_slow_while_the_reference_is_not_may_be_slow_by_itself() -> None:
+    """No neighbour shows: the artifact's own slow blocks are not taken for somebody else's work."""
+    slow = [[8e-3] * 20] * 4 + [[4e-3] * 20]
+    found = measure.with_speeds(ABOUT, series(*slow * 4), series(*[[1e-4] * 400] * 20), 1)
+    assert not found.steady
+    assert found.interval("latency_p95_ms")[1] >= 8.0
+    beside = series(*[[1.3e-4] * 400] * 16, *[[1e-4] * 400] * 4)
+    assert not measure.is_slow_by_itself(series(*slow * 4), beside)
+
+
 # --- longer, where a limit is in doubt --------------------------------------------------------------------------------
 
 

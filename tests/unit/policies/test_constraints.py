@@ -228,7 +228,8 @@ def test_figures_are_held_against_constraints_as_on_a_quiet_machine() -> None:
     (shortfall,) = shortfalls(asked(throughput_min=300.0), busy)
     assert shortfall.sentence == (
         "throughput 240.0 images/s is below throughput_min 300.0 by 60.0 "
-        "(timed as 192.0 beside other work, by which a reference network ran 1.25 times slower)"
+        "(timed as 192.0, moments included in which it was disturbed, "
+        "by which a reference network ran 1.25 times slower)"
     )
 
 
