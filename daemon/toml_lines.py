@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import lru_cache
 
 _HEADER = re.compile(r"^\s*\[\[?\s*([^\]]+?)\s*\]\]?")
 _KEY = re.compile(r"""^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
@@ -15,20 +16,30 @@ def line_of(text: str, key: str, entry: int = 0) -> int | None:
     entry: which of several tables [[of.one.name]] is meant, from 0.
     """
     table, tables = "", Counter[str]()
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header := _HEADER.match(line):
-            table = _plain(header[1])
-            if line.lstrip().startswith("[["):
+    for number, kind, name in _written(text):
+        if kind != "key":
+            table = name
+            if kind == "entry":
                 tables[table] += 1
             passed = table in tables and tables[table] <= entry
             if table == key and not passed:
                 return number
             table = "" if passed else table
-        elif assignment := _KEY.match(line):
-            name = _plain(assignment[1])
-            if (f"{table}.{name}" if table else name) == key:
-                return number
+        elif (f"{table}.{name}" if table else name) == key:
+            return number
     return None
+
+
+@lru_cache(maxsize=4)  # a file is asked about each of its keys in turn
+def _written(text: str) -> tuple[tuple[int, str, str], ...]:
+    """The lines that say something: number, "table", "entry" (of an array of tables) or "key", and its name."""
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := _HEADER.match(line):
+            found.append((number, "entry" if line.lstrip().startswith("[[") else "table", _plain(header[1])))
+        elif assignment := _KEY.match(line):
+            found.append((number, "key", _plain(assignment[1])))
+    return tuple(found)
 
 
 def nearest_line(text: str, key: str, entry: int = 0) -> int:

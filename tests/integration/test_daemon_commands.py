@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from daemon.journal import open_journal
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 RELEARN = str(CHECKOUT / "relearn")
 READING = (["status"], ["cycles"], ["models"], ["decisions"], ["explain", "d1"], ["rejected"])
@@ -37,8 +39,9 @@ def relearn(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 class Workspace:
     """A workspace that `relearn init` made, and at most one daemon on it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, journal: Path | None = None) -> None:
+        """journal: an empty one to begin with; without, the first daemon makes its own, which takes a while."""
+        self.folder, self.journal = folder, journal
         self.images = folder / "images"
         self.log = folder.with_name("log")
         self.daemon: subprocess.Popen[bytes] | None = None
@@ -53,6 +56,10 @@ class Workspace:
 
     def start(self) -> None:
         """Starts the daemon, and waits until it has decided on what it found."""
+        state = self.folder / "state"
+        if self.journal is not None and not state.exists():
+            state.mkdir()
+            shutil.copy(self.journal, state / "journal.db")
         before = self.decided()
         settings = ["--set", "watch.settle_seconds=0.2", "--set", "triton.url=127.0.0.1:9"]
         with self.log.open("ab") as log:
@@ -98,10 +105,18 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def empty_journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As a first daemon makes it."""
+    folder = tmp_path_factory.mktemp("journal")
+    open_journal(folder, migrate=True).dispose()
+    return folder / "journal.db"
+
+
 @pytest.fixture
-def workspace(tmp_path: Path, template: Path) -> Iterator[Workspace]:
+def workspace(tmp_path: Path, template: Path, empty_journal: Path) -> Iterator[Workspace]:
     """A copy of what `relearn init` wrote."""
-    made = Workspace(tmp_path / "workspace")
+    made = Workspace(tmp_path / "workspace", empty_journal)
     shutil.copytree(template, made.folder)
     yield made
     if made.daemon is not None and made.daemon.poll() is None:
@@ -181,6 +196,7 @@ def test_run_refuses_a_folder_that_is_missing(workspace: Workspace, missing: str
 
 
 def test_few_images_are_noticed_and_decided_on(workspace: Workspace, png: Png) -> None:
+    workspace.journal = None  # all from the beginning
     workspace.start()
     for index in range(5):
         png(workspace.images / "cat" / f"{index}.png", index)

@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import Engine, Table, event, insert, select, update
 
@@ -300,6 +301,7 @@ class StandIn:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        np.savez(folder / "no-shards.npz", shards=[])
         self.outputs: dict[str, dict[str, Any]] = {}
         self.behave()
 
@@ -329,10 +331,8 @@ class StandIn:
 
 
 STAND_IN = '''"""Stands in for a package's child: it speaks the protocol, and computes nothing."""
-import json, os, signal, struct, sys, time
+import json, os, shutil, signal, struct, sys, time
 from pathlib import Path
-
-import numpy
 
 from policies.facts import METHOD, Job, from_dict
 from policies.job import StageError, run_stages
@@ -390,7 +390,7 @@ def answer(stage, inputs, earlier):
         size = f"{inputs['height']}x{inputs['width']}-{inputs['resize']}"
         index = Path(inputs["cache"]) / size / f"{Path(inputs['snapshot']).stem}.npz"
         index.parent.mkdir(parents=True, exist_ok=True)
-        numpy.savez(index, shards=[])
+        shutil.copy(HERE / "no-shards.npz", index)  # numpy would be half of what this process takes
         return {"pixels": str(index)}
     if stage == "names":
         return {"architectures": inputs["patterns"]}
