@@ -181,6 +181,7 @@ class Cycle:
                 devices=self.devices,
                 settings=self._promotion_settings(),
                 forgotten=forget.compare(connection, self.config.state / "snapshots", before, challenger.snapshot),
+                newest=judge.since(snapshot.known(self.config.state / "snapshots" / f"{before}.snapshot")),
             )
 
     def _promotion_settings(self) -> PromotionSettings:

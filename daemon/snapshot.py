@@ -157,6 +157,14 @@ def _left_out(standing: Counts, usable: Mapping[str, int], classes: Collection[s
     return few | {why: of_state[state] for state, why in _LEFT_OUT.items() if of_state[state]}
 
 
+def known(file: Path) -> Rows | None:
+    """The rows of a snapshot that may have gone, or be that of a model that was trained elsewhere; None: it has."""
+    try:
+        return read(file)[1]
+    except OSError:
+        return None
+
+
 def read(file: Path) -> tuple[tuple[str, ...], Rows]:
     """The classes of a snapshot and its rows, from the file alone, which must stay as it is meanwhile.
 

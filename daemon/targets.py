@@ -246,6 +246,10 @@ class JudgeSet:
 
     truth: Mapping[bytes, str]
 
+    def since(self, rows: snapshot.Rows | None) -> JudgeSet | None:
+        """The samples that these rows, of an older snapshot, do not have; None where that one is not known."""
+        return None if rows is None else JudgeSet({sha: name for sha, name in self.truth.items() if sha not in rows})
+
     def answers(self, connection: Connection, artifact: str) -> dict[bytes, str]:
         """What the artifact answered to them, by hash; a sample it was never asked about is missing."""
         table, samples = schema.answers, schema.samples

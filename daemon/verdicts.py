@@ -29,10 +29,12 @@ def ask(
     devices: Devices,
     settings: PromotionSettings,
     forgotten: tuple[int, int] = (0, 0),
+    newest: JudgeSet | None = None,
 ) -> Verdict:
     """The verdict on a challenger that was proven on this judge set, as a row with all that it was judged on.
 
-    forgotten: images that were, from which the champion alone learnt, and the challenger alone.
+    forgotten: images that were, from which the champion alone learnt, and the challenger alone. newest: what of the
+    judge set came since the champion was trained, where that is known.
     """
     target, at = requirement.target, now()
     champion = _rival(connection, requirement, champion_of(connection, target), judge, devices)
@@ -48,6 +50,7 @@ def ask(
         "askings": _askings(connection, target, at - settings.period_days * DAY),
         "now": at,
         "forgotten": forgotten,
+        "newest": _tallies(connection, newest, challenger, champion) if champion and newest else (),
     }
     verdict = judge_candidate(**facts, settings=settings)  # type: ignore[arg-type]
     approval = approvals.state_of(verdict.answer, settings)

@@ -1,4 +1,7 @@
-"""What a challenger brings that the champion lacks: a class, more of what [prefer] names, or no forgotten image."""
+"""What a challenger brings that the champion lacks.
+
+A class, more right answers on the newest images, more of what [prefer] names, or a training without forgotten images.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from typing import Any
 
 from policies.constraints import preferred
 from policies.facts import MAXIMIZED, Candidate, ClassTally, Requirement
+from policies.statistics import mcnemar
 
+CHANCE = 0.1  # of two equal models the one is as far ahead on the newest images; never enough alone, as all gains
 FEW = 3  # judge samples of a new class; by guessing among ten classes, two of three are right in 3 of 100 cases
 NOISE = {  # shares by which two measurements of one artifact may differ however sure each is of itself
     "latency_p95_ms": 0.05,
@@ -71,19 +76,30 @@ class Gains:
     preferred: str = ""
     given_up: str = ""
     forgotten: int = 0  # images that were forgotten: the champion learnt from them, the challenger did not
+    newest: str = ""  # what it is ahead on the judge samples that came since the champion was trained
 
     def __bool__(self) -> bool:
-        return bool(self.classes or self.preferred or self.forgotten)
+        return bool(self.classes or self.newest or self.preferred or self.forgotten)
 
     def __str__(self) -> str:
         learned = f"{_plural(self.classes)} {', '.join(map(str, self.classes))}" if self.classes else ""
         images = "image" if self.forgotten == 1 else "images"
         free = f"a training without {self.forgotten:,} {images} that you had forgotten" if self.forgotten else ""
-        return " and ".join(part for part in (learned, self.preferred, free) if part)
+        return " and ".join(part for part in (learned, self.newest, self.preferred, free) if part)
 
 
 def _plural(classes: Sequence[NewClass]) -> str:
     return "the new class" if len(classes) == 1 else "the new classes"
+
+
+def on_newest(tally: ClassTally) -> str:
+    """What the challenger is ahead on the judge samples that came since the champion was trained, in words; "": not."""
+    won, lost = tally.challenger_only, tally.champion_only
+    if won <= lost or mcnemar(won, lost) > CHANCE:
+        return ""
+    points = (won - lost) / tally.samples * 100
+    since = f"the {tally.samples:,} judge samples that came since the champion was trained"
+    return f"{points:.1f} points more accuracy on {since} (won {won}, lost {lost})"
 
 
 def weigh(

@@ -20,8 +20,8 @@ from policies.budget import share, this_period
 from policies.comparison import Comparison, compare
 from policies.constraints import accuracy_shortfalls, shortfalls, unmeasured
 from policies.facts import Asking, Candidate, ClassCount, ClassTally, Requirement, Shortfall, Verdict
-from policies.falls import ClassTest, compare_classes
-from policies.gains import FEW, Gains, NewClass, new_classes, weigh
+from policies.falls import ClassTest, add_up, compare_classes
+from policies.gains import FEW, Gains, NewClass, new_classes, on_newest, weigh
 from policies.settings import PromotionSettings
 
 POLICY = 2  # version
@@ -41,6 +41,7 @@ def judge(
     now: float,
     settings: PromotionSettings,
     forgotten: tuple[int, int] = (0, 0),
+    newest: tuple[ClassTally, ...] = (),
 ) -> Verdict:
     """The verdict on a challenger that is measured, and proven on the judge set as it is now.
 
@@ -48,6 +49,7 @@ def judge(
     same against the last champion promoted as better; None where that is the champion itself or there was
     none. `askings`: the target's, oldest first, of the last `settings.period_days`; `now`: seconds since the epoch.
     `forgotten`: images that a person had forgotten, from which the champion alone learnt, and the challenger alone.
+    `newest`: of `tallies`, the samples that came since the champion was trained.
     """
     period = this_period(askings, now, settings.period_days)
     alpha = share(period, sum(t.samples for t in tallies), settings.error_budget)
@@ -76,7 +78,8 @@ def judge(
         return say("promote", f"{meets}. {_cost(whole, tests)}{_elsewhere(challenger)}", better=True)
     old = None if anchor is None else against(anchor)
     say = partial(say, asking=_asking(whole, old, tests, period, now))
-    gains = replace(weigh(requirement, challenger, champion, whole.tally, newcomers), forgotten=forgotten[0])
+    gains = weigh(requirement, challenger, champion, whole.tally, newcomers)
+    gains = replace(gains, forgotten=forgotten[0], newest=on_newest(add_up(newest)))
     refusal = _class_refusal(tests, newcomers) or _refusal(whole, old, gains)
     if refusal:
         return say("keep", f"{refusal}.{limits}")
@@ -159,7 +162,7 @@ def _refusal(whole: Comparison, old: Comparison | None, gains: Gains) -> str:
         last = "not shown to be no worse than the last one promoted as better"
         return f"no worse than the champion, but {last}: {old}; {old.bound()}; {old.remedy()}"
     if not gains:
-        nothing = "it brings neither a new class nor what is preferred, either of which would have it promoted"
+        nothing = "it brings neither a new class, nor more on the newest images, nor what is preferred"
         return f"no worse than the champion, but {nothing}: {whole}"
     return ""
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from policies.facts import Candidate, ClassCount, ClassTally, Measurement, Requirement
-from policies.gains import FEW, NOISE, NewClass, figure, new_classes, weigh
+from policies.gains import FEW, NOISE, Gains, NewClass, figure, new_classes, on_newest, weigh
 
 ASKED = Requirement("edge", "cpu", 32, 32)
 MEASURED = Measurement("cpu", 1, 1, 1, 1, 10.0, 10.0, 10.0, 100.0, 100.0, 10.0, 100)
@@ -124,6 +124,21 @@ def test_what_was_not_measured_is_no_gain(prefer: Any) -> None:
     for pair in ((blank, OLD), (OLD, blank)):
         found = weigh(asked, *pair, EVEN, ())
         assert (found.preferred, found.given_up) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "told"),
+    [
+        (9, 3, "6.0 points more accuracy on the 100 judge samples that came since the champion was trained (won 9"),
+        (6, 3, ""),  # as two equal models come out one time in four
+        (3, 9, ""),
+        (0, 0, ""),
+    ],
+)
+def test_more_on_the_newest_images_is_a_gain(won: int, lost: int, told: str) -> None:
+    found = on_newest(ClassTally("all", 100 - won - lost, lost, won, 0))
+    assert found == (f"{told}, lost {lost})" if told else "")
+    assert bool(Gains(newest=found)) is bool(told)
 
 
 @pytest.mark.parametrize(
