@@ -68,7 +68,7 @@ def _replaced(connection: Connection, target: str) -> Iterator[_Act]:
         return
     models = {row.id: row.model_id for row in connection.execute(select(artifacts.c.id, artifacts.c.model_id))}
     for index, row in enumerate(rows):
-        if row.kind in ("rollback", "forced"):
+        if row.kind in ("rollback", "forced") and not _was_taken_back(row):
             said = _WENT_BACK if row.kind == "rollback" else _FORCED
             for gone in _taken_away(row, [earlier for earlier in rows[:index] if earlier.served is not None]):
                 model = models[gone]

@@ -52,6 +52,7 @@ class Keeper:
         self._edited: tuple[Config, Settings] | None = None
         self._unserved: set[int] = set()  # promotions that Triton cannot be given again, told once
         self._said: dict[tuple[str, str], str | None] = {}
+        self._unwritten = False  # something that was to be told could not be written down in this round
         self._patience = 0.0  # seconds to the next round, while something of the last one failed
         self._configure(config, server)
 
@@ -93,8 +94,10 @@ class Keeper:
                 self._patience = 0.0
             try:
                 if woken or self.look():
+                    self._unwritten = False
                     self.round()
-                self._say(JOURNAL, None, "the journal can be used again")
+                if not self._unwritten:
+                    self._say(JOURNAL, None, "the journal can be used again")
             except OperationalError as error:
                 self._say(JOURNAL, f"the journal: {error.orig}")
             except Exception:  # a bug here must not end serving: the next round tries again
@@ -160,7 +163,7 @@ class Keeper:
         except (TritonError, RepositoryError, OSError) as error:
             self._version, self._patience = None, 0.0
             state = "away" if isinstance(error, TritonUnavailable) and not isinstance(error, TritonUnfit) else "unfit"
-            servers.note(self.journal, self.server.name, state, trouble=str(error))
+            self._note(partial(servers.note, self.journal, self.server.name, state, trouble=str(error)))
             if state == "unfit" or under_way or self._rows("serving"):  # else nobody misses it yet
                 self._say(SERVER, str(error))
 
@@ -181,11 +184,14 @@ class Keeper:
             act(row)
         except (RepositoryError, SwitchFailed, TritonRefused, OSError) as error:
             trouble = str(error)
+        except OperationalError as error:
+            self._miss(error)
+            return False
         here = row.server in self.names
         relief = f"{row.target} is served as it should be again" if here else ""
-        self._say(("target" if here else "arrival", row.target), trouble, relief)
+        self._say(("target" if here else "arrival", f"{row.target} {row.version}"), trouble, relief)
         if here and row.state == "serving" and row.error != trouble:
-            self._write(row, error=trouble)
+            self._note(partial(self._write, row, error=trouble))
         return trouble is None
 
     def _switch(self, row: AnyRow) -> None:
@@ -309,10 +315,23 @@ class Keeper:
         triton = self._open()
         if self._version is None:
             version = inspect(triton, self.repository, self.server.repository_seen, self.owner)
-            servers.note(self.journal, self.server.name, "ready", version=version)
-            self._version = version
+            if self._note(partial(servers.note, self.journal, self.server.name, "ready", version=version)):
+                self._version = version  # else it is told at the next round
             self._say(SERVER, None, "Triton answers again")
         return triton
+
+    def _note(self, write: Callable[[], object]) -> bool:
+        """Whether what is only told could be written down: what serves is not left alone for a journal that is full."""
+        try:
+            write()
+        except OperationalError as error:
+            self._miss(error)
+            return False
+        return True
+
+    def _miss(self, error: OperationalError) -> None:
+        self._unwritten = True
+        self._say(JOURNAL, f"the journal: {error.orig}")
 
     def _say(self, about: tuple[str, str], trouble: str | None, relief: str = "") -> None:
         """Logs a trouble once, not at every round, and once when it is over."""

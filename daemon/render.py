@@ -117,6 +117,10 @@ def _target(view: View, servers: Sequence[View]) -> RenderableType:
         far = switching["error"] or (f"after {switching['step']}" if switching["step"] else "it begins")
         kind = "forced promotion" if switching["kind"] == "forced" else switching["kind"]
         lines.append(Text(f"  {kind} to version {switching['version']} is under way: {far}", "cyan"))
+    if failed := view["not_served"]:
+        asked = "forced" if failed["kind"] == "forced" else "gone back to"
+        what = f"version {failed['version']} ({failed['artifact_id']}), {asked} by {failed['by']}, is not served"
+        lines.append(Text(f"  FAILED: {what}: {failed['error']}", "red"))
     if view["asks"]:
         lines += _asks(view["target"], view["asks"])
     elif (last := view["last_cycle"]) and last["outcome"] in ("kept", "failed"):

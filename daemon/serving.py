@@ -19,6 +19,7 @@ from deploy import repository
 
 log = logging.getLogger("relearn")
 promotions = schema.promotions
+WITHDRAWN = "withdrawn:"  # how the error of one begins that the daemon wanted no more
 RENEWALS = ("settings", "move")  # kinds of promotion by which a champion is switched to itself
 TAKEN_BACK = "taken back by"  # how the error of a promotion begins that a person wanted no more
 
@@ -189,7 +190,7 @@ class Serving:
             connection.execute(
                 update(promotions)
                 .where(promotions.c.cycle_id == cycle, promotions.c.state == "switching", early)
-                .values(state="undoing", error=f"withdrawn: {reason}")
+                .values(state="undoing", error=f"{WITHDRAWN} {reason}")
             )
         self.tend()
 

@@ -16,6 +16,7 @@ from daemon.declined import declined
 from daemon.errors import ConfigError, NotFound
 from daemon.journal import AnyRow, get
 from daemon.lock import is_running
+from daemon.serving import TAKEN_BACK, WITHDRAWN
 from daemon.settings import Triton
 from daemon.stock import artifact_folder
 from deploy.triton import TritonError
@@ -119,6 +120,7 @@ def target(connection: Connection, config: Config, name: str) -> View:
         "removed": newest.gone,
         "champion": _champion(connection, champion) if champion else None,
         "switching": _switching(connection, name),
+        "not_served": _not_served(connection, name),
         "last_cycle": _cycle(connection, last) if last else None,
         "asks": _asks(connection, config, name),
         "declined": declined(connection, name),
@@ -175,6 +177,17 @@ def _switching(connection: Connection, name: str) -> View | None:
     return None if row is None else {key: getattr(row, key) for key in ("version", "kind", "by", "step", "error")}
 
 
+def _not_served(connection: Connection, name: str) -> View | None:
+    """What a person asked for last, where it failed. Of the policy's own the cycle tells."""
+    table = schema.promotions
+    row = connection.execute(select(table).where(table.c.target == name).order_by(table.c.id.desc())).first()
+    if row is None or row.state != "failed" or row.kind not in ("forced", "rollback"):
+        return None
+    if (row.error or "").startswith((WITHDRAWN, TAKEN_BACK)):
+        return None
+    return {key: getattr(row, key) for key in ("version", "artifact_id", "kind", "by", "error")}
+
+
 def model(connection: Connection, artifact: str) -> View:
     """A stored artifact, with what was measured and proven of it."""
     stored = get(connection, schema.artifacts, artifact)
@@ -226,8 +239,10 @@ def judge_accuracy(connection: Connection, artifact: str, classes: list[str]) ->
 def models(connection: Connection) -> list[View]:
     """Every stored artifact, the newest first."""
     ids = connection.execute(select(schema.artifacts.c.id).order_by(schema.artifacts.c.created.desc())).scalars()
-    serving = {row.artifact_id: f"{row.target}/{row.version}" for row in _serving(connection)}
-    return [{**model(connection, id_), "serves": serving.get(id_)} for id_ in ids]
+    serving: dict[str, list[str]] = {}
+    for row in _serving(connection):
+        serving.setdefault(row.artifact_id, []).append(f"{row.target}/{row.version}")
+    return [{**model(connection, id_), "serves": ", ".join(serving.get(id_, ())) or None} for id_ in ids]
 
 
 def _serving(connection: Connection) -> list[AnyRow]:

@@ -20,12 +20,13 @@ def history(world: World) -> Any:
     world.samples("cat", "train")
     cycle = world.cycle()
 
-    def happened(*acts: Act, served: float | None = 1.0, state: str = "retired") -> list[str]:
+    def happened(*acts: Act, served: float | None = 1.0, state: str = "retired", error: str | None = None) -> list[str]:
         for version, (kind, artifact, by) in enumerate(acts, start=1):
             if not world.rows(schema.artifacts, id=artifact):
                 world.artifact(artifact, cycle)
             last = version == len(acts)
             how = {"served": served if last else 1.0, "state": state if last else "retired"}
+            how |= {"error": error} if last else {}
             world.promote(artifact, version, kind=kind, by=by, started=float(version), **how)
         with world.journal.connect() as connection:
             return sorted(declined(connection, "edge"))
@@ -58,6 +59,21 @@ def test_what_a_person_took_away_is_no_candidate(history: Any, acts: list[Act], 
 def test_a_rollback_that_came_to_nothing_takes_nothing_away(history: Any) -> None:
     acts = [*policy("a", "b"), ("rollback", "a", "ann")]
     assert history(*acts, served=None, state="failed") == []
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (("forced", "b", "ann"), ["b"]),  # what serves was not replaced by it
+        (("promotion", "b", "policy"), ["b"]),
+        (("settings", "a", "policy"), []),  # the champion's own renewal
+        (("move", "a", "policy"), []),
+    ],
+)
+def test_what_was_taken_back_before_it_served_is_all_that_was_taken_away(
+    history: Any, last: Act, expected: list[str]
+) -> None:
+    assert history(*policy("a"), last, served=None, state="failed", error="taken back by ann") == expected
 
 
 def test_a_rollback_counts_from_the_moment_it_is_asked_for(history: Any) -> None:

@@ -237,6 +237,32 @@ def test_a_journal_that_cannot_be_written_is_said_once(
     assert "Traceback" not in caplog.text
 
 
+def test_what_was_killed_is_mended_though_the_journal_cannot_be_written(
+    world: World,
+    workspace: Path,
+    journal: Engine,
+    built: Path,
+    places: tuple[Place, Place],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House(world, workspace, built, places[0])
+    keeper = only(house)
+    house.request("edge")
+    keeper.round()
+    assert house.serves("edge")
+
+    def full(*_: object, **__: object) -> None:
+        raise OperationalError("insert", {}, Exception("database or disk is full"))
+
+    monkeypatch.setattr(servers, "note", full)
+    monkeypatch.setattr(keepers, "update", full)
+    for stub in places[0].stubs():
+        stub.kill()
+    assert keeper.look()
+    keeper.round()
+    assert answers(places[0].url, "edge", built)
+
+
 def test_a_server_that_answers_late_is_waited_for(
     world: World, workspace: Path, journal: Engine, built: Path, places: tuple[Place, Place], monkeypatch: Any
 ) -> None:
@@ -322,20 +348,30 @@ def test_what_failed_is_tried_again_when_it_is_said_to_be(
 
 
 def test_a_promotion_that_the_disk_had_no_room_for_is_tried_again_soon(
-    world: World, workspace: Path, journal: Engine, built: Path, places: tuple[Place, Place], monkeypatch: Any
+    world: World,
+    workspace: Path,
+    journal: Engine,
+    built: Path,
+    places: tuple[Place, Place],
+    monkeypatch: Any,
+    caplog: Any,
 ) -> None:
+    """What serves meanwhile serves well, which is no end of that trouble."""
     house = House(world, workspace, built, places[0])
     keeper = only(house)
+    house.request("full")
     keeper.round()
+    assert house.serves("full")
     house.request("full")
     clock = Clock(monkeypatch)
     with monkeypatch.context() as broken:
         broken.setattr(keepers, "run_step", failing(RepositoryError("No space left on device")))
         keeper.round()
-    assert house.promotions("full")[0].error == "waits: No space left on device"
+    assert house.promotions("full")[1].error == "waits: No space left on device"
+    assert "as it should be again" not in caplog.text
     assert clock.until(keeper.look) == 4
     keeper.round()
-    assert house.serves("full")
+    assert [row.state for row in house.promotions("full")] == ["retired", "serving"]
 
 
 class Clock:

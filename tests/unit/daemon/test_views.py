@@ -189,6 +189,25 @@ def test_a_certificate_that_one_may_not_read_is_no_silence(config: Config, journ
     assert "gone.pem" in said["not_asked"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "error", "told"),
+    [
+        ("forced", "put: no room", "FAILED: version 2 (old), forced by ann, is not served: put: no room"),
+        ("rollback", "put: no room", "FAILED: version 2 (old), gone back to by ann, is not served: put: no room"),
+        ("forced", "taken back by ann", None),
+        ("settings", "put: no room", None),  # of that what is served tells
+    ],
+)
+def test_what_a_person_asked_for_and_failed_stands_in_status(
+    config: Config, journal: Engine, served: World, kind: str, error: str, told: str | None
+) -> None:
+    served.promote("old", 2, kind=kind, by="ann", state="failed", served=None, error=error)
+    drawn = Console(width=200, file=StringIO())
+    drawn.print(render.status(show(journal, views.status, config)))
+    text = drawn.file.getvalue()  # type: ignore[attr-defined]
+    assert (told in text) if told else ("FAILED" not in text)
+
+
 def test_what_is_under_way_and_what_is_wrong_is_drawn(config: Config, journal: Engine, served: World) -> None:
     with journal.begin() as connection:
         connection.execute(update(schema.promotions).values(error="somebody else's folder"))
