@@ -36,9 +36,10 @@ from typing import Any
 
 from benchmarks.results import publish
 from daemon.children import CHECKOUT
+from daemon.measurements import undisturbed
 from deploy import build, measure
 from pipeline import sketch
-from policies.facts import MAXIMIZED, Measurement, from_dict
+from policies.facts import Measurement, from_dict
 
 GAP_MINUTES = float(os.environ.get("GAP_MINUTES", "60"))
 NETWORKS = int(os.environ.get("NETWORKS", "20"))
@@ -172,11 +173,8 @@ def other_work(*codes: str) -> Iterator[None]:
 
 
 def correct(rounds: Sequence[Mapping[str, Measurement]]) -> list[dict[str, Measurement]]:
-    """All rounds by the fastest that the reference ran in any, as daemon/measurements.py would have it."""
-    references = [found.reference for each in rounds for found in each.values()]
-    quiet = {
-        name: (max if name in MAXIMIZED else min)(reference[name] for reference in references) for name in references[0]
-    }
+    """All rounds by how fast the reference runs undisturbed, as the daemon would have it."""
+    quiet = undisturbed([found.reference for each in rounds for found in each.values()])
     return [{name: found.corrected(quiet) for name, found in each.items()} for each in rounds]
 
 

@@ -7,7 +7,7 @@ the fastest of many processes was lucky, and the luckier the more there were.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -21,7 +21,7 @@ NEWEST = 200  # measurements that are looked at: a machine that became slower fo
 
 def quiet(connection: Connection, device: str, concurrency: int) -> dict[str, float]:
     """What the reference network does on this device (its fingerprint) so many at once, undisturbed, by figure."""
-    known: dict[str, list[float]] = {}
+    known: list[Mapping[str, float]] = []
     for table in (schema.measurements, schema.benchmarks):
         figures = table.c.figures
         rows = connection.execute(
@@ -34,9 +34,16 @@ def quiet(connection: Connection, device: str, concurrency: int) -> dict[str, fl
             .order_by(table.c.id.desc())
             .limit(NEWEST)
         ).scalars()
-        for reference in rows:
-            for name, value in reference.items():
-                known.setdefault(name, []).append(value)
+        known += rows
+    return undisturbed(known)
+
+
+def undisturbed(references: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What an eighth of these readings of the reference network are at least as fast as, by figure."""
+    known: dict[str, list[float]] = {}
+    for reference in references:
+        for name, value in reference.items():
+            known.setdefault(name, []).append(value)
     return {name: sorted(values, reverse=name in MAXIMIZED)[int(LUCKY * len(values))] for name, values in known.items()}
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 
 from daemon import measurements, schema
 from daemon.journal import add
+from daemon.measurements import undisturbed
 from policies.facts import METHOD, Measurement
 
 World = Any  # tests/unit/daemon/conftest.py
@@ -108,3 +109,11 @@ def test_a_machine_that_became_slower_for_good_is_not_held_to_its_past(
     found = newest(journal, world)
     assert found is not None
     assert found.latency_p50_ms == pytest.approx(2.0)
+
+
+def test_the_luckiest_of_many_readings_is_not_what_all_are_corrected_to() -> None:
+    """An eighth are at least as fast; of few it is the fastest."""
+    many = [{"latency_p50_ms": 1.0 + number / 100, "throughput": 100.0 - number} for number in range(40)]
+    assert undisturbed(many) == {"latency_p50_ms": 1.05, "throughput": 95.0}
+    assert undisturbed(many[:3]) == {"latency_p50_ms": 1.0, "throughput": 100.0}
+    assert undisturbed([]) == {}
