@@ -33,6 +33,7 @@ log = logging.getLogger("relearn")
 promotions = schema.promotions
 AWAY_SECONDS = 2.0  # between two looks for a server that is away
 WITHDRAWABLE = ("stage", "probe", "put")  # steps before which no client can have met what is promoted
+WITHDRAWN = "withdrawn:"  # how the error of a promotion begins that the daemon wanted no more
 EARLY = (None, *WITHDRAWABLE[:-1])  # the last finished step of what Triton cannot have begun to load
 ROUND_SECONDS = 60.0  # between two comparisons of all that was recorded
 SERVER, JOURNAL = ("server", ""), ("journal", "")  # whose trouble it is, beside ("target", its name)
@@ -70,7 +71,7 @@ class Keeper:
         self._round_due = 0.0
 
     def reconfigure(self, config: Config, server: Settings) -> None:
-        """Goes on with these settings after the step at hand."""
+        """Goes on with these settings after the round at hand."""
         self._edited = config, server
 
     def run(self, after: Sequence[threading.Thread] = ()) -> None:
@@ -199,7 +200,7 @@ class Keeper:
         switch = self._describe(row)
         done = STEPS.index(row.step) + 1 if row.step else 0
         for step in STEPS[done:]:
-            if step in WITHDRAWABLE and self._waits_for_people(row):
+            if step in WITHDRAWABLE and (self._waits_for_people(row) or self._has_another_aim(row)):
                 return
             if step == "retire" and not self._served(row):  # the clients have it; what is left is tidying up
                 self._undo(row)  # it was withdrawn meanwhile
@@ -230,6 +231,19 @@ class Keeper:
         if paused:
             self._write(row, error=f"waits: {paused}")
         return paused is not None
+
+    def _has_another_aim(self, row: AnyRow) -> bool:
+        """Whether a move is to end elsewhere, the constraint file being edited once more: it is withdrawn then."""
+        if row.kind != "move":
+            return False
+        with self.journal.begin() as connection:
+            place = servers.find_place(connection, row.target, self.config.server_names)
+            if place in self.names:
+                return False
+            error = f"{WITHDRAWN} its constraint file names {place} now"
+            claim(connection, promotions, row.id, "switching", "undoing", error=error)
+        self._undo(row)
+        return True
 
     def _served(self, row: AnyRow) -> bool:
         """It serves, the one before no longer. False: it is no longer switching."""

@@ -13,13 +13,12 @@ from daemon import schema, servers
 from daemon.config import Config
 from daemon.events import Event, SettingsEdited, SwitchEnded
 from daemon.journal import AnyRow, add, change, get, now
-from daemon.keeper import WITHDRAWABLE, Keeper
+from daemon.keeper import WITHDRAWABLE, WITHDRAWN, Keeper
 from daemon.variants import devices, gpu_of
 from deploy import repository
 
 log = logging.getLogger("relearn")
 promotions = schema.promotions
-WITHDRAWN = "withdrawn:"  # how the error of one begins that the daemon wanted no more
 RENEWALS = ("settings", "move")  # kinds of promotion by which a champion is switched to itself
 TAKEN_BACK = "taken back by"  # how the error of a promotion begins that a person wanted no more
 

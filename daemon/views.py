@@ -15,8 +15,9 @@ from daemon.config import Config
 from daemon.declined import declined
 from daemon.errors import ConfigError, NotFound
 from daemon.journal import AnyRow, get
+from daemon.keeper import WITHDRAWN
 from daemon.lock import is_running
-from daemon.serving import TAKEN_BACK, WITHDRAWN
+from daemon.serving import TAKEN_BACK
 from daemon.settings import Triton
 from daemon.stock import artifact_folder
 from deploy.triton import TritonError

@@ -21,6 +21,7 @@ from daemon import looks, schema, servers, wanted
 from daemon.keeper import Keeper
 from deploy import fitness
 from deploy.repository import RepositoryError
+from deploy.server import free_ports
 from deploy.switch import Switch, SwitchFailed
 from deploy.triton import Triton, TritonRefused
 from tests.unit.daemon.house import House, Place, answers, ask_for
@@ -235,6 +236,46 @@ def test_a_journal_that_cannot_be_written_is_said_once(
         eventually(lambda: len(tries) > 3)
     assert caplog.text.count("the journal: database or disk is full") == 1
     assert "Traceback" not in caplog.text
+
+
+@pytest.fixture
+def moving(world: World, workspace: Path, journal: Engine, built: Path, places: tuple[Place, Place]) -> House:
+    """Its target is served here, and is to move to a server that is away, as far as a folder lets it."""
+    away = Place.__new__(Place)
+    away.root, away.url = workspace / "there", f"127.0.0.1:{free_ports(1)[0]}"
+    away.root.mkdir()
+    house = House(world, workspace, built, places[0], away)
+    ask_for(house, "edge", "here")
+    house.request("edge")
+    rounds(house)
+    ask_for(house, "edge", "there")
+    rounds(house, 3)
+    assert [(row.state, row.step) for row in house.promotions("edge")] == [
+        ("serving", "retire"),
+        ("switching", "stage"),
+    ]
+    return house
+
+
+def test_a_move_to_a_server_that_is_away_is_withdrawn_when_the_file_is_edited_back(moving: House) -> None:
+    ask_for(moving, "edge", "here")
+    rounds(moving)
+    (served, moved) = moving.promotions("edge")
+    assert (served.state, served.error) == ("serving", None)
+    assert (moved.state, moved.error) == ("failed", "withdrawn: its constraint file names here now")
+
+
+def test_a_move_to_a_server_that_is_away_can_be_taken_back_and_holds_up_nothing(moving: House, journal: Engine) -> None:
+    with journal.begin() as connection:
+        row = moving.promotions("edge")[1]
+        assert moving.serving.take_back(connection, row, "ann")
+    ask_for(moving, "edge", "here")
+    rounds(moving)
+    assert [row.state for row in moving.promotions("edge")] == ["serving", "failed"]
+    assert moving.promotions("edge")[1].error == "taken back by ann"
+    moving.request("edge")
+    rounds(moving)
+    assert [row.state for row in moving.promotions("edge")] == ["retired", "failed", "serving"]
 
 
 def test_what_was_killed_is_mended_though_the_journal_cannot_be_written(
