@@ -261,7 +261,9 @@ class Keeper:
         return True
 
     def _undo(self, row: AnyRow) -> None:
-        undo(self._describe(row), self._open(), loaded=row.step not in EARLY)
+        with self.journal.connect() as connection:  # how far it has come since the row was read
+            step = get(connection, promotions, row.id).step
+        undo(self._describe(row), self._open(), loaded=step not in EARLY)
         with self.journal.begin() as connection:
             claim(connection, promotions, row.id, "undoing", "failed", ended=now())
             error = get(connection, promotions, row.id).error

@@ -195,9 +195,8 @@ class Serving:
 
     def take_back(self, connection: Connection, row: AnyRow, by: str) -> bool:
         """A person takes back a promotion under way. False: Triton may be loading it, so that it goes on."""
-        early = promotions.c.step.is_(None) | promotions.c.step.in_(
-            WITHDRAWABLE[:-1]
-        )  # as it is now, not as it was read
+        # As it is now, not as it was read: the keeper may have gone on.
+        early = promotions.c.step.is_(None) | promotions.c.step.in_(WITHDRAWABLE[:-1])
         which = (promotions.c.id == row.id, promotions.c.state == "switching", early)
         values = {"state": "undoing", "error": f"{TAKEN_BACK} {by}"}
         return connection.execute(update(promotions).where(*which).values(**values)).rowcount == 1

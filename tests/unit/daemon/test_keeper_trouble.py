@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 from daemon import keeper as keepers
 from daemon import looks, schema, servers, wanted
 from daemon.keeper import Keeper
-from deploy import fitness
+from deploy import artifact, fitness
 from deploy.repository import RepositoryError
 from deploy.server import free_ports
 from deploy.switch import Switch, SwitchFailed
@@ -490,6 +490,31 @@ def test_a_move_that_is_refused_is_no_trouble_of_what_serves(
     assert (first.server, first.state, first.error) == ("here", "serving", None)
     assert (move.server, move.kind, move.state, move.error) == ("there", "move", "failed", "probe: out of memory")
     assert answers(here.url, "stays", built)
+
+
+def test_what_fails_once_it_was_loaded_is_undone_in_triton_too(
+    world: World, workspace: Path, journal: Engine, built: Path, places: tuple[Place, Place], monkeypatch: Any
+) -> None:
+    """All steps in one go: how far it came is what the journal says at its end, not at its begin."""
+    house = House(world, workspace, built, places[0])
+    house.request("undone")
+    keeper = only(house)
+    keeper.round()
+    assert house.serves("undone")
+    real = keepers.run_step
+
+    def fail(step: str, switch: Switch, triton: Triton) -> str:
+        if step == "verify":
+            raise SwitchFailed("verify: it answers otherwise")
+        return real(step, switch, triton)
+
+    monkeypatch.setattr(keepers, "run_step", fail)
+    monkeypatch.setattr(keepers, "mend", lambda *_, **__: "")  # which would put it right as well
+    house.request("undone")
+    keeper.round()
+    assert [row.state for row in house.promotions("undone")] == ["serving", "failed"]
+    images, _ = artifact.read_golden(built)
+    assert keeper._open().infer_all("undone", images)[1] == {1}
 
 
 def test_a_target_that_a_server_will_not_give_up_is_asked_for_again(
