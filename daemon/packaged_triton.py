@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 
 from daemon.config import Config
 from daemon.errors import RelearnError, UsageError
 from deploy.server import Server, ServerError, free_ports
+from deploy.triton import Triton
 
 log = logging.getLogger("relearn")
+HANG_SECONDS = 30.0  # a server that has answered nobody for so long does not come back by itself
 
 
 def serve(config: Config, name: str = "") -> None:
-    """Serves at the port of a server's url until SIGTERM or Ctrl-C; a server that dies is started again.
+    """Serves at the port of a server's url until SIGTERM or Ctrl-C; a server that dies or hangs is started again.
 
     name: of the server, "" for the first. Raises RelearnError where it cannot be started, UsageError where there is
     none of that name, or it is another machine's.
@@ -43,10 +46,23 @@ def serve(config: Config, name: str = "") -> None:
                 log.info(
                     "Triton serves gRPC at %s, HTTP at 127.0.0.1:%d; its log is %s", server.address, http, server.log
                 )
-                while server.process.poll() is None and not stop.wait(0.5):
-                    pass
+                end = await_end(server, stop)
         except ServerError as error:
             raise RelearnError(str(error)) from None
-        if not stop.is_set():
-            log.error("Triton ended with status %s; it is started again", server.process.returncode)
+        if end:
+            log.error("Triton %s; it is started again", end)
             stop.wait(2.0)
+
+
+def await_end(server: Server, stop: threading.Event) -> str:
+    """Why the server serves no more; "": it was told to stop."""
+    answered = time.monotonic()
+    with Triton(server.address) as triton:
+        while not stop.wait(0.5):
+            if (status := server.process.poll()) is not None:
+                return f"ended with status {status}"
+            if triton.is_live(timeout=2.0):
+                answered = time.monotonic()
+            elif time.monotonic() - answered > HANG_SECONDS:
+                return f"has answered nobody for {HANG_SECONDS:.0f} s"
+    return ""
