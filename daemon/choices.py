@@ -14,6 +14,7 @@ from daemon.dates import day
 from daemon.errors import NotFound, UsageError
 from daemon.journal import AnyRow, get
 from daemon.serving import Serving
+from daemon.stock import find_damage
 from policies.facts import Requirement
 
 promotions = schema.promotions
@@ -148,8 +149,6 @@ def _listed(names: Sequence[str]) -> str:
 def _check_servable(connection: Connection, serving: Serving, requirement: Requirement, artifact: str) -> None:
     """Raises UsageError where Triton could not serve it, or no client ask it."""
     target, stored = requirement.target, get(connection, schema.artifacts, artifact)
-    if stored.gone is not None:
-        raise UsageError(f"the folder of {artifact} is gone or damaged: it cannot be served")
     model = get(connection, schema.models, stored.model_id)
     if (model.height, model.width) != (requirement.height, requirement.width):
         raise UsageError(
@@ -159,6 +158,9 @@ def _check_servable(connection: Connection, serving: Serving, requirement: Requi
     if targets.known(connection, requirement, artifact, serving.devices) is None:
         built = f"{stored.engine} {stored.precision}{f' for {stored.device}' if stored.device else ''}"
         raise UsageError(f"{artifact} ({built}) cannot run on {requirement.accelerator!r} here")
+    if stored.gone is not None or find_damage(connection, serving.config.state, artifact):
+        others = f"`relearn models` lists others, `relearn retrain {target}` makes a new one"
+        raise UsageError(f"the folder of {artifact} is gone or damaged, so that it cannot be served: {others}")
 
 
 def _check_quiet(connection: Connection, target: str) -> None:

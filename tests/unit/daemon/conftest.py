@@ -62,6 +62,12 @@ def journal(config: Config, new_journal: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
+def lay(folder: Path) -> None:
+    """A folder that counts as whole, though nothing is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).write_text(json.dumps({"format": 1, "files": {}}))
+
+
 def reading_job(config: Config, folder: Path, files: Sequence[str]) -> dict[str, Any]:
     """What a reading child is asked for these files."""
     about = {"token": "token", "store": str(config.state / "store"), "keep": "copy", "part": 0, "batch": 128}
@@ -218,9 +224,7 @@ class World:
         return name
 
     def lay(self, folder: Path) -> None:
-        """A folder that counts as whole, though nothing is in it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).write_text(json.dumps({"format": 1, "files": {}}))
+        lay(folder)
 
     def measure(self, artifact: str, **figures: Any) -> None:
         measured = {**MEASURED, "device": self.devices["onnxruntime"], **figures}

@@ -16,6 +16,7 @@ from daemon import approvals, declined, people, schema, targets
 from daemon.journal import add, change, now
 from daemon.serving import Serving
 from daemon.stock import artifact_folder
+from deploy.artifact import MANIFEST
 from policies.facts import ClassTally, Verdict, to_dict
 from policies.settings import PromotionSettings
 
@@ -356,6 +357,13 @@ def test_a_number_that_could_be_both_is_said_to_be(versions: Office) -> None:
     state, said = versions.ask("rollback", artifact="2002")
     both = "2002 is version 2002 of edge (b2) and the beginning of 2002aa, 2002bb: write more of the id"
     assert (state, said) == ("refused", both)
+
+
+def test_what_is_damaged_on_the_disk_is_refused_at_once(office: Office) -> None:
+    (artifact_folder(office.world.config.state, "new") / MANIFEST).write_text("{")
+    state, said = office.promote(force=True)
+    assert (state, said.startswith("the folder of new is gone or damaged")) == ("refused", True)
+    assert "`relearn retrain edge` makes a new one" in said
 
 
 @pytest.mark.parametrize("step", [None, "stage", "probe", "put", "load"])

@@ -19,6 +19,8 @@ from daemon.events import Event
 from daemon.journal import add, get, now
 from daemon.lock import locked
 from daemon.serving import Serving
+from daemon.stock import artifact_folder
+from tests.unit.daemon.conftest import lay
 
 
 @pytest.fixture
@@ -49,6 +51,7 @@ def served(journal: Engine, *artifacts: str) -> None:
                 add(connection, schema.models, id=name, **model, **of)
                 built = {"engine": "onnxruntime", "precision": "fp32", "artifact_mb": 1.0, "created": 1.0}
                 add(connection, schema.artifacts, id=name, model_id=name, **built)
+                lay(artifact_folder(Path(str(journal.url.database)).parent, name))
             state = "serving" if version == len(artifacts) else "retired"
             how = {"kind": "promotion", "reason": "", "by": "policy", "started": 1.0, "served": 1.0, "state": state}
             add(connection, schema.promotions, target="edge", artifact_id=name, version=version, **how)
