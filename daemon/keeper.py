@@ -25,7 +25,7 @@ from daemon.looks import Looks
 from daemon.settings import Triton as Settings
 from daemon.wanted import Wanted
 from deploy.fitness import forget, inspect
-from deploy.repository import RepositoryError
+from deploy.repository import RepositoryError, check_versions
 from deploy.switch import STEPS, Switch, SwitchFailed, is_lost, leave, mend, run_step, undo
 from deploy.triton import Triton, TritonError, TritonRefused, TritonUnavailable, TritonUnfit
 
@@ -300,6 +300,7 @@ class Keeper:
             self._write(row, step="retire")
         self._looks.settle(row.id, switch)
         self._wanted.compare_settings(row, switch)
+        check_versions(self.repository, row.target)
 
     # --- what it works with -----------------------------------------------------------------------------------------
 

@@ -275,6 +275,14 @@ def numbers(repository: Path, target: str) -> list[int]:
     return [int(folder.name) for folder in (repository / target).glob("[0-9]*") if folder.name.isdecimal()]
 
 
+def check_versions(repository: Path, target: str) -> None:
+    """Raises RepositoryError where a version lies in the target's model that relearnd did not put there."""
+    ours = versions(repository, target)
+    strange = [str(repository / target / str(n)) for n in sorted(numbers(repository, target)) if n not in ours]
+    if strange:
+        raise RepositoryError(f"{', '.join(strange)} was not put there by relearnd and is left alone: take it away")
+
+
 def check_target(repository: Path, target: str) -> None:
     """Raises RepositoryError where the name cannot be a model's, or the model there is somebody else's."""
     if not NAME.fullmatch(target) or target.endswith(CANDIDATE):

@@ -134,6 +134,30 @@ def test_an_edit_by_hand_is_seen_and_put_right(
     assert theirs.read_text() == "of somebody else"
 
 
+def test_a_version_of_somebody_elses_is_left_alone_and_told(
+    world: World, workspace: Path, journal: Engine, built: Path, places: tuple[Place, Place]
+) -> None:
+    house = House(world, workspace, built, places[0])
+    house.request("shared")
+    (keeper,) = house.serving.keepers
+    keeper.round()
+    theirs = places[0].root / "shared" / "29" / "model.bin"
+    theirs.parent.mkdir()
+    theirs.write_text("of somebody else")
+    keeper.round()
+    (row,) = house.promotions("shared")
+    assert (row.state, row.error) == (
+        "serving",
+        f"{theirs.parent} was not put there by relearnd and is left alone: take it away",
+    )
+    assert answers(places[0].url, "shared", built)
+    assert theirs.read_text() == "of somebody else"
+    theirs.unlink()
+    theirs.parent.rmdir()
+    keeper.round()
+    assert house.promotions("shared")[0].error is None
+
+
 # --- servers that cannot be given models ------------------------------------------------------------------------------
 
 
