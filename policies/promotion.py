@@ -72,7 +72,7 @@ def judge(
         return say("promote", f"it meets every constraint{_proof(challenger)}; {first}", better=True)
     if outright := _refused_outright(challenger, champion, requirement.target, forgotten[1]):
         return say(*outright)
-    limits = _blind(tests, newcomers, challenger)
+    limits = _blind(tests, newcomers, challenger, champion)
     if not champion_feasible:
         meets = f"it meets every constraint{_unjudged(challenger)}, the champion does not"
         return say("promote", f"{meets}. {_cost(whole, tests)}{_elsewhere(challenger)}", better=True)
@@ -190,9 +190,12 @@ def _praise(whole: Comparison, old: Comparison | None, gains: Gains) -> str:
     return f"no worse than the champion: {whole}; {whole.bound()}; it brings {gains}"
 
 
-def _blind(tests: Sequence[ClassTest], newcomers: Sequence[NewClass], challenger: Candidate) -> str:
+def _blind(
+    tests: Sequence[ClassTest], newcomers: Sequence[NewClass], challenger: Candidate, champion: Candidate
+) -> str:
     """What could not be told."""
     said = [_ELSEWHERE.format(challenger.adopted)] if challenger.adopted and _samples(challenger) else []
+    said += _unanswered(challenger, champion)
     smallest = sorted((t.smallest, t.tally.name) for t in tests if t.smallest is not None)
     if smallest:
         (least, _), (most, name) = smallest[0], smallest[-1]
@@ -203,6 +206,17 @@ def _blind(tests: Sequence[ClassTest], newcomers: Sequence[NewClass], challenger
     if untold := [f"{n.name} ({n.samples} of {FEW} samples)" for n in newcomers if not n.told]:
         said.append(f"new, but too few on judge to tell: {_names(untold)}")
     return f" Limits: {'; '.join(said)}." if said else ""
+
+
+def _unanswered(challenger: Candidate, champion: Candidate) -> list[str]:
+    """That a champion whose artifact has gone is compared on what it answered while it could be asked."""
+    if champion.proof is None:
+        return []
+    answered = {count.name: count.samples for count in champion.proof}
+    both = [count for count in challenger.proof or () if count.name in champion.classes]
+    missing = sum(max(0, count.samples - answered.get(count.name, 0)) for count in both)
+    samples = sum(count.samples for count in both)
+    return [f"the champion was never asked about {missing:,} of {samples:,} judge samples"] if missing else []
 
 
 def _cost(whole: Comparison, tests: Sequence[ClassTest]) -> str:

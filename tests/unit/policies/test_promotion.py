@@ -204,6 +204,13 @@ CASES: list[tuple[str, dict[str, Any], str, bool, str]] = [
         "it brings 8.0 points more accuracy on the 100 judge samples that came since the champion was trained",
     ),
     (
+        "the champion cannot be asked any more",
+        {"tallies": halves(800, 5, 60), "champion": model("old", proof=[("a", 400, 380), ("b", 400, 380)])},
+        "promote",
+        True,
+        "Limits: the champion was never asked about 200 of 1,000 judge samples; ",
+    ),
+    (
         "more throughput",
         {"tallies": halves(1_000, 8, 8), "challenger": model("new", latency=4.0), "prefer": "throughput"},
         "promote",
