@@ -234,12 +234,16 @@ def find_unsound(siege: Siege) -> list[str]:
 
 
 def summarize(answers: Sequence[Answer], kill: Kill | None) -> dict[str, Any]:
-    """Requests, those that failed, and those of them that a killed tritonserver explains: until the next answer."""
+    """Requests, those that failed, and those of them that a killed tritonserver explains: until it answers again.
+
+    A request that was sent while the signal was on its way may still be answered.
+    """
     failed = [answer for answer in answers if answer.error is not None]
     away: float | None = None
     meanwhile = 0
     if answers and kill and kill.victim == "triton":
-        back = min((a.ended for a in answers if a.error is None and a.sent > kill.at), default=float("inf"))
+        gone = min((a.ended for a in failed if a.ended >= kill.at), default=kill.at)
+        back = min((a.ended for a in answers if a.error is None and a.sent > gone), default=float("inf"))
         meanwhile = sum(kill.at <= answer.ended and answer.sent <= back for answer in failed)
         away = back - kill.at
     numbers = {"requests": len(answers), "failed": len(failed) - meanwhile, "failed_without_triton": meanwhile}
