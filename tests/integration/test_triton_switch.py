@@ -436,7 +436,7 @@ def test_what_was_edited_before_the_load_is_put_right_and_loaded(
 ) -> None:
     """Every file has its SHA-256 when Triton is told to load; the version before stays loaded as ever."""
     promote(second, triton, ("stage", "probe", "put"))
-    for edit in (edit_code, edit_labels, edit_configuration):  # the second and the third as after a crash
+    for edit in (edit_code, edit_configuration, edit_labels):  # the second and the third as after a crash
         edit(second.repository / second.target)
         run_step("load", second, triton)
         disk.verify_model(second.repository, second.target, 2, 1)
