@@ -17,6 +17,7 @@ import pytest
 from daemon.demo.clients import Client, Record
 from daemon.demo.digits import Digit, cut, drop, known
 from daemon.demo.processes import TARGET, Workspace
+from tests.command import relearn_here
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 EPOCHS = 12
@@ -42,8 +43,12 @@ class House(Workspace):
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
+    def here(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The same, of which the process is not what is tried."""
+        return relearn_here(*arguments, "--workspace", str(self.folder))
+
     def view(self, *arguments: str) -> Any:
-        done = self(*arguments, "--json")
+        done = self.here(*arguments, "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -89,11 +94,17 @@ class House(Workspace):
         with closing(sqlite3.connect(self.config.state / "journal.db", timeout=30)) as journal:
             return journal.execute(query).fetchall()
 
-    def reached(self, query: str) -> bool:
-        """Whether a query that counts finds something; not as long as the journal is still being made."""
+    def until_reached(self, query: str, what: str) -> None:
+        """Waits until a query that counts finds something.
+
+        One connection asks again and again. It is closed by then: whoever is killed next leaves a journal that nobody
+        has open, and which the next to open it has to recover.
+        """
         file = self.config.state / "journal.db"
-        tables = "select 1 from sqlite_master where name = 'promotions'"
-        return file.exists() and bool(self.sql(tables)) and bool(self.sql(query)[0][0])
+        made = "select count(*) from sqlite_master where name = 'promotions'"
+        self.until(lambda: file.exists() and self.sql(made) == [(1,)], f"there is a journal, to see that {what}")
+        with closing(sqlite3.connect(file, timeout=30)) as journal:
+            self.until(lambda: journal.execute(query).fetchall()[0][0], what, pause=0.005)
 
     def stop(self) -> None:
         for client in self.clients:

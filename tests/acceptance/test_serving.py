@@ -91,7 +91,7 @@ def test_a_stopped_daemon_ends_in_ten_seconds_and_goes_on_at_the_next_start(hous
     house.drop(house.some("01"))
     house.start_daemon()
     trained = "select count(*) from attempts where progress ->> 'unit' = 'epoch' and progress ->> 'done' >= 2"
-    house.until(lambda: house.reached(trained), "two epochs are trained", pause=0.005)
+    house.until_reached(trained, "two epochs are trained")
     assert house.daemon is not None
     house.daemon.terminate()
     assert house.daemon.wait(10) == 0

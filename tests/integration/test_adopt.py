@@ -68,8 +68,10 @@ def write_classifier(file: Path, house: House, turned: int = 0) -> Path:
     return file
 
 
-def adopt(house: House, file: Path, *options: str) -> tuple[int, str]:
-    done = house("adopt", TARGET, str(file), "--classes", str(house.folder / "classes.txt"), *options)
+def adopt(house: House, file: Path, *options: str, here: bool = False) -> tuple[int, str]:
+    done = (house.here if here else house)(
+        "adopt", TARGET, str(file), "--classes", str(house.folder / "classes.txt"), *options
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -78,11 +80,11 @@ def test_what_cannot_be_adopted_changes_nothing(house: House) -> None:
     short = house.folder / "short.txt"
     short.write_text("cat\ncat\n")
     for (code, said), words in (
-        (adopt(house, file), "say it by --scale, --mean and --std"),
-        (adopt(house, house.folder / "classes.txt"), "is no ONNX file"),
-        (adopt(house, file, *OPTIONS, "--layout", "hwcn"), "write nchw or nhwc"),
-        (adopt(house, file, "--mean", "a,b,c"), "write one number, or three"),
-        (adopt(house, file, *OPTIONS, "--classes", str(short)), "short.txt:2: 'cat' stands in line 1 too"),
+        (adopt(house, file, here=True), "say it by --scale, --mean and --std"),
+        (adopt(house, house.folder / "classes.txt", here=True), "is no ONNX file"),
+        (adopt(house, file, *OPTIONS, "--layout", "hwcn", here=True), "write nchw or nhwc"),
+        (adopt(house, file, "--mean", "a,b,c", here=True), "write one number, or three"),
+        (adopt(house, file, *OPTIONS, "--classes", str(short), here=True), "short.txt:2: 'cat' stands in line 1 too"),
     ):
         assert (code, words in " ".join(said.split())) == (2, True), said
     done = house("adopt", "edgy", str(file), "--classes", str(house.folder / "classes.txt"), *OPTIONS)
@@ -136,7 +138,7 @@ def test_the_answers_to_its_files_say_how_a_client_prepares_images(house: House)
         ):
             found, _ = triton.infer_all(TARGET, np.stack(pixels))
             answers.write_text(json.dumps(dict(zip(view["files"], found.tolist(), strict=True))))
-            done = house("check-client", TARGET, "--answers", str(answers), "--json")
+            done = house.here("check-client", TARGET, "--answers", str(answers), "--json")
             said = json.loads(done.stdout)
             assert (done.returncode, said["whose"], said["likeliest"]) == (code, "your client's", way)
     answers.write_text("{}")

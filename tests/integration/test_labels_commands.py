@@ -1,6 +1,8 @@
 """`relearn audit` and `relearn flags` as a user runs them.
 
-A thread does the daemon's part for `relearn flags`: the workspace is locked, and what is asked is taken as it comes.
+Each is started as a process once with what succeeds, and once with what does not; what else they say is asked of them
+in this process. A thread does the daemon's part for `relearn flags`: the workspace is locked, and what is asked is
+taken as it comes.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from daemon import people, schema
 from daemon.config import Config, load
 from daemon.journal import add, change, open_journal
 from daemon.lock import locked
+from tests.command import relearn_here
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def relearn(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,13 +37,21 @@ def relearn(*arguments: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`relearn` in this process, with the same environment."""
+    for name in [name for name in os.environ if name.startswith("RELEARN")]:
+        monkeypatch.delenv(name)
+    return relearn_here
+
+
 # --- relearn audit --------------------------------------------------------------------------------------------------
 
 
-def audit(folder: Path, labels: Any, probabilities: Any) -> subprocess.CompletedProcess[str]:
+def audit(run: Run, folder: Path, labels: Any, probabilities: Any) -> subprocess.CompletedProcess[str]:
     np.save(folder / "labels.npy", labels)
     np.save(folder / "p.npy", probabilities)
-    return relearn("audit", "--labels", str(folder / "labels.npy"), "--probabilities", str(folder / "p.npy"), "--json")
+    return run("audit", "--labels", str(folder / "labels.npy"), "--probabilities", str(folder / "p.npy"), "--json")
 
 
 def test_wrong_labels_of_anyone_s_arrays_are_found(tmp_path: Path) -> None:
@@ -48,7 +60,7 @@ def test_wrong_labels_of_anyone_s_arrays_are_found(tmp_path: Path) -> None:
     probabilities[np.arange(300), truth] = 0.96
     labels = truth.copy()
     labels[:12] = (labels[:12] + 1) % 3
-    done = audit(tmp_path, labels, probabilities)
+    done = audit(relearn, tmp_path, labels, probabilities)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert sorted(flag["index"] for flag in found["flagged"]) == list(range(12))
@@ -71,17 +83,17 @@ HALVES = np.full((4, 2), 0.5)
     ],
 )
 def test_arrays_that_cannot_be_used_are_wrong_usage(
-    tmp_path: Path, labels: list[int], probabilities: Any, said: str
+    here: Run, tmp_path: Path, labels: list[int], probabilities: Any, said: str
 ) -> None:
-    done = audit(tmp_path, np.array(labels), probabilities)
+    done = audit(here, tmp_path, np.array(labels), probabilities)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
 
 
 @pytest.mark.parametrize(("labels", "classes"), [([0, 0, 0, 1, 1], 2), ([1, 1], 2), ([0], 3), ([0] * 5, 2)])
-def test_few_labels_have_a_defined_answer(tmp_path: Path, labels: list[int], classes: int) -> None:
+def test_few_labels_have_a_defined_answer(here: Run, tmp_path: Path, labels: list[int], classes: int) -> None:
     """A class with two samples, one class alone, one label, all alike: nothing is told, and nothing fails."""
-    done = audit(tmp_path, np.array(labels), np.full((len(labels), classes), 1 / classes))
+    done = audit(here, tmp_path, np.array(labels), np.full((len(labels), classes), 1 / classes))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["flagged"] == []
 
@@ -159,13 +171,13 @@ def labelled(workspace: Path, eventually: Callable[..., None]) -> Iterator[Engin
     journal.dispose()
 
 
-def flags(workspace: Path, *arguments: str) -> tuple[int, str]:
-    done = relearn("flags", *arguments, "--workspace", str(workspace), "--json")
+def flags(run: Run, workspace: Path, *arguments: str) -> tuple[int, str]:
+    done = run("flags", *arguments, "--workspace", str(workspace), "--json")
     return done.returncode, json.loads(done.stdout).get("answer", "") if done.stdout else done.stderr
 
 
-def listed(workspace: Path, *arguments: str) -> list[int]:
-    done = relearn("flags", *arguments, "--workspace", str(workspace), "--json")
+def listed(run: Run, workspace: Path, *arguments: str) -> list[int]:
+    done = run("flags", *arguments, "--workspace", str(workspace), "--json")
     assert done.returncode == 0, done.stderr
     return [flag["id"] for flag in json.loads(done.stdout)["flags"]]
 
@@ -175,43 +187,43 @@ def labels(journal: Engine) -> list[tuple[int, str]]:
         return [(row.sample_id, row.class_name) for row in connection.execute(schema.labels.select())]
 
 
-def test_flags_are_answered_one_by_one(workspace: Path, labelled: Engine) -> None:
-    assert listed(workspace) == [1, 2, 3, 4]
-    assert flags(workspace, "accept", "1") == (0, "flags answered: 1, accepted")
-    assert flags(workspace, "keep", "2") == (0, "flags answered: 1, kept")
-    code, said = flags(workspace, "relabel", "3", "--to", "dogg")
+def test_flags_are_answered_one_by_one(here: Run, workspace: Path, labelled: Engine) -> None:
+    assert listed(here, workspace) == [1, 2, 3, 4]
+    assert flags(relearn, workspace, "accept", "1") == (0, "flags answered: 1, accepted")
+    assert flags(here, workspace, "keep", "2") == (0, "flags answered: 1, kept")
+    code, said = flags(here, workspace, "relabel", "3", "--to", "dogg")
     assert (code, "nearest: dog" in said) == (1, True)
-    assert flags(workspace, "relabel", "3", "--to", "owl", "--new-class")[0] == 0
-    assert (listed(workspace), labels(labelled)) == ([4], [(1, "dog"), (2, "cat"), (3, "owl")])
-    code, said = flags(workspace, "keep", "3")
+    assert flags(here, workspace, "relabel", "3", "--to", "owl", "--new-class")[0] == 0
+    assert (listed(here, workspace), labels(labelled)) == ([4], [(1, "dog"), (2, "cat"), (3, "owl")])
+    code, said = flags(relearn, workspace, "keep", "3")
     assert (code, said) == (1, "there is no open flag with the number 3; `relearn flags` lists them")
 
 
-def test_images_in_two_classes_are_listed_and_settled(workspace: Path, labelled: Engine) -> None:
+def test_images_in_two_classes_are_listed_and_settled(here: Run, workspace: Path, labelled: Engine) -> None:
     with labelled.begin() as connection:
         place = {"folder": str(workspace / "images"), "path": "dog/copy.png", "class_name": "dog", "drop_id": 1}
         add(connection, schema.occurrences, sample_id=1, **place, size=9, mtime_ns=1, first_seen=2.0)
     where = ("--workspace", str(workspace), "--json")
-    (found,) = json.loads(relearn("conflicts", *where).stdout)
+    (found,) = json.loads(here("conflicts", *where).stdout)
     assert (found["classes"], [Path(file).name for file in found["files"]]) == (["cat", "dog"], ["0.png", "copy.png"])
-    assert "1 in conflict" in relearn("conflicts", *where[:2]).stdout
+    assert "1 in conflict" in here("conflicts", *where[:2]).stdout
     done = relearn("conflicts", "settle", found["sha256"][:12], "--to", "dog", *where)
     assert (done.returncode, json.loads(done.stdout)["answer"]) == (0, "conflicts settled: 1, as dog")
-    assert json.loads(relearn("conflicts", *where).stdout) == []
-    assert relearn("conflicts", "settle", "--pair", "cat", "--to", "dog", *where).returncode == 2
+    assert json.loads(here("conflicts", *where).stdout) == []
+    assert here("conflicts", "settle", "--pair", "cat", "--to", "dog", *where).returncode == 2
 
 
-def test_flags_are_answered_in_bulk_and_a_held_drop_is_released(workspace: Path, labelled: Engine) -> None:
-    assert listed(workspace, "--drop", "2") == [3, 4]
-    assert flags(workspace, "keep", "--drop", "2") == (0, "flags answered: 2, kept")
-    assert flags(workspace, "accept", "--pair", "cat:dog") == (0, "flags answered: 2, accepted")
+def test_flags_are_answered_in_bulk_and_a_held_drop_is_released(here: Run, workspace: Path, labelled: Engine) -> None:
+    assert listed(here, workspace, "--drop", "2") == [3, 4]
+    assert flags(here, workspace, "keep", "--drop", "2") == (0, "flags answered: 2, kept")
+    assert flags(here, workspace, "accept", "--pair", "cat:dog") == (0, "flags answered: 2, accepted")
     assert labels(labelled) == [(3, "cat"), (4, "cat"), (1, "dog"), (2, "dog")]
-    code, said = flags(workspace, "release", "2")
+    code, said = flags(here, workspace, "release", "2")
     assert (code, said.startswith("drop 2 is released")) == (0, True)
-    assert flags(workspace, "release", "2") == (1, "drop 2 is not held")
+    assert flags(here, workspace, "release", "2") == (1, "drop 2 is not held")
 
 
 @pytest.mark.parametrize("arguments", [("accept", "--pair", "cat"), ("relabel", "1"), ("release",), ("keep", "one")])
-def test_what_cannot_be_meant_is_wrong_usage(workspace: Path, arguments: tuple[str, ...]) -> None:
-    done = relearn("flags", *arguments, "--workspace", str(workspace))
+def test_what_cannot_be_meant_is_wrong_usage(here: Run, workspace: Path, arguments: tuple[str, ...]) -> None:
+    done = here("flags", *arguments, "--workspace", str(workspace))
     assert (done.returncode, done.stdout) == (2, "")

@@ -273,33 +273,41 @@ def test_how_it_is_served_may_change_with_the_version(triton: Triton, first: Swi
 # --- killed anywhere ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("done", range(1, len(STEPS) + 1), ids=[f"after {step}" for step in STEPS])
+# A probe takes its candidate away again, and a verification asks: after each all is as it was after the step before.
+LEAVE_SOMETHING = tuple(step for step in STEPS if step not in ("probe", "verify"))
+
+
+def up_to(step: str) -> tuple[str, ...]:
+    return STEPS[: STEPS.index(step) + 1]
+
+
+@pytest.mark.parametrize("last", LEAVE_SOMETHING)
 def test_killed_between_two_steps_all_steps_again_end_the_same(
-    server: Server, triton: Triton, first: Switch, second: Switch, new: Known, done: int
+    server: Server, triton: Triton, first: Switch, second: Switch, new: Known, last: str
 ) -> None:
     with Triton(server.address) as killed:
-        promote(second, killed, STEPS[:done])
+        promote(second, killed, up_to(last))
     promote(replace(second), triton)
     assert_served(triton, second, new)
 
 
-@pytest.mark.parametrize("done", range(1, len(STEPS)), ids=[f"after {step}" for step in STEPS[:-1]])
+@pytest.mark.parametrize("last", LEAVE_SOMETHING[:-1])
 def test_killed_between_two_steps_it_can_be_taken_back(
-    server: Server, triton: Triton, first: Switch, second: Switch, old: Known, done: int
+    server: Server, triton: Triton, first: Switch, second: Switch, old: Known, last: str
 ) -> None:
     with Triton(server.address) as killed:
-        promote(second, killed, STEPS[:done])
+        promote(second, killed, up_to(last))
     for _ in range(2):
         undo(second, triton)
         assert_served(triton, first, old)
 
 
-@pytest.mark.parametrize("done", range(1, len(STEPS)), ids=[f"after {step}" for step in STEPS[:-1]])
+@pytest.mark.parametrize("last", LEAVE_SOMETHING[:-1])
 def test_a_first_promotion_can_be_taken_back_to_nothing(
-    root: Path, target: str, triton: Triton, old: Known, done: int
+    root: Path, target: str, triton: Triton, old: Known, last: str
 ) -> None:
     switch = Switch(root, target, old.folder, 1, serving=ONE)
-    promote(switch, triton, STEPS[:done])
+    promote(switch, triton, up_to(last))
     for _ in range(2):
         undo(switch, triton)
         assert not (root / target).exists()
@@ -423,15 +431,16 @@ def edit_configuration(model: Path) -> None:
     (model / "config.pbtxt").write_text(MARK + '\nname: "mine"')
 
 
-@pytest.mark.parametrize("edit", [edit_code, edit_labels, edit_configuration])
 def test_what_was_edited_before_the_load_is_put_right_and_loaded(
-    triton: Triton, first: Switch, second: Switch, new: Known, edit: Callable[[Path], None]
+    triton: Triton, first: Switch, second: Switch, new: Known
 ) -> None:
     """Every file has its SHA-256 when Triton is told to load; the version before stays loaded as ever."""
     promote(second, triton, ("stage", "probe", "put"))
-    edit(second.repository / second.target)
-    run_step("load", second, triton)
-    assert ready(triton, second.target) == [1, 2]
+    for edit in (edit_code, edit_configuration, edit_labels):  # the second and the third as after a crash
+        edit(second.repository / second.target)
+        run_step("load", second, triton)
+        disk.verify_model(second.repository, second.target, 2, 1)
+        assert ready(triton, second.target) == [1, 2]
     promote(second, triton, ("verify", "retire"))
     assert_served(triton, second, new)
 
@@ -474,17 +483,19 @@ def test_files_get_the_mode_that_is_asked_before_triton_reads_them(
     assert {(path.is_dir(), path.stat().st_mode & 0o777) for path in paths} == {(True, 0o750), (False, 0o640)}
 
 
-@pytest.mark.parametrize("edit", [edit_labels, edit_configuration, edit_code], ids=["labels", "config", "code"])
 def test_what_is_edited_by_hand_is_made_again_while_it_serves_on(
-    triton: Triton, first: Switch, second: Switch, new: Known, edit: Callable[[Path], None]
+    triton: Triton, first: Switch, second: Switch, new: Known
 ) -> None:
     promote(second, triton)
-    edit(second.repository / second.target)
-    assert mend(second, triton) is None  # it answers, and nobody was seen at the folder
-    done = mend(second, triton, touched=True)
-    assert str(done).startswith(f"{second.target} version 2 was made again in the repository, and served on: ")
-    assert mend(second, triton, touched=True) is None
-    assert_served(triton, second, new)
+    for edit in (edit_labels, edit_configuration, edit_code):
+        edit(second.repository / second.target)
+        assert mend(second, triton) is None  # it answers, and nobody was seen at the folder
+        done = mend(second, triton, touched=True)
+        assert str(done).startswith(f"{second.target} version 2 was made again in the repository, and served on: "), (
+            edit
+        )
+        assert mend(second, triton, touched=True) is None
+        assert_served(triton, second, new)
 
 
 def test_a_version_folder_that_was_removed_comes_back_before_triton_misses_it(
@@ -662,7 +673,6 @@ def test_one_dead_instance_of_two_is_found_and_mended(
         promote(switch, triton)
         eventually(lambda: len(stubs(restarting.server)) == 2)
         assert triton.count_failures("edge", 1) == 0
-        assert mend(switch, triton, suspected=True) is None
         stop = threading.Event()
 
         def ask() -> None:
