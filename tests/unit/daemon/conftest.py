@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, Table, event, insert, select, update
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select, update
 
 from daemon import children, placing, schema, snapshot, standings
 from daemon.config import Config, dump, load
 from daemon.decode import read_files
 from daemon.intake import Drop
-from daemon.journal import AnyRow, add, now, open_journal
+from daemon.journal import AnyRow, add, add_many, now, open_journal
 from daemon.scan import compare
 from daemon.stock import artifact_folder, model_folder
 from deploy.artifact import MANIFEST
@@ -39,10 +41,38 @@ def keepers_end() -> Iterator[None]:
             assert not thread.is_alive(), f"{thread.name} is still at work"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """What SQLAlchemy compiles it keeps by engine, and each test has one of its own: here all have one store."""
+    compiled: dict[Any, Any] = {}
+    first = create_engine("sqlite://")
+    first.connect().close()  # the dialect has asked by then what it is to know
+
+    def make(*about: Any, **more: Any) -> Engine:
+        engine = create_engine(*about, **more, execution_options={"compiled_cache": compiled})
+        engine.dialect = first.dialect  # by which it is kept, too
+        return engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("daemon.journal.create_engine", make)
+        yield
+
+
+@pytest.fixture(scope="session")
+def configs() -> dict[Any, Config]:
+    """What was loaded from a text and an environment: hundreds of tests have the same."""
+    return {}
+
+
 @pytest.fixture
-def config(workspace: Path) -> Config:
+def config(workspace: Path, configs: dict[Any, Config]) -> Config:
     (workspace / "state" / "duplicates").mkdir(parents=True)  # as a daemon of before has left it
-    return load(workspace, ["watch.settle_seconds=0.01", "triton.url=127.0.0.1:9"])
+    file = workspace / "config.toml"
+    where = (file.read_bytes(), *sorted(item for item in os.environ.items() if item[0].startswith("RELEARN")))
+    if where not in configs:
+        configs[where] = load(workspace, ["watch.settle_seconds=0.01", "triton.url=127.0.0.1:9"])
+    known = configs[where]
+    return replace(known, settings=known.settings.model_copy(deep=True), workspace=workspace.resolve(), file=file)
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +132,12 @@ def world(config: Config, journal: Engine, monkeypatch: pytest.MonkeyPatch) -> W
     return World(config, journal)
 
 
+def new_ids(connection: Connection, table: Table, number: int) -> list[int]:
+    """So many that no row has yet."""
+    last = connection.execute(select(func.coalesce(func.max(table.c.id), 0))).scalar_one()
+    return list(range(last + 1, last + 1 + number))
+
+
 class World:
     """Rows as a history would have left them, so that a test starts where it has something to say.
 
@@ -125,20 +161,24 @@ class World:
 
     def samples(self, name: str | None, role: str, number: int = 1, mark: str = "") -> list[int]:
         """So many new samples of a class (None: unlabelled) and role, each with one occurrence; their ids."""
-        ids = []
+        shas = [hashlib.sha256(f"{name} {role} {index} {mark}".encode()).digest() for index in range(number)]
         with self.journal.begin() as connection:
             drop = add(connection, schema.drops, folder=self.folder, state="ready", started=1.0)
-            for index in range(number):
-                sha = hashlib.sha256(f"{name} {role} {index} {mark}".encode()).digest()
-                group = name and add(connection, schema.groups, key=sha.hex(), role=role, given=1.0)
-                looks = {"bytes": 9, "width": 8, "height": 8, "mode": "RGB", "first_seen": 1.0}
-                ids.append(add(connection, schema.samples, sha256=sha, group_id=group, **looks))
-                place = {"folder": self.folder, "path": f"{name}/{sha.hex()}", "class_name": name, "drop_id": drop}
-                found = {"size": 9, "mtime_ns": 1, "first_seen": 1.0}
-                add(connection, schema.occurrences, sample_id=ids[-1], **place, **found)
-                if name:
-                    said = {"source": "folder", "by": "folder", "at": 1.0, "drop_id": drop}
-                    add(connection, schema.labels, sample_id=ids[-1], class_name=name, **said)
+            ids = new_ids(connection, schema.samples, number)
+            groups = new_ids(connection, schema.groups, number) if name else [None] * number
+            if name:
+                given = [(group, sha.hex(), role, 1.0) for group, sha in zip(groups, shas, strict=True)]
+                add_many(connection, schema.groups, ("id", "key", "role", "given"), given)
+            looks = {"bytes": 9, "width": 8, "height": 8, "mode": "RGB", "first_seen": 1.0}
+            read = [(*of, *looks.values()) for of in zip(ids, shas, groups, strict=True)]
+            add_many(connection, schema.samples, ("id", "sha256", "group_id", *looks), read)
+            found = {"folder": self.folder, "class_name": name, "drop_id": drop}
+            found |= {"size": 9, "mtime_ns": 1, "first_seen": 1.0}
+            places = [(sample, f"{name}/{sha.hex()}", *found.values()) for sample, sha in zip(ids, shas, strict=True)]
+            add_many(connection, schema.occurrences, ("sample_id", "path", *found), places)
+            if name:
+                said = {"class_name": name, "source": "folder", "by": "folder", "at": 1.0, "drop_id": drop}
+                add_many(connection, schema.labels, ("sample_id", *said), [(s, *said.values()) for s in ids])
         return ids
 
     def relabel(self, sample: int, name: str) -> None:
@@ -250,10 +290,10 @@ class World:
         return {row.sample: row.name for row in found if row.role in (roles or ("judge",))}
 
     def answer(self, table: str, artifact: str, predicted: Mapping[int, str]) -> None:
+        names = ("artifact_id", "sample_id", "predicted", "confidence", "at")
+        rows = [(artifact, sample, name, 0.9, 1.0) for sample, name in predicted.items()]
         with self.journal.begin() as connection:
-            for sample, name in predicted.items():
-                said = {"artifact_id": artifact, "sample_id": sample, "predicted": name, "confidence": 0.9, "at": 1.0}
-                connection.execute(insert(schema.metadata.tables[table]).values(**said))
+            add_many(connection, schema.metadata.tables[table], names, rows)
 
     def promote(self, artifact: str, version: int = 1, target: str = "edge", **columns: Any) -> int:
         """The artifact serves the target, as far as the journal knows."""

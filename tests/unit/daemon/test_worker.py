@@ -61,7 +61,11 @@ class Lane:
                 self.hear()
 
     def until(self, stage: str) -> None:
-        while not (isinstance(event := self.hear(), ChildSpoke) and event.line["stage"] == stage):
+        """Until it says how far it is: by then it is written down that it runs, whoever kills it."""
+        while True:
+            event = self.hear()
+            if isinstance(event, ChildSpoke) and (event.line["stage"], event.line["event"]) == (stage, "progress"):
+                return
             assert not isinstance(event, ChildEnded), event
 
     def timer(self, name: str) -> float | None:
