@@ -45,6 +45,16 @@ def workspace(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def new_journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A journal as the migrations make it, made once, to be copied."""
+    from daemon.journal import open_journal
+
+    folder = tmp_path_factory.mktemp("journal")
+    open_journal(folder, migrate=True).dispose()
+    return folder / "journal.db"
+
+
 @pytest.fixture
 def eventually() -> Callable[..., None]:
     """Waits until a condition holds: `eventually(lambda: …, seconds=20)`; fails at the deadline."""

@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 
-from daemon.journal import open_journal
-
 CHECKOUT = Path(__file__).resolve().parents[2]
 RELEARN = str(CHECKOUT / "relearn")
 READING = (["status"], ["cycles"], ["models"], ["decisions"], ["explain", "d1"], ["rejected"])
@@ -105,18 +103,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def empty_journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As a first daemon makes it."""
-    folder = tmp_path_factory.mktemp("journal")
-    open_journal(folder, migrate=True).dispose()
-    return folder / "journal.db"
-
-
 @pytest.fixture
-def workspace(tmp_path: Path, template: Path, empty_journal: Path) -> Iterator[Workspace]:
+def workspace(tmp_path: Path, template: Path, new_journal: Path) -> Iterator[Workspace]:
     """A copy of what `relearn init` wrote."""
-    made = Workspace(tmp_path / "workspace", empty_journal)
+    made = Workspace(tmp_path / "workspace", new_journal)
     shutil.copytree(template, made.folder)
     yield made
     if made.daemon is not None and made.daemon.poll() is None:

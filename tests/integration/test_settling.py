@@ -85,14 +85,6 @@ def slowly(source: Path, images: Path) -> None:
             stream.write(content[40:])
 
 
-@pytest.fixture(scope="module")
-def empty_journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the daemon finds at its start, so that not each makes its own."""
-    folder = tmp_path_factory.mktemp("journal")
-    open_journal(folder, migrate=True).dispose()
-    return folder / "journal.db"
-
-
 @contextmanager
 def daemon(workspace: Path, polling: bool) -> Iterator[None]:
     settings = [f"watch.settle_seconds={SETTLE}", f"watch.polling_seconds={POLL}", "triton.url=127.0.0.1:9"]
@@ -125,13 +117,13 @@ def drops_of(workspace: Path) -> Iterator[Callable[[], list[AnyRow]]]:
 
 @pytest.fixture
 def bring_to(
-    workspace: Path, source: Path, empty_journal: Path, eventually: Callable[..., None]
+    workspace: Path, source: Path, new_journal: Path, eventually: Callable[..., None]
 ) -> Callable[[Bring, bool], AnyRow]:
     """Brings the files to a daemon; the one drop that it made of them."""
 
     def run(bring: Bring, polling: bool) -> AnyRow:
         (workspace / "state").mkdir()
-        shutil.copy(empty_journal, workspace / "state")
+        shutil.copy(new_journal, workspace / "state")
         with daemon(workspace, polling), drops_of(workspace) as drops:
             bring(source, workspace / "images")
             eventually(lambda: (rows := drops()) and rows[-1].state == "ready", seconds=60)

@@ -16,9 +16,9 @@ from daemon import schema
 from daemon.config import Config
 from daemon.journal import add
 from daemon.store import place
-from tests.unit.daemon.conftest import ReadIn, World, config, journal, new_journal, read_in, world
+from tests.unit.daemon.conftest import ReadIn, World, config, configs, journal, read_in, world
 
-__all__ = ["config", "journal", "new_journal", "read_in", "world"]  # fixtures
+__all__ = ["config", "configs", "journal", "read_in", "world"]  # fixtures
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select, update
+from sqlalchemy import Connection, Engine, Table, event, func, select, update
 
 from daemon import children, placing, schema, snapshot, standings
 from daemon.config import Config, dump, load
@@ -41,23 +41,6 @@ def keepers_end() -> Iterator[None]:
             assert not thread.is_alive(), f"{thread.name} is still at work"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once() -> Iterator[None]:
-    """What SQLAlchemy compiles it keeps by engine, and each test has one of its own: here all have one store."""
-    compiled: dict[Any, Any] = {}
-    first = create_engine("sqlite://")
-    first.connect().close()  # the dialect has asked by then what it is to know
-
-    def make(*about: Any, **more: Any) -> Engine:
-        engine = create_engine(*about, **more, execution_options={"compiled_cache": compiled})
-        engine.dialect = first.dialect  # by which it is kept, too
-        return engine
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("daemon.journal.create_engine", make)
-        yield
-
-
 @pytest.fixture(scope="session")
 def configs() -> dict[Any, Config]:
     """What was loaded from a text and an environment: hundreds of tests have the same."""
@@ -73,14 +56,6 @@ def config(workspace: Path, configs: dict[Any, Config]) -> Config:
         configs[where] = load(workspace, ["watch.settle_seconds=0.01", "triton.url=127.0.0.1:9"])
     known = configs[where]
     return replace(known, settings=known.settings.model_copy(deep=True), workspace=workspace.resolve(), file=file)
-
-
-@pytest.fixture(scope="session")
-def new_journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A journal as the migrations make it, made once."""
-    folder = tmp_path_factory.mktemp("journal")
-    open_journal(folder, migrate=True).dispose()
-    return folder / "journal.db"
 
 
 @pytest.fixture
