@@ -25,9 +25,9 @@ setup: .venv/ready .venv-triton/ready
 	$(UV) pip sync --quiet --compile-bytecode --python .venv-triton/bin/python deploy/triton_server/requirements.lock
 	@touch $@
 
-# Two at a time, a module in one of the two: what its tests share is made once. In their order, the long ones first.
+# Two at a time, a module in one of the two: what its tests share is made once.
 test: setup
-	.venv/bin/python -P -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -P -m pytest -n 2 --dist loadfile
 
 demo: setup
 	./relearn demo
