@@ -10,7 +10,7 @@ import pytest
 from tests.acceptance.house import House
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def untracked() -> Iterator[None]:
     """Nothing here looks at Weights & Biases, which every training would load."""
     with pytest.MonkeyPatch.context() as environment:
