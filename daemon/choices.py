@@ -15,6 +15,7 @@ from daemon.errors import NotFound, UsageError
 from daemon.journal import AnyRow, get
 from daemon.serving import Serving
 from daemon.stock import find_damage
+from daemon.withdrawal import RENEWALS
 from policies.facts import Requirement
 
 promotions = schema.promotions
@@ -93,7 +94,8 @@ def _taken_back(target: str, champion: targets.Champion | None, coming: AnyRow |
     if coming is None:
         raise UsageError(f"{target} serves nothing, and what is coming is being loaded: ask again once it serves")
     serves = f"serves {champion.artifact}, as version {champion.version}" if champion else "serves nothing"
-    return f"{coming.artifact_id} is not switched to any more: {target} {serves}"
+    again = "; `relearn reload` has it tried again" if coming.kind in RENEWALS else ""
+    return f"{coming.artifact_id} is not switched to any more: {target} {serves}{again}"
 
 
 def _serve(connection: Connection, serving: Serving, verdict: AnyRow, by: str) -> str:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, select
 from daemon import schema
 from daemon.dates import day
 from daemon.journal import AnyRow
-from daemon.serving import RENEWALS, TAKEN_BACK
+from daemon.withdrawal import RENEWALS, TAKEN_BACK, was_taken_back
 
 _WENT_BACK = "{by} went back from {gone} on {day}"
 _FORCED = "{by} replaced {gone} by force on {day}"
@@ -64,27 +64,27 @@ def _replaced(connection: Connection, target: str) -> Iterator[_Act]:
     taken_back = table.c.error.startswith(TAKEN_BACK) & table.c.kind.not_in(RENEWALS)
     counts = table.c.served.is_not(None) | (table.c.state == "switching") | taken_back
     rows = connection.execute(select(table).where(table.c.target == target, counts).order_by(table.c.version)).all()
-    if all(row.by == "policy" and not _was_taken_back(row) for row in rows):
+    if all(row.by == "policy" and not _was_not_wanted(row) for row in rows):
         return
     models = {row.id: row.model_id for row in connection.execute(select(artifacts.c.id, artifacts.c.model_id))}
     for index, row in enumerate(rows):
-        if row.kind in ("rollback", "forced") and not _was_taken_back(row):
+        if row.kind in ("rollback", "forced") and not _was_not_wanted(row):
             said = _WENT_BACK if row.kind == "rollback" else _FORCED
             for gone in _taken_away(row, [earlier for earlier in rows[:index] if earlier.served is not None]):
                 model = models[gone]
                 alike = [gone] if model == models[row.artifact_id] else [a for a, of in models.items() if of == model]
                 why = said.format(by=row.by, gone=gone, day=day(row.started))
                 yield from (_Act(row.started, artifact, why) for artifact in alike)
-        if _was_taken_back(row):
+        if _was_not_wanted(row):
             said = f"{row.artifact_id} was {row.error} on {day(row.started)}"
             yield from (_Act(row.started, artifact, said) for artifact in _alike(connection, row.artifact_id))
         elif row.by != "policy":
             yield _Act(row.started, row.artifact_id, None)
 
 
-def _was_taken_back(row: AnyRow) -> bool:
+def _was_not_wanted(row: AnyRow) -> bool:
     """Whether a person wanted no more of the model that was coming: not of the champion's own renewal."""
-    return row.kind not in RENEWALS and (row.error or "").startswith(TAKEN_BACK)
+    return row.kind not in RENEWALS and was_taken_back(row)
 
 
 def _taken_away(row: AnyRow, earlier: Sequence[AnyRow]) -> list[str]:

@@ -116,9 +116,7 @@ def compare(connection: Connection, folder: Path, one: str, other: str) -> tuple
         return 0, 0
     forgotten, learnt = standings.forgotten(connection), []
     for id_ in (one, other):
-        try:
-            _, rows = snapshot.read(folder / f"{id_}.snapshot")
-        except OSError:
+        if (rows := snapshot.known(folder / f"{id_}.snapshot")) is None:
             return 0, 0
         learnt.append({sha for sha in forgotten if sha in rows and rows[sha][1] != "judge"})
     mine, others = learnt

@@ -24,6 +24,7 @@ from daemon.journal import AnyRow, claim, get, now
 from daemon.looks import Looks
 from daemon.settings import Triton as Settings
 from daemon.wanted import Wanted
+from daemon.withdrawal import EARLY, WITHDRAWABLE, WITHDRAWN
 from deploy.fitness import forget, inspect
 from deploy.repository import RepositoryError, check_versions
 from deploy.switch import STEPS, Switch, SwitchFailed, is_lost, leave, mend, run_step, undo
@@ -32,9 +33,6 @@ from deploy.triton import Triton, TritonError, TritonRefused, TritonUnavailable,
 log = logging.getLogger("relearn")
 promotions = schema.promotions
 AWAY_SECONDS = 2.0  # between two looks for a server that is away
-WITHDRAWABLE = ("stage", "probe", "put")  # steps before which no client can have met what is promoted
-WITHDRAWN = "withdrawn:"  # how the error of a promotion begins that the daemon wanted no more
-EARLY = (None, *WITHDRAWABLE[:-1])  # the last finished step of what Triton cannot have begun to load
 ROUND_SECONDS = 60.0  # between two comparisons of all that was recorded
 SERVER, JOURNAL = ("server", ""), ("journal", "")  # whose trouble it is, beside ("target", its name)
 

@@ -13,14 +13,13 @@ from daemon import schema, servers
 from daemon.config import Config
 from daemon.events import Event, SettingsEdited, SwitchEnded
 from daemon.journal import AnyRow, add, change, get, now
-from daemon.keeper import WITHDRAWABLE, WITHDRAWN, Keeper
+from daemon.keeper import Keeper
 from daemon.variants import devices, gpu_of
+from daemon.withdrawal import IS_EARLY, TAKEN_BACK, WITHDRAWN
 from deploy import repository
 
 log = logging.getLogger("relearn")
 promotions = schema.promotions
-RENEWALS = ("settings", "move")  # kinds of promotion by which a champion is switched to itself
-TAKEN_BACK = "taken back by"  # how the error of a promotion begins that a person wanted no more
 
 
 class Serving:
@@ -184,20 +183,17 @@ class Serving:
 
         One that Triton may be loading goes on: to call clients back from it would fail requests on their way.
         """
-        early = promotions.c.step.is_(None) | promotions.c.step.in_(WITHDRAWABLE[:-1])
         with self.journal.begin() as connection:
             connection.execute(
                 update(promotions)
-                .where(promotions.c.cycle_id == cycle, promotions.c.state == "switching", early)
+                .where(promotions.c.cycle_id == cycle, promotions.c.state == "switching", IS_EARLY)
                 .values(state="undoing", error=f"{WITHDRAWN} {reason}")
             )
         self.tend()
 
     def take_back(self, connection: Connection, row: AnyRow, by: str) -> bool:
         """A person takes back a promotion under way. False: Triton may be loading it, so that it goes on."""
-        # As it is now, not as it was read: the keeper may have gone on.
-        early = promotions.c.step.is_(None) | promotions.c.step.in_(WITHDRAWABLE[:-1])
-        which = (promotions.c.id == row.id, promotions.c.state == "switching", early)
+        which = (promotions.c.id == row.id, promotions.c.state == "switching", IS_EARLY)  # the keeper may have gone on
         values = {"state": "undoing", "error": f"{TAKEN_BACK} {by}"}
         return connection.execute(update(promotions).where(*which).values(**values)).rowcount == 1
 

@@ -15,11 +15,10 @@ from daemon.config import Config
 from daemon.declined import declined
 from daemon.errors import ConfigError, NotFound
 from daemon.journal import AnyRow, get
-from daemon.keeper import WITHDRAWN
 from daemon.lock import is_running
-from daemon.serving import TAKEN_BACK
 from daemon.settings import Triton
 from daemon.stock import artifact_folder
+from daemon.withdrawal import was_unwanted
 from deploy.triton import TritonError
 from policies.combine import decide
 from policies.decision import Decision
@@ -182,9 +181,7 @@ def _not_served(connection: Connection, name: str) -> View | None:
     """What a person asked for last, where it failed. Of the policy's own the cycle tells."""
     table = schema.promotions
     row = connection.execute(select(table).where(table.c.target == name).order_by(table.c.id.desc())).first()
-    if row is None or row.state != "failed" or row.kind not in ("forced", "rollback"):
-        return None
-    if (row.error or "").startswith((WITHDRAWN, TAKEN_BACK)):
+    if row is None or row.state != "failed" or row.kind not in ("forced", "rollback") or was_unwanted(row):
         return None
     return {key: getattr(row, key) for key in ("version", "artifact_id", "kind", "by", "error")}
 

@@ -12,6 +12,7 @@ from daemon import schema, servers, targets
 from daemon.events import ArtifactLost, Event, SettingsEdited
 from daemon.journal import AnyRow, get, now
 from daemon.stock import find_damage
+from daemon.withdrawal import RENEWALS, was_taken_back, was_unwanted
 from deploy import repository
 from deploy.switch import Switch, SwitchFailed
 
@@ -63,26 +64,27 @@ class Wanted:
         """Tells the loop to switch the champion to itself.
 
         Raises SwitchFailed where Triton has refused just that, also where it is tried again now: only a switch that
-        ends well ends the trouble.
+        ends well ends the trouble. What a person took back waits for a start, or a reload.
         """
         with self.journal.connect() as connection:
             gone = get(connection, schema.artifacts, row.artifact_id).gone is not None
             unmanaged = row.target not in targets.requirements(connection)
-            refused = connection.execute(
-                select(promotions.c.error, promotions.c.ended)
+            failed: Sequence[AnyRow] = connection.execute(
+                select(promotions)
                 .where(
                     promotions.c.id > row.id,
                     promotions.c.target == row.target,
                     promotions.c.artifact_id == row.artifact_id,
-                    promotions.c.kind.in_(("settings", "move")),
+                    promotions.c.kind.in_(RENEWALS),
                     promotions.c.reason == why,
                     promotions.c.server.in_(self.names),
                     promotions.c.state == "failed",
                 )
                 .order_by(promotions.c.id.desc())
             ).all()
-        if gone or unmanaged:
+        if gone or unmanaged or any(was_taken_back(row) and row.ended >= self.since for row in failed[:1]):
             return
+        refused = [row for row in failed if not was_unwanted(row)]
         wait = min(REFUSED_SECONDS * 2 ** min(len(refused) - 1, 10), DAY) if refused else 0.0
         if not refused or refused[0].ended < self.since or now() > refused[0].ended + wait:
             self.put(SettingsEdited(row.id, why))

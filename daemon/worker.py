@@ -14,9 +14,9 @@ from daemon.config import Config
 from daemon.cycle import Cycle
 from daemon.events import Event, SwitchEnded
 from daemon.journal import AnyRow, get, now
-from daemon.keeper import WITHDRAWABLE
-from daemon.serving import TAKEN_BACK, Serving
+from daemon.serving import Serving
 from daemon.sources import Sources
+from daemon.withdrawal import IS_EARLY, was_taken_back
 from policies.facts import Requirement
 from policies.steps import Finish, Promote
 
@@ -96,7 +96,7 @@ class Worker:
 
     def _is_loading(self, connection: Connection, cycle: int) -> bool:
         table = schema.promotions
-        late = (table.c.cycle_id == cycle, table.c.step.is_not(None), table.c.step.not_in(WITHDRAWABLE[:-1]))
+        late = (table.c.cycle_id == cycle, ~IS_EARLY)
         return connection.execute(select(table.c.id).where(*late)).first() is not None
 
     def step(self, *, alone: bool = True) -> bool:
@@ -164,7 +164,7 @@ class Worker:
     def switched(self, event: SwitchEnded) -> None:
         with self.journal.connect() as connection:
             row = get(connection, schema.promotions, event.promotion)
-        if event.error and event.error.startswith(TAKEN_BACK):
+        if was_taken_back(row):
             log.info("%s: version %d is not served: %s", row.target, row.version, event.error)
         elif event.error:
             log.error("%s: version %d is not served: %s", row.target, row.version, event.error)

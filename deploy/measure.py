@@ -11,7 +11,7 @@ The method, version 3. Figures are to mean the same tomorrow, and beside other w
   Python and numpy included, libraries that others use too counted whole. The reference network is loaded later.
 - Then blocks of a twentieth of a second alternate: the artifact's, and those of a reference network that always does
   the same (deploy/reference.py), with the same threads and concurrency. What slows the one slows the other; figures
-  are corrected by its speed now against the fastest that is known of it (`Measurement.corrected`): latencies by its
+  are corrected by its speed now against that known of it undisturbed (`Measurement.corrected`): latencies by its
   median, throughput by its throughput. Not p95 by p95: a call of the reference is as long as a run of the artifact,
   and of the means of twenty runs p95 is a fifth below that of single ones, so that one slow network would make every
   fast one look better than it is. p95 by p95 at equal lengths was tried beside other work (load 16, two networks,

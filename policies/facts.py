@@ -103,7 +103,7 @@ class Measurement:
         return self.slowdown(name) <= MOST_CORRECTION
 
     def corrected(self, quiet: Mapping[str, float]) -> Measurement:
-        """These figures as on a quiet machine, where the fastest that is known of the reference network is `quiet`."""
+        """These figures as on a quiet machine, where the reference network is as fast as `quiet`."""
         if not self.reference:
             return self
         best = dict(self.reference)

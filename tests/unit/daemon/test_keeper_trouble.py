@@ -265,6 +265,32 @@ def test_a_move_to_a_server_that_is_away_is_withdrawn_when_the_file_is_edited_ba
     assert (moved.state, moved.error) == ("failed", "withdrawn: its constraint file names here now")
 
 
+def test_a_move_that_was_withdrawn_is_made_at_once_when_the_file_is_edited_again(moving: House) -> None:
+    for server in ("here", "there"):
+        ask_for(moving, "edge", server)
+        rounds(moving)
+    assert [(row.kind, row.state) for row in moving.promotions("edge")] == [
+        ("rollback", "serving"),
+        ("move", "failed"),
+        ("move", "switching"),
+    ]
+
+
+def test_a_renewal_that_a_person_took_back_is_no_trouble_and_waits_for_a_reload(
+    moving: House, journal: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with journal.begin() as connection:
+        assert moving.serving.take_back(connection, moving.promotions("edge")[1], "ann")
+    rounds(moving, 3)
+    served, moved = moving.promotions("edge")
+    assert (served.error, moved.state, moved.error) == (None, "failed", "taken back by ann")
+    assert "did not take it" not in caplog.text
+    for keeper in moving.serving.keepers:
+        keeper._configure(moving.config, keeper.server)  # as its thread does it
+    rounds(moving)
+    assert [row.state for row in moving.promotions("edge")] == ["serving", "failed", "switching"]
+
+
 def test_a_move_to_a_server_that_is_away_can_be_taken_back_and_holds_up_nothing(moving: House, journal: Engine) -> None:
     with journal.begin() as connection:
         row = moving.promotions("edge")[1]
